@@ -1,0 +1,26 @@
+"""Drop-in replacements for torch.optim whose step is one fused pass over memory."""
+
+import platform
+from importlib.metadata import version
+
+import torch
+
+from fusedopt import _C
+from fusedopt.optim import LAMB, SGD, Adagrad, Adam, AdamW, Explanation, RMSprop, native
+
+__version__ = version("fusedopt")
+__all__ = ["LAMB", "SGD", "Adagrad", "Adam", "AdamW", "Explanation", "RMSprop", "info", "native"]
+
+
+def info() -> dict[str, str]:
+    """What this installation is and runs on: versions, compiled back ends, instruction set in use, devices."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "fusedopt": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "back ends": "cpu",
+        "instruction set": _C.isa(),
+        "threads": str(torch.get_num_threads()),
+        "devices": ", ".join(["cpu", *gpus]),
+    }

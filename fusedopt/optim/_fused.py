@@ -1,0 +1,231 @@
+"""The mixin that gives an optimizer class its fused step, and hands to torch what the fused path does not take."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from fusedopt import _C
+from fusedopt.optim._torch import new_states, refuse_capturable, refuse_sparse, square_sum, torch_step
+
+_native: ContextVar[bool] = ContextVar("fusedopt_native", default=os.environ.get("FUSEDOPT_DISABLE") == "1")
+
+
+@contextmanager
+def native() -> Iterator[None]:
+    """Runs every step inside the block on torch's own path, for bisecting. `FUSEDOPT_DISABLE=1` does so everywhere."""
+    token = _native.set(True)
+    try:
+        yield
+    finally:
+        _native.reset(token)
+
+
+class Explanation(NamedTuple):
+    """Which path a parameter took in the last step, and why."""
+
+    group: int
+    index: int
+    name: str | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    path: str
+    """"fused", "torch", or "none" where there was nothing to do."""
+    reason: str
+
+
+class FusedStep(Optimizer):
+    """`step()` as one fused pass over memory.
+
+    A subclass derives from this and from the torch class it replaces, which validates the arguments and makes the
+    state. It adds `_numbers`, which turns a group into the number of a rule and the rule's hyper-parameters.
+    """
+
+    # On the class, not the instance, so that it survives pickling: GradScaler then leaves unscaling to step().
+    _step_supports_amp_scaling = True
+    _torch_class: ClassVar[type[Optimizer]]
+    _group_options: ClassVar[tuple[str, ...]] = ()  # options beyond torch's that live in the groups
+
+    def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def _sparse_error(self, group: dict[str, Any]) -> str | None:
+        """What torch says to a sparse gradient in this group, None where it takes one."""
+        raise NotImplementedError
+
+    def _options(self, max_grad_norm: float | None, **group_options: Any) -> None:
+        """Takes over the options beyond torch's, once torch's constructor has run."""
+        if max_grad_norm is not None and not max_grad_norm >= 0:
+            raise ValueError(f"Invalid max_grad_norm: {max_grad_norm}; it must be None or at least 0")
+        self.defaults |= group_options
+        for group in self.param_groups:
+            for name, value in group_options.items():
+                group.setdefault(name, value)
+        self.defaults["max_grad_norm"] = max_grad_norm
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's. `max_grad_norm` is refused: the norm is taken over all groups."""
+        if isinstance(param_group, dict):
+            _refuse_group_norm(param_group)
+        super().add_param_group(param_group)
+        self.param_groups[-1].pop("max_grad_norm", None)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # torch keeps only what a loaded group carries. An option of ours that it does not know stays as it is.
+        live = self.__dict__.get("param_groups", [])
+        defaults = state.get("defaults") or self.defaults
+        for i, group in enumerate(state["param_groups"]):
+            group.pop("max_grad_norm", None)
+            for name in self._group_options:
+                group.setdefault(name, live[i][name] if i < len(live) else defaults.get(name))
+        super().__setstate__(state)
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """Norm of all gradients in the last step, unscaled and before clipping.
+
+        A scalar on the first parameter's device, None before the first step or without `max_grad_norm`.
+        """
+        if self._grad_norm is None:
+            return None
+        first: Tensor = self.param_groups[0]["params"][0]
+        dtype = torch.float64 if first.dtype in (torch.float64, torch.complex128) else torch.float32
+        return torch.tensor(self._grad_norm, dtype=dtype, device=first.device)
+
+    def explain(self) -> list[Explanation]:
+        """For every parameter, the path it took in the last step and the reason."""
+        params = [(g, i, p) for g, group in enumerate(self.param_groups) for i, p in enumerate(group["params"])]
+        reasons = self._reasons or (self._plan.reasons() if self._plan else [])
+        reasons = reasons + ["no step yet"] * (len(params) - len(reasons))
+        explanations = []
+        for (g, i, p), reason in zip(params, reasons, strict=False):
+            names = self.param_groups[g].get("param_names")
+            idle = reason in ("no gradient", "no step yet")
+            path = "none" if idle else "torch" if reason else "fused"
+            name = names[i] if names else None
+            text = reason or f"rule {self._torch_class.__name__}, CPU, {_C.isa()}"
+            explanations.append(Explanation(g, i, name, tuple(p.shape), p.dtype, path, text))
+        return explanations
+
+    def bytes_per_step(self) -> int:
+        """Bytes that the last step's fused path has to read and write at least, by the declarations of its rules."""
+        return self._plan.bytes_per_step(self.defaults["max_grad_norm"] is not None) if self._plan else 0
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Performs one step.
+
+        Args:
+            closure: re-evaluates the model and returns the loss, with gradients enabled.
+
+        Returns:
+            What the closure returned, else None.
+
+        Raises:
+            What torch's class raises. Nothing has been changed then.
+        """
+        if torch.compiler.is_compiling():
+            return _uncompiled_step(self, closure)
+        # A subclass that overrides step() has been wrapped by torch, and its hooks have run already.
+        if type(self).step is FusedStep.step and (
+            self.__dict__.get("_optimizer_step_pre_hooks")
+            or self.__dict__.get("_optimizer_step_post_hooks")
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+        ):
+            return _hooked_step(self) if closure is None else _hooked_step(self, closure)
+        return self._step(closure)
+
+    # Tells torch not to wrap step(): the wrapper costs more than a small fused step, hooks or not.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        # Set by GradScaler around the step; None or 0 where there is nothing to unscale or to check.
+        if (found_inf := getattr(self, "found_inf", None)) is not None and float(found_inf):
+            return loss  # a gradient overflowed: this step does not happen
+        grad_scale = getattr(self, "grad_scale", None)
+        scale = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+
+        numbers = []
+        everything = "fusedopt.native() or FUSEDOPT_DISABLE=1" if _native.get() else None
+        for group in self.param_groups:
+            _refuse_group_norm(group)
+            if group["differentiable"]:
+                everything = everything or "differentiable=True"
+            if group["capturable"]:
+                refuse_capturable(group)
+            numbers.append(self._numbers(group))
+
+        clips = self.defaults["max_grad_norm"] is not None
+        if everything:
+            self._plan = None
+            params = [p for group in self.param_groups for p in group["params"]]
+            self._reasons = ["no gradient" if p.grad is None else everything for p in params]
+            leftover = [i for i, p in enumerate(params) if p.grad is not None]
+            torch_step(self, leftover, self._clip(leftover, scale) if clips else scale, guarded=False)
+            return loss
+
+        plan = self._plan
+        if plan is None:
+            plan, self._reasons = _C.Plan(), None
+            self._plan = plan
+        leftover, missing = plan.refresh(self.param_groups, self.state, numbers, False)
+        if leftover or missing:
+            refuse_sparse(self, leftover)
+            with new_states(self, missing):
+                leftover, _ = plan.refresh(self.param_groups, self.state, numbers, True)
+                scale = self._clip(leftover, scale) if clips else scale
+                if leftover:
+                    torch_step(self, leftover, scale, guarded=True)
+                    plan.refresh(self.param_groups, self.state, numbers, True)
+        elif clips:
+            scale = self._clip(leftover, scale)
+        plan.run(scale)
+        return loss
+
+    # Rebuilt at need: torch drops whatever it does not know when an optimizer is copied or pickled.
+    _plan: _C.Plan | None = None
+    _reasons: list[str] | None = None
+    _grad_norm: float | None = None
+
+    def _init_states(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Gives parameters their first state, by torch's own code."""
+        init = self._torch_class._init_group  # type: ignore[attr-defined]
+        lists = len(inspect.signature(init).parameters) - 2
+        init(self, {**group, "params": params}, *([] for _ in range(lists)))
+
+    def _clip(self, leftover: list[int], scale: float) -> float:
+        """Measures the norm over all groups, keeps it, and returns `scale` times the clip coefficient."""
+        fused = self._plan.square_sum() if self._plan else 0.0
+        norm = math.sqrt(fused + square_sum(self, leftover)) * abs(scale)
+        self._grad_norm = norm
+        return scale * self._clip_coefficient(norm, self.defaults["max_grad_norm"])
+
+    @staticmethod
+    def _clip_coefficient(norm: float, max_norm: float) -> float:
+        """torch.nn.utils.clip_grad_norm_'s: a norm that is not finite goes through, as there."""
+        coefficient = max_norm / (norm + 1e-6)
+        return 1.0 if coefficient > 1 else coefficient
+
+
+def _refuse_group_norm(group: dict[str, Any]) -> None:
+    if "max_grad_norm" in group:
+        raise ValueError("max_grad_norm belongs to the optimizer, not to a param group: its norm is over all groups")
+
+
+_hooked_step = Optimizer.profile_hook_step(FusedStep._step)
+_uncompiled_step = torch._disable_dynamo(FusedStep.step)

@@ -1,0 +1,129 @@
+"""torch's own path: what the fused one does not take goes through torch's implementation, with torch's result."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices
+
+if TYPE_CHECKING:
+    from fusedopt.optim._fused import FusedStep
+
+
+def _select(optimizer: Optimizer, indices: list[int]) -> list[tuple[dict[str, Any], list[Tensor]]]:
+    """The groups with those of their parameters whose flat index is among `indices`."""
+    wanted, first, selected = set(indices), 0, []
+    for group in optimizer.param_groups:
+        params = [p for i, p in enumerate(group["params"], first) if i in wanted]
+        first += len(group["params"])
+        if params:
+            selected.append((group, params))
+    return selected
+
+
+def torch_step(optimizer: FusedStep, indices: list[int], scale: float, *, guarded: bool) -> None:
+    """Steps the parameters at `indices` with torch's class, their gradients multiplied by `scale`.
+
+    It is a twin that steps, not the parent's method: that walks all groups and may have been wrapped to run hooks.
+    With `guarded`, parameters and states are put back should torch refuse a parameter half way.
+    """
+    selected = _select(optimizer, indices)
+    if not selected:
+        return
+    cls = optimizer._torch_class
+    twin = cls.__new__(cls)
+    twin.__dict__.update(optimizer.__dict__)
+    # The gradients arrive unscaled and checked; torch's for-loop asserts that it is not asked to do that.
+    twin.__dict__.pop("grad_scale", None)
+    twin.__dict__.pop("found_inf", None)
+    twin.param_groups = [{**group, "params": params} for group, params in selected]
+    twin.defaults = {**optimizer.defaults, "max_grad_norm": None}
+    step = cls.step.__wrapped__ if getattr(cls.step, "hooked", False) else cls.step  # type: ignore[attr-defined]
+
+    params = [p for _, params in selected for p in params]
+    grads = [p.grad for p in params]
+    with contextlib.ExitStack() as undo:
+        if guarded and any(map(_mismatched, twin.param_groups)):
+            undo.enter_context(_restored_on_error(optimizer, params))
+        if scale != 1:
+            for p, grad in zip(params, grads, strict=True):
+                undo.callback(setattr, p, "grad", grad)
+                p.grad = None if grad is None else grad * scale
+        step(twin)
+
+
+def _mismatched(group: dict[str, Any]) -> bool:
+    """Whether torch might refuse a parameter of this group in the middle of its work."""
+    plain = all(
+        p.grad is None or (p.grad.shape == p.shape and p.grad.dtype == p.dtype and p.grad.device == p.device)
+        for p in group["params"]
+    )
+    return not plain or bool(group.get("fused"))
+
+
+@contextlib.contextmanager
+def _restored_on_error(optimizer: Optimizer, params: list[Tensor]) -> Iterator[None]:
+    states = {p: dict(optimizer.state[p]) for p in params if p in optimizer.state}
+    tensors = {v for state in states.values() for v in state.values() if isinstance(v, Tensor)} | set(params)
+    saved = [(t, t.detach().clone()) for t in tensors]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for t, value in saved:
+                t.copy_(value)
+        for p in params:
+            optimizer.state.pop(p, None)
+            if p in states:
+                optimizer.state[p] = states[p]
+        raise
+
+
+@contextlib.contextmanager
+def new_states(optimizer: FusedStep, indices: list[int]) -> Iterator[None]:
+    """Gives the parameters at `indices` their first states, and takes them away again if the block fails."""
+    selected = _select(optimizer, indices)
+    before = {p: dict(optimizer.state[p]) for _, params in selected for p in params if p in optimizer.state}
+    try:
+        for group, params in selected:
+            optimizer._init_states(group, params)
+        yield
+    except BaseException:
+        for _, params in selected:
+            for p in params:
+                optimizer.state.pop(p, None)
+                if p in before:
+                    optimizer.state[p] = before[p]
+        raise
+
+
+def square_sum(optimizer: Optimizer, indices: list[int]) -> float:
+    """The sum of squares of the gradients at `indices`, in float64."""
+    total = 0.0
+    for _, params in _select(optimizer, indices):
+        for p in params:
+            if p.grad is not None:
+                grad = p.grad.detach()
+                values = grad.coalesce().values() if grad.is_sparse else grad
+                total += float(values.abs().double().square().sum())
+    return total
+
+
+def refuse_sparse(optimizer: FusedStep, indices: list[int]) -> None:
+    """Raises what torch's class raises on a sparse gradient, before anything is written."""
+    for group, params in _select(optimizer, indices):
+        if any(p.grad is not None and p.grad.is_sparse for p in params):
+            message = optimizer._sparse_error(group)
+            if message:
+                raise RuntimeError(message)
+
+
+def refuse_capturable(group: dict[str, Any]) -> None:
+    """Raises what torch raises for capturable=True on a device that has no graphs, before anything is written."""
+    supported = _get_capturable_supported_devices()
+    if any(p.grad is not None and p.device.type not in supported for p in group["params"]):
+        raise AssertionError(f"If capturable=True, params and state_steps must be on supported devices: {supported}.")

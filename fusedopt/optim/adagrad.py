@@ -1,0 +1,71 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from fusedopt import _C
+from fusedopt.optim._fused import FusedStep
+
+_RULE = _C.RULES["adagrad"]
+
+
+class Adagrad(FusedStep, torch.optim.Adagrad):
+    """torch.optim.Adagrad with a fused step.
+
+    Args:
+        params, lr, lr_decay, weight_decay, initial_accumulator_value, eps, foreach, maximize, differentiable, fused: as
+            in :class:`torch.optim.Adagrad`. `foreach` and `fused` are validated and stored and choose only among
+            torch's own implementations, for parameters that take torch's path.
+        capturable: whether the step may be captured in a CUDA graph.
+        max_grad_norm: clips the norm of all gradients, over all groups, as
+            :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
+
+    Raises:
+        ValueError: where torch's class does, and for a negative `max_grad_norm`.
+    """
+
+    _torch_class = torch.optim.Adagrad
+    _group_options = ("capturable",)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        lr_decay: float = 0,
+        weight_decay: float = 0,
+        initial_accumulator_value: float = 0,
+        eps: float = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        capturable: bool = False,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            lr_decay,
+            weight_decay,
+            initial_accumulator_value,
+            eps,
+            foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        self._options(max_grad_norm, capturable=capturable)
+
+    def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return (_RULE, group["lr"], group["lr_decay"], group["eps"], group["weight_decay"], group["maximize"])
+
+    def _sparse_error(self, group: dict[str, Any]) -> str | None:
+        if group["weight_decay"] != 0:
+            return "weight_decay option is not compatible with sparse gradients"
+        return None

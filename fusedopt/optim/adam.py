@@ -1,0 +1,129 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from fusedopt import _C
+from fusedopt.optim._fused import FusedStep
+
+_PLAIN, _AMSGRAD = _C.RULES["adam"], _C.RULES["adam_amsgrad"]
+
+
+class _FusedAdam(FusedStep):
+    def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        beta1, beta2 = group["betas"]
+        return (
+            _AMSGRAD if group["amsgrad"] else _PLAIN,
+            group["lr"],
+            beta1,
+            beta2,
+            group["eps"],
+            group["weight_decay"],
+            group["decoupled_weight_decay"],
+            group["maximize"],
+        )
+
+    def _sparse_error(self, group: dict[str, Any]) -> str | None:
+        return "Adam does not support sparse gradients, please consider SparseAdam instead"
+
+
+class Adam(_FusedAdam, torch.optim.Adam):
+    """torch.optim.Adam with a fused step.
+
+    Args:
+        params, lr, betas, eps, weight_decay, amsgrad, foreach, maximize, capturable, differentiable, fused,
+            decoupled_weight_decay: as in :class:`torch.optim.Adam`. `foreach` and `fused` are validated and stored and
+            choose only among torch's own implementations, for parameters that take torch's path.
+        max_grad_norm: clips the norm of all gradients, over all groups, as
+            :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
+
+    Raises:
+        ValueError: where torch's class does, and for a negative `max_grad_norm`.
+    """
+
+    _torch_class = torch.optim.Adam
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
+        self._options(max_grad_norm)
+
+
+class AdamW(_FusedAdam, torch.optim.AdamW):
+    """torch.optim.AdamW with a fused step.
+
+    Args:
+        params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
+            :class:`torch.optim.AdamW`. `foreach` and `fused` are validated and stored and choose only among torch's
+            own implementations, for parameters that take torch's path.
+        max_grad_norm: as in :class:`Adam`.
+
+    Raises:
+        ValueError: where torch's class does, and for a negative `max_grad_norm`.
+    """
+
+    _torch_class = torch.optim.AdamW
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        self._options(max_grad_norm)

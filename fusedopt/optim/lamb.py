@@ -1,0 +1,198 @@
+"""LAMB, layer-wise adaptive moments for large batches (You et al., https://arxiv.org/abs/1904.00962)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT, _get_scalar_dtype, _use_grad_for_differentiable
+
+from fusedopt import _C
+from fusedopt.optim._fused import FusedStep
+
+_RULE = _C.RULES["lamb"]
+
+
+class _TorchLAMB(Optimizer):
+    """LAMB in plain PyTorch, to be read, and to step what the fused path does not take."""
+
+    def __init__(self, params: ParamsT, **defaults: Any) -> None:
+        lr, eps, weight_decay = defaults["lr"], defaults["eps"], defaults["weight_decay"]
+        beta1, beta2 = defaults["betas"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+        if not lr >= 0.0:
+            raise ValueError(f"Invalid learning rate: {lr}")
+        if not eps >= 0.0:
+            raise ValueError(f"Invalid epsilon value: {eps}")
+        if not 0.0 <= beta1 < 1.0:
+            raise ValueError(f"Invalid beta parameter at index 0: {beta1}")
+        if not 0.0 <= beta2 < 1.0:
+            raise ValueError(f"Invalid beta parameter at index 1: {beta2}")
+        if not weight_decay >= 0.0:
+            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+        if (clip := defaults["trust_clip"]) is not None and not clip > 0:
+            raise ValueError(f"Invalid trust_clip: {clip}; it must be None or above 0")
+        if (phi := defaults["phi"]) is not None and not 0 <= phi[0] <= phi[1]:
+            raise ValueError(f"Invalid phi: {phi}; it must be None or bounds (low, high) with 0 <= low <= high")
+        super().__init__(params, defaults)
+
+    def _init_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            params.append(p)
+            state = self.state[p]
+            if len(state) == 0:
+                device = p.device if group["capturable"] else "cpu"
+                state["step"] = torch.zeros((), dtype=_get_scalar_dtype(), device=device)
+                state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Any = None) -> Any:
+        """Performs one step, without clipping."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params: list[Tensor] = []
+            self._init_group(group, params)
+            for p in params:
+                assert p.grad is not None
+                self._update(group, p, -p.grad if group["maximize"] else p.grad)
+        return loss
+
+    def _update(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
+        state, (beta1, beta2) = self.state[param], group["betas"]
+        decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
+        if decay != 0 and not decoupled:
+            grad = grad + decay * param
+        state["step"] += 1
+        state["exp_avg"].mul_(beta1).add_(grad, alpha=1 - beta1 if group["grad_averaging"] else 1)
+        state["exp_avg_sq"].mul_(beta2).add_(grad * grad.conj() * (1 - beta2))
+
+        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        if group["bias_correction"]:
+            mean = mean / (1 - beta1 ** state["step"])
+            square = square / (1 - beta2 ** state["step"])
+        update = mean / (square.sqrt() + group["eps"])
+        if decay != 0 and decoupled:
+            update = update + decay * param
+
+        trust_ratio: Tensor | float = 1.0
+        if decay != 0 or group["always_adapt"]:
+            param_norm, update_norm = torch.linalg.vector_norm(param), torch.linalg.vector_norm(update)
+            if group["phi"] is not None:
+                param_norm = param_norm.clamp(*group["phi"])
+            trust_ratio = torch.where((param_norm == 0) | (update_norm == 0), 1.0, param_norm / update_norm)
+            if group["trust_clip"] is not None:
+                trust_ratio = trust_ratio.clamp(max=group["trust_clip"])
+        param.sub_(group["lr"] * trust_ratio * update)
+
+
+class LAMB(FusedStep, _TorchLAMB):
+    r"""LAMB with a fused step: the algorithm of apex's FusedLAMB, with options.
+
+    With gradient g clipped to `max_grad_norm` over all groups, moments m and v as Adam's, and
+
+    .. math:: u = \frac{\hat m}{\sqrt{\hat v} + \epsilon} + \lambda w, \qquad
+              w \leftarrow w - \eta\, \frac{\phi(\lVert w \rVert)}{\lVert u \rVert}\, u
+
+    where the ratio, taken per tensor, is 1 if either norm is 0. The state of a parameter has `step` (float32 scalar),
+    `exp_avg` and `exp_avg_sq` (shape and dtype of the parameter).
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate :math:`\eta`.
+        betas: decay of the two moments.
+        eps: added outside the square root.
+        weight_decay: :math:`\lambda`.
+        bias_correction: whether the moments are corrected for their start at zero.
+        grad_averaging: whether the gradient enters the first moment times (1 - beta1), or whole.
+        decoupled_weight_decay: whether the decay is part of the update, or of the gradient (L2).
+        max_grad_norm: norm to which the gradients of all groups together are clipped (g * max / norm, without an
+            epsilon); None not to clip.
+        always_adapt: whether groups without weight decay have a trust ratio too (NVLAMB); otherwise theirs is 1.
+        trust_clip: upper bound of the trust ratio.
+        phi: bounds (low, high) of the parameter norm, the paper's :math:`\phi`.
+        maximize: whether to ascend.
+        capturable: whether the step may be captured in a CUDA graph.
+        differentiable: whether autograd sees the step.
+
+    Raises:
+        ValueError: on a hyper-parameter out of range.
+
+    Source: https://arxiv.org/abs/1904.00962, https://github.com/NVIDIA/apex (csrc/multi_tensor_lamb.cu).
+    """
+
+    _torch_class = _TorchLAMB
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        *,
+        bias_correction: bool = True,
+        grad_averaging: bool = True,
+        decoupled_weight_decay: bool = True,
+        max_grad_norm: float | None = 1.0,
+        always_adapt: bool = False,
+        trust_clip: float | None = None,
+        phi: tuple[float, float] | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            bias_correction=bias_correction,
+            grad_averaging=grad_averaging,
+            decoupled_weight_decay=decoupled_weight_decay,
+            always_adapt=always_adapt,
+            trust_clip=trust_clip,
+            phi=phi,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
+        self._options(max_grad_norm)
+
+    def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        beta1, beta2 = group["betas"]
+        low, high = group["phi"] or (0.0, math.inf)
+        trust_clip = group["trust_clip"]
+        return (
+            _RULE,
+            group["lr"],
+            beta1,
+            beta2,
+            group["eps"],
+            group["weight_decay"],
+            group["decoupled_weight_decay"],
+            group["maximize"],
+            group["bias_correction"],
+            group["grad_averaging"],
+            group["always_adapt"],
+            math.inf if trust_clip is None else trust_clip,
+            low,
+            high,
+        )
+
+    @staticmethod
+    def _clip_coefficient(norm: float, max_norm: float) -> float:
+        """apex's rule, without an epsilon."""
+        return max_norm / norm if norm > max_norm else 1.0
+
+    def _sparse_error(self, group: dict[str, Any]) -> str | None:
+        return "LAMB does not support sparse gradients"

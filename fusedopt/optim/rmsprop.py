@@ -1,0 +1,82 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from fusedopt import _C
+from fusedopt.optim._fused import FusedStep
+
+_RULES = {
+    (False, False): _C.RULES["rmsprop"],
+    (False, True): _C.RULES["rmsprop_momentum"],
+    (True, False): _C.RULES["rmsprop_centered"],
+    (True, True): _C.RULES["rmsprop_centered_momentum"],
+}
+
+
+class RMSprop(FusedStep, torch.optim.RMSprop):
+    """torch.optim.RMSprop with a fused step, which torch has not.
+
+    Args:
+        params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, differentiable: as in
+            :class:`torch.optim.RMSprop`. `foreach` chooses only among torch's own implementations, for parameters
+            that take torch's path.
+        max_grad_norm: clips the norm of all gradients, over all groups, as
+            :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
+
+    Raises:
+        ValueError: where torch's class does, and for a negative `max_grad_norm`.
+    """
+
+    _torch_class = torch.optim.RMSprop
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            alpha,
+            eps,
+            weight_decay,
+            momentum,
+            centered,
+            capturable,
+            foreach,
+            maximize,
+            differentiable,
+        )
+        self._options(max_grad_norm)
+
+    def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        momentum = group["momentum"]
+        return (
+            _RULES[bool(group["centered"]), momentum > 0],
+            group["lr"],
+            group["alpha"],
+            group["eps"],
+            momentum,
+            group["weight_decay"],
+            group["maximize"],
+        )
+
+    def _sparse_error(self, group: dict[str, Any]) -> str | None:
+        return "RMSprop does not support sparse gradients"
