@@ -1,24 +1,26 @@
 // The Python side of the engine: fusedopt._C.
 #include <pybind11/stl.h>
 
-#include "cpu/kernels.h"
+#include "cpu/cpu.h"
 #include "plan.h"
-#include "rules/info.h"
 
 PYBIND11_MODULE(_C, m) {
   using namespace fusedopt;
 
   py::dict rules;
-  for (int r = 0; r < cpu::kRules; ++r) rules[kRuleInfo[r].name] = r;
+  for (int r = 0; r < int(RuleId::kCount); ++r) rules[kRuleInfo[r].name] = r;
   m.attr("RULES") = rules;
 
   m.def("isa", &cpu::isa, "The instruction set in use on the CPU.");
-  m.def("cut", [](const std::vector<int64_t>& numels, int64_t size) {
-    std::vector<std::tuple<int32_t, int64_t, int32_t>> chunks;
-    for (const Chunk& c : cut(int32_t(numels.size()), [&](int32_t t) { return numels[t]; }, size))
-      chunks.emplace_back(c.tensor, c.begin, c.count);
-    return chunks;
-  }, "(tensor, begin, count) of every chunk.");
+  m.def(
+      "cut",
+      [](const std::vector<int64_t>& numels, int64_t size) {
+        std::vector<std::tuple<int32_t, int64_t, int32_t>> chunks;
+        for (const Chunk& c : cut(int32_t(numels.size()), [&](int32_t t) { return numels[t]; }, size))
+          chunks.emplace_back(c.tensor, c.begin, c.count);
+        return chunks;
+      },
+      "(tensor, begin, count) of every chunk.");
 
   py::class_<Plan>(m, "Plan")
       .def(py::init<>())

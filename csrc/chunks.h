@@ -26,14 +26,12 @@ constexpr int64_t kChunkSize = 16 * 1024;
 template <class Numel>
 std::vector<Chunk> cut(int32_t tensors, Numel numel, int64_t size) {
   std::vector<Chunk> chunks;
-  for (int32_t t = 0; t < tensors; ++t) {
-    const int64_t n = numel(t);
-    for (int64_t begin = 0; begin < n; begin += size)
+  for (int32_t t = 0; t < tensors; ++t)
+    for (int64_t begin = 0, n = numel(t); begin < n; begin += size)
       chunks.push_back({begin, t, static_cast<int32_t>(n - begin < size ? n - begin : size)});
-  }
+  chunks.shrink_to_fit();
   return chunks;
 }
-
 
 struct Table {
   std::vector<Tensor> tensors;
@@ -43,7 +41,6 @@ struct Table {
   int64_t elements = 0;
 
   void* row(int32_t r) { return reinterpret_cast<char*>(rows.data()) + int64_t{r} * kMaxRowBytes; }
-  const void* row(int32_t r) const { return const_cast<Table*>(this)->row(r); }
 };
 
 }  // namespace fusedopt

@@ -5,8 +5,9 @@
 
 #include <algorithm>
 
-#include "cpu/step.h"
-#include "rules/info.h"
+#include "cpu/cpu.h"
+
+#define INLINE inline __attribute__((always_inline))  // where the walk spends its time
 
 namespace fusedopt {
 namespace {
@@ -14,73 +15,61 @@ namespace {
 constexpr const char* kNoGradient = "no gradient";
 constexpr const char* kNoState = "no state yet";
 constexpr int64_t kReleaseGil = 1 << 20;  // elements; a shorter step is over before another thread could use the lock
+constexpr size_t kPrefetch = 4;           // entries
 
 // The dispatch keys of an ordinary dense CPU tensor. Anything else has other keys: other devices, sparse and mkldnn
 // layouts, conjugate views, functorch wrappers, fake and meta tensors, subclasses with __torch_dispatch__.
-c10::DispatchKeySet plain_keys() {
-  static const c10::DispatchKeySet keys = at::empty({0}).key_set();
-  return keys;
-}
-bool plain(const at::TensorImpl& t) { return t.key_set() == plain_keys(); }
+const c10::DispatchKeySet kPlain = at::empty({0}).key_set();
 
-bool dtype_of(const at::TensorImpl& t, Dtype& out) {
-  const auto type = t.dtype().toScalarType();
-  if (type == at::kFloat) out = Dtype::kFloat32;
-  else if (type == at::kDouble) out = Dtype::kFloat64;
-  else if (type == at::kBFloat16) out = Dtype::kBFloat16;
-  else if (type == at::kHalf) out = Dtype::kFloat16;
-  else return false;
-  return true;
-}
+enum class Match { kNo, kSizes, kLayout };  // nothing alike; all but the memory layout; everything
 
-// The same order in memory: strides agree wherever a dimension has more than one element.
-bool same_layout(const at::TensorImpl& a, const at::TensorImpl& b) {
-  const auto sizes = a.sizes(), x = a.strides(), y = b.strides();
-  if (x == y) return true;
-  for (size_t i = 0; i < sizes.size(); ++i)
-    if (sizes[i] > 1 && x[i] != y[i]) return false;
-  return true;
-}
-
-const char* unfit(const at::TensorImpl& param) {
-  if (!plain(param)) {
-    if (param.device().type() != at::kCPU) return "the fused path covers CPU tensors only";
-    return "not a plain dense tensor";
+// Compares an operand with its parameter. Strides must agree wherever a dimension has more than one element.
+INLINE Match match(const at::TensorImpl& a, const at::TensorImpl& b) {
+  const auto sizes = a.sizes(), others = b.sizes(), x = a.strides(), y = b.strides();
+  if (b.key_set() != kPlain || a.dtype() != b.dtype() || sizes.size() != others.size()) return Match::kNo;
+  bool layout = true;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] != others[i]) return Match::kNo;
+    layout &= x[i] == y[i] || sizes[i] <= 1;
   }
-  return param.is_non_overlapping_and_dense() ? nullptr : "the parameter's memory is not dense";
+  return layout ? Match::kLayout : Match::kSizes;
+}
+
+// The first element of a tensor that will be written: one that shares its memory copy-on-write gets its own.
+INLINE void* address(const at::TensorImpl& t) {
+  return static_cast<char*>(t.unsafe_storage().mutable_data()) + t.storage_offset() * int64_t(t.itemsize());
+}
+
+// Looks `key` up at the cursor, where it stands when the dict was filled in the order of the walk: this avoids hashing,
+// which for tensors costs more than all the rest. Borrowed reference, or null.
+INLINE PyObject* find(PyObject* dict, PyObject* key, Py_ssize_t& cursor) {
+  Py_ssize_t next = cursor;
+  PyObject *name, *value;
+  if (PyDict_Next(dict, &next, &name, &value) && name == key) {
+    cursor = next;
+    return value;
+  }
+  value = PyDict_GetItemWithError(dict, key);
+  if (!value && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+INLINE void patch(void*& addr, void* now, bool& changed) {
+  changed |= addr != now;
+  addr = now;
+}
+
+// Interned, so that equal keys are identical; never freed.
+PyObject* interned(const char* name) {
+  static std::map<const char*, PyObject*> keys;
+  PyObject*& key = keys[name];
+  return key ? key : key = PyUnicode_InternFromString(name);
 }
 
 }  // namespace
 
 Plan::~Plan() {
   for (Entry& e : entries_) Py_XDECREF(e.param);
-  for (auto& [name, key] : keys_) Py_DECREF(key.name), Py_DECREF(key.seen);
-}
-
-Plan::Key* Plan::key(const char* name) {
-  const auto [it, is_new] = keys_.try_emplace(name);
-  if (is_new) it->second.name = PyUnicode_InternFromString(name), it->second.seen = Py_NewRef(it->second.name);
-  return &it->second;
-}
-
-// Looks `key` up at the cursor, where it stands when the dict was filled in the order of the walk: this avoids hashing,
-// which for tensors costs more than everything else. Borrowed reference, or null.
-PyObject* Plan::find(PyObject* dict, Key& key, Py_ssize_t& cursor) {
-  Py_ssize_t next = cursor;
-  PyObject *name = nullptr, *value = nullptr;
-  if (PyDict_Next(dict, &next, &name, &value)) {
-    if (name != key.seen && PyUnicode_CheckExact(name) && PyUnicode_Compare(name, key.name) == 0) {
-      Py_INCREF(name);
-      Py_SETREF(key.seen, name);
-    }
-    if (name == key.seen) {
-      cursor = next;
-      return value;
-    }
-  }
-  value = PyDict_GetItemWithError(dict, key.name);
-  if (!value && PyErr_Occurred()) throw py::error_already_set();
-  return value;
 }
 
 void Plan::read_numbers(const py::list& numbers) {
@@ -89,43 +78,41 @@ void Plan::read_numbers(const py::list& numbers) {
     PyObject* tuple = PyList_GET_ITEM(numbers.ptr(), Py_ssize_t(g));
     Group& group = groups_[g];
     group.rule = static_cast<RuleId>(PyLong_AsLong(PyTuple_GET_ITEM(tuple, 0)));
-    const int count = info(group.rule).numbers;
-    if (PyTuple_GET_SIZE(tuple) != 1 + count) throw py::value_error("wrong number of hyper-parameters for the rule");
-    for (int i = 0; i < count; ++i) group.numbers[i] = PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, 1 + i));
+    const RuleInfo& rule = info(group.rule);
+    if (PyTuple_GET_SIZE(tuple) != 1 + rule.numbers) throw py::value_error("wrong number of hyper-parameters");
+    for (int i = 0; i < rule.numbers; ++i) group.numbers[i] = PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, 1 + i));
     if (PyErr_Occurred()) throw py::error_already_set();
-    group.keys[0] = key("step");
-    for (int i = 0; i < info(group.rule).state_count; ++i) group.keys[1 + i] = key(info(group.rule).states[i]);
+    group.keys[0] = interned("step");
+    for (int i = 0; i < rule.state_count; ++i) group.keys[1 + i] = interned(rule.states[i]);
     group.last_row[0] = group.last_row[1] = -1;
   }
 }
 
-std::pair<std::vector<int64_t>, std::vector<int64_t>> Plan::refresh(py::list groups, py::dict state, py::list numbers,
-                                                                    bool initialized) {
+std::pair<Plan::Indices, Plan::Indices> Plan::refresh(py::list groups, py::dict state, py::list numbers,
+                                                      bool initialized) {
   if (running_) throw std::runtime_error("another thread is inside step() of this optimizer");
   read_numbers(numbers);
   rows_.clear();
   row_of_.clear();
-  copies_.clear();
-  moved_ = false;
+  held_.clear();
+  changed_ = false;
 
-  static PyObject* const params_key = PyUnicode_InternFromString("params");
   size_t index = 0;
   Py_ssize_t cursor = 0;
   for (size_t g = 0; g < groups_.size(); ++g) {
-    PyObject* params = PyDict_GetItemWithError(PyList_GET_ITEM(groups.ptr(), Py_ssize_t(g)), params_key);
+    PyObject* params = PyDict_GetItemWithError(PyList_GET_ITEM(groups.ptr(), Py_ssize_t(g)), interned("params"));
     if (!params || !PyList_Check(params)) throw py::type_error("a param group's 'params' must be a list of tensors");
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i)
       visit(index++, PyList_GET_ITEM(params, i), int32_t(g), state.ptr(), cursor, initialized);
   }
   for (size_t i = index; i < entries_.size(); ++i) Py_XDECREF(entries_[i].param);
-  moved_ |= index != entries_.size();
+  changed_ |= index != entries_.size();
   entries_.resize(index);
   table_.tensors.resize(index);
 
-  for (Entry& e : entries_) moved_ |= std::exchange(e.taken, !e.reason || e.reason == kNoState) != e.taken;
-  if (moved_) mark_overlaps();
-  std::pair<std::vector<int64_t>, std::vector<int64_t>> result;
-  bool recut = false;
+  if (changed_) mark_overlaps();
+  std::pair<Indices, Indices> result;
+  bool recut = changed_;
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
     if (e.overlaps) e.reason = "shares memory with another parameter or state";
@@ -135,9 +122,8 @@ std::pair<std::vector<int64_t>, std::vector<int64_t>> Plan::refresh(py::list gro
     if (e.reason == kNoState) result.second.push_back(int64_t(i));
     else if (e.reason && e.reason != kNoGradient) result.first.push_back(int64_t(i));
   }
-  if (recut || moved_) {
+  if (recut) {
     table_.chunks = cut(int32_t(index), [&](int32_t t) { return table_.tensors[t].numel; }, kChunkSize);
-    table_.chunks.shrink_to_fit();
     table_.sums.resize(2 * table_.chunks.size());
     table_.elements = 0;
     for (const Tensor& t : table_.tensors) table_.elements += t.numel;
@@ -145,151 +131,137 @@ std::pair<std::vector<int64_t>, std::vector<int64_t>> Plan::refresh(py::list gro
   return result;
 }
 
-void Plan::set_address(Tensor& t, int operand, void* addr) {
-  moved_ |= t.addr[operand] != addr;
-  t.addr[operand] = addr;
-}
-
 void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state, Py_ssize_t& cursor, bool initialized) {
   if (index == entries_.size()) {
     entries_.emplace_back();
     table_.tensors.emplace_back();
   }
+  // The walk waits for memory more than it computes, and knows from the last step where it will go next.
+  if (index + kPrefetch < entries_.size())
+    for (const at::TensorImpl* impl : entries_[index + kPrefetch].impl)
+      for (int line = 0; line < 3; ++line) __builtin_prefetch(reinterpret_cast<const char*>(impl) + 64 * line);
   Entry& e = entries_[index];
   Tensor& t = table_.tensors[index];
   if (e.param != object) {
     if (!THPVariable_Check(object)) throw py::type_error("optimizer can only optimize Tensors");
     Py_INCREF(object);
     Py_XSETREF(e.param, object);
-    moved_ = true;
+    changed_ = true;
   }
   e.group = group;
-
-  // The state of this parameter stands at the cursor, or somewhere else, or nowhere.
-  PyObject *owner = nullptr, *values = nullptr;
-  Py_ssize_t next = cursor;
-  if (PyDict_Next(state, &next, &owner, &values) && owner == object) cursor = next;
-  else if (!(values = PyDict_GetItemWithError(state, object)) && PyErr_Occurred()) throw py::error_already_set();
-
+  PyObject* values = find(state, object, cursor);
   const at::Tensor& param = THPVariable_Unpack(object);
-  const at::Tensor& grad = param.unsafeGetTensorImpl()->grad();
-  e.numel = param.numel();
-  if (!grad.defined()) e.reason = kNoGradient;
-  else if (!(e.reason = unfit(*param.unsafeGetTensorImpl())))
-    e.reason = gradient(e, t, param, grad) ? operands(e, t, param, values, initialized) : "the gradient does not match";
+  const at::TensorImpl& p = *param.unsafeGetTensorImpl();
+  const auto* autograd = static_cast<const torch::autograd::AutogradMeta*>(p.autograd_meta());
+  e.numel = p.numel();
+  if (!autograd || !autograd->grad_.defined()) e.reason = kNoGradient;
+  else if (p.device().type() != at::kCPU) e.reason = "the fused path covers CPU tensors only";
+  else if (p.key_set() != kPlain) e.reason = "not a plain dense tensor";
+  else if (!p.is_non_overlapping_and_dense()) e.reason = "the parameter's memory is not dense";
+  else if (!(e.reason = gradient(e, t, param, autograd->grad_))) e.reason = operands(e, t, param, values, initialized);
+  const bool taken = !e.reason || e.reason == kNoState;
+  changed_ |= e.taken != taken;
+  e.taken = taken;
 }
 
-bool Plan::gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& grad) {
-  const at::TensorImpl &p = *param.unsafeGetTensorImpl(), &g = *grad.unsafeGetTensorImpl();
-  if (!plain(g) || g.dtype() != p.dtype() || g.sizes() != p.sizes()) return false;
-  e.grad = grad.unsafeGetTensorImpl();
-  t.addr[1] = const_cast<void*>(g.data());
-  if (!same_layout(p, g)) {
-    c10::InferenceMode guard(false);
+INLINE const char* Plan::gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& grad) {
+  const at::TensorImpl& g = *grad.unsafeGetTensorImpl();
+  const Match same = match(*param.unsafeGetTensorImpl(), g);
+  if (same == Match::kNo) return "the gradient does not match the parameter";
+  e.impl[1] = grad.unsafeGetTensorImpl();
+  t.addr[1] =
+      static_cast<char*>(const_cast<void*>(g.unsafe_storage().data())) + g.storage_offset() * int64_t(g.itemsize());
+  if (same == Match::kSizes) {
     at::NoGradGuard no_grad;
-    copies_.push_back(at::empty_like(param).copy_(grad));
-    t.addr[1] = copies_.back().data_ptr();
+    held_.push_back(at::empty_like(param).copy_(grad));
+    t.addr[1] = held_.back().data_ptr();
   }
-  return true;
-}
-
-// Fills in the operands other than the gradient. Returns why they do not fit, or null.
-const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized) {
-  const Group& group = groups_[e.group];
-  const RuleInfo& rule = info(group.rule);
-  at::TensorImpl& p = *param.unsafeGetTensorImpl();
-  if (!dtype_of(p, t.dtype)) return "the dtype is not a real floating-point type that the rules compute in";
-  moved_ |= t.rule != group.rule;
-  t.rule = group.rule;
-  set_address(t, 0, p.mutable_data());
-  e.written[0] = &p;
-  e.step = nullptr;
-
-  Py_ssize_t cursor = 0;
-  const auto missing = [&] { e.fresh = true; return kNoState; };
-  if (rule.state_count && (!values || !PyDict_Check(values) || PyDict_GET_SIZE(values) == 0)) return missing();
-
-  double count = 1;
-  if (rule.counts_steps) {
-    PyObject* step = find(values, *group.keys[0], cursor);
-    if (!step || !THPVariable_Check(step)) return "the state has no `step` tensor";
-    at::TensorImpl& s = *THPVariable_Unpack(step).unsafeGetTensorImpl();
-    e.double_step = s.dtype().toScalarType() == at::kDouble;
-    if (!plain(s) || s.numel() != 1 || !(e.double_step || s.dtype().toScalarType() == at::kFloat))
-      return "the state's `step` is not one float32 or float64 number on the CPU";
-    e.step = s.mutable_data();
-    e.written[kMaxStates + 1] = &s;
-    count = 1 + (e.double_step ? *static_cast<double*>(e.step) : double{*static_cast<float*>(e.step)});
-  }
-  for (int i = 0; i < rule.state_count; ++i) {
-    PyObject* value = find(values, *group.keys[1 + i], cursor);
-    if (!rule.counts_steps && (!value || value == Py_None)) return missing();
-    if (!value || !THPVariable_Check(value)) return "the state lacks a tensor that the rule needs";
-    at::TensorImpl& s = *THPVariable_Unpack(value).unsafeGetTensorImpl();
-    if (!plain(s) || s.dtype() != p.dtype() || s.sizes() != p.sizes()) return "the state does not match the parameter";
-    if (!same_layout(p, s)) return "the state's memory layout is not the parameter's";
-    set_address(t, 2 + i, s.mutable_data());
-    e.written[1 + i] = &s;
-  }
-  if (!initialized) e.fresh = false;
-  if (!rule.counts_steps) count = e.fresh ? 1 : 2;
-  t.row = row(e, t, count);
   return nullptr;
 }
 
-int32_t Plan::row(Entry& e, const Tensor& t, double count) {
-  const bool is_double = t.dtype == Dtype::kFloat64;
-  int32_t& last = groups_[e.group].last_row[is_double];
-  if (last < 0 || rows_[last].count != count) {
-    const auto [it, is_new] = row_of_.try_emplace({e.group, is_double, count}, int32_t(rows_.size()));
-    if (is_new) rows_.push_back({e.group, is_double, count});
-    last = it->second;
+// Fills in the operands other than the gradient. Returns why they do not fit, or null.
+INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized) {
+  const Group& group = groups_[e.group];
+  const RuleInfo& rule = info(group.rule);
+  const at::TensorImpl& p = *param.unsafeGetTensorImpl();
+  switch (p.dtype().toScalarType()) {
+    case at::kFloat: t.dtype = Dtype::kFloat32; break;
+    case at::kDouble: t.dtype = Dtype::kFloat64; break;
+    case at::kBFloat16: t.dtype = Dtype::kBFloat16; break;
+    case at::kHalf: t.dtype = Dtype::kFloat16; break;
+    default: return "the rules compute in real floating-point types only";
   }
-  return last;
+  changed_ |= t.rule != group.rule;
+  t.rule = group.rule;
+  patch(t.addr[0], address(p), changed_);
+  e.impl[0] = param.unsafeGetTensorImpl();
+  e.impl[kStep] = nullptr;
+
+  Py_ssize_t cursor = 0;
+  double count = 1;
+  if (rule.state_count && (!values || !PyDict_Check(values) || PyDict_GET_SIZE(values) == 0))
+    return e.fresh = true, kNoState;
+  if (rule.counts_steps) {
+    PyObject* step = find(values, group.keys[0], cursor);
+    if (!step || !THPVariable_Check(step)) return "the state has no `step` tensor";
+    at::TensorImpl& s = *THPVariable_Unpack(step).unsafeGetTensorImpl();
+    const auto type = s.dtype().toScalarType();
+    if (s.key_set() != kPlain || s.numel() != 1 || !(type == at::kFloat || type == at::kDouble))
+      return "the state's `step` is not one float32 or float64 number on the CPU";
+    e.double_step = type == at::kDouble;
+    e.step = address(s);
+    e.impl[kStep] = &s;
+    count += e.double_step ? *static_cast<double*>(e.step) : double{*static_cast<float*>(e.step)};
+  }
+  for (int i = 0; i < rule.state_count; ++i) {
+    PyObject* value = find(values, group.keys[1 + i], cursor);
+    if (!rule.counts_steps && (!value || value == Py_None)) return e.fresh = true, kNoState;
+    if (!value || !THPVariable_Check(value)) return "the state lacks a tensor that the rule needs";
+    at::TensorImpl& s = *THPVariable_Unpack(value).unsafeGetTensorImpl();
+    const Match same = match(p, s);
+    if (same == Match::kNo) return "the state does not match the parameter";
+    if (same == Match::kSizes) return "the state's memory layout is not the parameter's";
+    patch(t.addr[2 + i], address(s), changed_);
+    e.impl[2 + i] = &s;
+  }
+  for (int k = 2 + rule.state_count; k < kStep; ++k) e.impl[k] = nullptr;
+  if (!initialized) e.fresh = false;
+  if (!rule.counts_steps) count = e.fresh ? 1 : 2;
+  const bool is_double = t.dtype == Dtype::kFloat64;
+  const int32_t last = group.last_row[is_double];
+  t.row = last >= 0 && rows_[last].count == count ? last : row(e, is_double, count);
+  return nullptr;
+}
+
+int32_t Plan::row(const Entry& e, bool is_double, double count) {
+  const auto [it, is_new] = row_of_.try_emplace({e.group, is_double, count}, int32_t(rows_.size()));
+  if (is_new) rows_.push_back({e.group, is_double, count});
+  return groups_[e.group].last_row[is_double] = it->second;
 }
 
 // Parameters and states must not overlap: the order in which chunks are written is nobody's promise.
 void Plan::mark_overlaps() {
-  struct Range {
-    const char *begin, *end;
-    Entry* owner;
-  };
-  std::vector<Range> ranges;
+  std::vector<std::tuple<const char*, const char*, Entry*>> ranges;  // begin, end, owner
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
-    e.overlaps = false;
-    if (e.numel == 0 || !e.taken) continue;
     const Tensor& t = table_.tensors[i];
-    const int64_t bytes = e.numel * kItemSize[static_cast<int>(t.dtype)];
-    const int states = e.reason ? 0 : info(t.rule).state_count;
-    for (int k = 0; k < 2 + states; ++k) {
+    e.overlaps = false;
+    if (!e.taken || e.numel == 0) continue;
+    for (int k = 0; k < 2 + (e.reason ? 0 : info(t.rule).state_count); ++k) {
       const char* begin = static_cast<const char*>(t.addr[k]);
-      if (k != 1) ranges.push_back({begin, begin + bytes, &e});
+      if (k != 1) ranges.emplace_back(begin, begin + e.numel * kItemSize[int(t.dtype)], &e);
     }
   }
-  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
-  const Range* widest = nullptr;  // of those before, the one that reaches farthest
-  for (const Range& r : ranges) {
-    if (widest && r.begin < widest->end) r.owner->overlaps = widest->owner->overlaps = true;
-    if (!widest || r.end > widest->end) widest = &r;
+  std::sort(ranges.begin(), ranges.end());
+  const char* reach = nullptr;  // the farthest end of those before, and whose it is
+  Entry* farthest = nullptr;
+  for (auto& [begin, end, owner] : ranges) {
+    if (begin < reach) owner->overlaps = farthest->overlaps = true;
+    if (end > reach) reach = end, farthest = owner;
   }
 }
 
 double Plan::square_sum() { return cpu::square_sum(table_); }
-
-// References that keep every operand alive while other Python threads run.
-std::vector<at::Tensor> Plan::hold() const {
-  std::vector<at::Tensor> held;
-  const auto add = [&](at::TensorImpl* impl) {
-    held.emplace_back(c10::intrusive_ptr<at::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(impl));
-  };
-  for (const Entry& e : entries_) {
-    if (e.reason) continue;
-    add(e.grad);
-    for (int k = 0; k <= info(groups_[e.group].rule).state_count; ++k) add(e.written[k]);
-  }
-  return held;
-}
 
 void Plan::run(double scale) {
   table_.rows.resize(rows_.size() * kMaxRowBytes / sizeof(double));
@@ -300,24 +272,26 @@ void Plan::run(double scale) {
   if (table_.elements < kReleaseGil) {
     cpu::step(table_);
   } else {
-    const std::vector<at::Tensor> held = hold();
+    for (const Entry& e : entries_)  // keep every operand alive while other Python threads run
+      for (at::TensorImpl* impl : e.impl)
+        if (!e.reason && impl)
+          held_.emplace_back(
+              c10::intrusive_ptr<at::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(impl));
     running_ = true;
-    {
-      py::gil_scoped_release release;
-      cpu::step(table_);
-    }
+    py::gil_scoped_release release;
+    cpu::step(table_);
     running_ = false;
   }
   for (Entry& e : entries_) {
     e.fresh = false;
     if (e.reason) continue;
-    for (int k = 0; k <= info(groups_[e.group].rule).state_count; ++k) e.written[k]->bump_version();
-    if (!e.step) continue;
+    for (int k = 0; k <= kStep; ++k)
+      if (k != 1 && e.impl[k]) e.impl[k]->bump_version();
+    if (!e.impl[kStep]) continue;
     if (e.double_step) *static_cast<double*>(e.step) += 1;
     else *static_cast<float*>(e.step) += 1;
-    e.written[kMaxStates + 1]->bump_version();
   }
-  copies_.clear();
+  held_.clear();
 }
 
 std::vector<std::string> Plan::reasons() const {
@@ -329,16 +303,15 @@ std::vector<std::string> Plan::reasons() const {
 int64_t Plan::bytes_per_step(bool with_norm) const {
   int64_t bytes = 0;
   for (const Tensor& t : table_.tensors) {
-    const int transfers = info(t.rule).operands.transfers() + info(t.rule).second_pass.transfers() + with_norm;
-    bytes += t.numel * kItemSize[static_cast<int>(t.dtype)] * transfers;
+    const int second_pass = t.rule == RuleId::lamb ? Lamb<float>::kUpdateOperands.transfers() : 0;
+    bytes += t.numel * kItemSize[int(t.dtype)] * (info(t.rule).operands.transfers() + second_pass + with_norm);
   }
   return bytes;
 }
 
 int64_t Plan::memory() const {
   return int64_t(entries_.capacity() * sizeof(Entry) + table_.tensors.capacity() * sizeof(Tensor) +
-                 table_.chunks.capacity() * sizeof(Chunk) + table_.sums.capacity() * sizeof(double) +
-                 rows_.capacity() * sizeof(Row) + table_.rows.capacity() * sizeof(double));
+                 table_.chunks.capacity() * sizeof(Chunk) + table_.sums.capacity() * sizeof(double));
 }
 
 }  // namespace fusedopt

@@ -1,3 +1,3 @@
-// The instruction set that every machine of the architecture has: SSE2 on x86-64, NEON on AArch64.
-#define FUSEDOPT_ISA default_isa
-#include "kernels_impl.h"
+// What every machine of the architecture has: SSE2 on x86-64, NEON on AArch64.
+#define FUSEDOPT_ISA baseline
+#include "kernels.h"

@@ -1,26 +1,116 @@
-// The loops over one chunk, compiled once per instruction set. No torch here.
-#pragma once
-#include <cstdint>
+// The chunk loops, written once. baseline.cpp, avx2.cpp and avx512.cpp name an instruction set and include this.
+// Everything lives in an anonymous namespace inside that set's own, so that no function compiled for AVX-512 can be
+// picked by the linker for the others; of std there are only types.
+#define FUSEDOPT_PRAGMA_OF(...) _Pragma(#__VA_ARGS__)
+#define FUSEDOPT_PRAGMA(...) FUSEDOPT_PRAGMA_OF(__VA_ARGS__)
+#ifdef FUSEDOPT_TARGET
+#define FUSEDOPT_HAS_FMA  // by hand: not every compiler updates its own macros after the pragma
+#define FUSEDOPT_HAS_F16C
+#ifdef __clang__
+FUSEDOPT_PRAGMA(clang attribute push(__attribute__((target(FUSEDOPT_TARGET))), apply_to = function))
+#else
+FUSEDOPT_PRAGMA(GCC target(FUSEDOPT_TARGET))
+#endif
+#include <immintrin.h>
+#endif
+#include <tuple>
+#include <utility>
 
-#include "../rules/all.h"
+#include "cpu.h"
 
-namespace fusedopt::cpu {
+namespace fusedopt::cpu::FUSEDOPT_ISA {
+namespace {
 
-constexpr int kRules = static_cast<int>(RuleId::kCount), kDtypes = static_cast<int>(Dtype::kCount);
+#include "half.h"
 
-struct Kernels {
-  // Applies a rule to n elements. LAMB's first pass adds the squared norms of parameter and update to sums[0], sums[1].
-  void (*apply[kRules][kDtypes])(void* const* addr, int64_t n, const void* rule, double* sums);
-  void (*lamb_update[kDtypes])(void* const* addr, int64_t n, const void* rule, double step_size);
-  double (*square_sum[kDtypes])(const void* x, int64_t n);
-};
+// Storage types in the order of Dtype, and what each computes in.
+template <int D>
+using Storage = std::tuple_element_t<D, std::tuple<float, double, BFloat16, Float16>>;
+template <int D>
+using Compute = std::conditional_t<D == 1, double, float>;
 
-namespace default_isa { extern const Kernels kKernels; }
-namespace avx2 { extern const Kernels kKernels; }
-namespace avx512 { extern const Kernels kKernels; }
+#define INLINED __attribute__((always_inline))  // before the loops are vectorized, or their sums live in memory
+constexpr int kBlock = 64;  // half-precision operands are widened this many at a time, in the first-level cache
 
-// The best set for this machine, or the one that FUSEDOPT_ISA (or ATEN_CPU_CAPABILITY) names: default, avx2, avx512.
-const Kernels& kernels();
-const char* isa();
+// Loads the operands that are read, calls `body` on registers, stores those that are written: over n elements. The two
+// sums that the body adds to are returned through `sums`.
+template <unsigned Reads, unsigned Writes, class F, class Body, int... I>
+FUSEDOPT_HD void loop(F* const (&addr)[kMaxOperands], int64_t n, Body body, double* sums,
+                      std::integer_sequence<int, I...>) {
+  F* const p[] = {addr[I]...};
+  double s0 = 0, s1 = 0;
+#pragma omp simd reduction(+ : s0, s1)
+  for (int64_t i = 0; i < n; ++i) {
+    F x[] = {(Reads >> I & 1 ? p[I][i] : F(0))...};
+    body(s0, s1, x[I]...);
+    ((Writes >> I & 1 ? void(p[I][i] = x[I]) : void()), ...);
+  }
+  sums[0] += s0, sums[1] += s1;
+}
 
-}  // namespace fusedopt::cpu
+template <unsigned Reads, unsigned Writes, int D, class Body>
+inline void sweep(void* const* addr, int64_t n, Body body, double* sums) {
+  using T = Storage<D>;
+  using F = Compute<D>;
+  constexpr auto operands = std::make_integer_sequence<int, kMaxOperands>{};
+  F* p[kMaxOperands];
+  if constexpr (sizeof(T) == sizeof(F)) {
+    for (int k = 0; k < kMaxOperands; ++k) p[k] = static_cast<F*>(addr[k]);
+    loop<Reads, Writes>(p, n, body, sums, operands);
+  } else {
+    alignas(64) F block[kMaxOperands][kBlock];
+    for (int k = 0; k < kMaxOperands; ++k) p[k] = block[k];
+    for (int64_t begin = 0; begin < n; begin += kBlock) {
+      const int m = int(n - begin < kBlock ? n - begin : kBlock);
+      for (int k = 0; k < kMaxOperands; ++k)
+        if (Reads >> k & 1) widen(static_cast<const T*>(addr[k]) + begin, p[k], m);
+      loop<Reads, Writes>(p, m, body, sums, operands);
+      for (int k = 0; k < kMaxOperands; ++k)
+        if (Writes >> k & 1) narrow(p[k], static_cast<T*>(addr[k]) + begin, m);
+    }
+  }
+}
+
+template <template <class> class Rule, int D>
+void apply(void* const* addr, int64_t n, const void* row, double* sums) {
+  using F = Compute<D>;
+  const auto rule = *static_cast<const Rule<F>*>(row);
+  constexpr Operands operands = Rule<F>::kOperands;
+  const auto body = [=](double& s0, double& s1, F& param, F& grad, F& a, F& b, F& c) INLINED {
+    rule(param, grad, a, b, c);
+    if constexpr (std::is_same_v<Rule<F>, Lamb<F>>) s0 += double(param) * double(param), s1 += double(c) * double(c);
+  };
+  sweep<operands.reads, operands.writes, D>(addr, n, body, sums);
+}
+
+template <int D>
+void lamb_update(void* const* addr, int64_t n, const void* row, double step_size) {
+  using F = Compute<D>;
+  const auto rule = *static_cast<const Lamb<F>*>(row);
+  constexpr Operands operands = Lamb<F>::kUpdateOperands;
+  const auto body = [=](double&, double&, F& param, F&, F& exp_avg, F& exp_avg_sq, F&)
+                        INLINED { param = madd(-F(step_size), rule.update(param, exp_avg, exp_avg_sq), param); };
+  double sums[2];
+  sweep<operands.reads, operands.writes, D>(addr, n, body, sums);
+}
+
+template <int D>
+void square_sum(void* const* addr, int64_t n, double* sums) {
+  const auto body = [](double& s0, double&, auto&, auto& grad, auto&...) INLINED { s0 += double(grad) * double(grad); };
+  sweep<0b10, 0, D>(addr, n, body, sums);
+}
+
+}  // namespace
+
+#define X(name, ...) \
+  {apply<by_name::name, 0>, apply<by_name::name, 1>, apply<by_name::name, 2>, apply<by_name::name, 3>},
+extern const Kernels kKernels = {{FUSEDOPT_RULES(X)},
+                                 {lamb_update<0>, lamb_update<1>, lamb_update<2>, lamb_update<3>},
+                                 {square_sum<0>, square_sum<1>, square_sum<2>, square_sum<3>}};
+#undef X
+
+}  // namespace fusedopt::cpu::FUSEDOPT_ISA
+
+#if defined(__clang__) && defined(FUSEDOPT_TARGET)
+#pragma clang attribute pop
+#endif

@@ -16,11 +16,10 @@ struct Adagrad {
   F lr, eps;
 
   FUSEDOPT_HD Adagrad(const double* n, double count, double scale)
-      : gradient(scale, n[kMaximize] != 0, n[kWeightDecay]),
-        lr(F(n[kLr] / (1 + (count - 1) * n[kLrDecay]))),
+      : gradient(scale, n[kMaximize] != 0, n[kWeightDecay]), lr(F(n[kLr] / (1 + (count - 1) * n[kLrDecay]))),
         eps(F(n[kEps])) {}
 
-  FUSEDOPT_HD void operator()(F& param, F& grad, F& sum) const {
+  FUSEDOPT_HD void operator()(F& param, F grad, F& sum, F&, F&) const {
     const F g = gradient(grad, param);
     sum = madd(g, g, sum);
     param = madd(-lr, g / (square_root(sum) + eps), param);

@@ -4,48 +4,32 @@
 
 namespace fusedopt {
 
-FUSEDOPT_HD double bias_correction(double beta, double count) { return 1 - __builtin_pow(beta, count); }
-
 template <class F, bool Amsgrad>
 struct Adam {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
-  static constexpr int kStateCount = Amsgrad ? 3 : 2;
+  static constexpr int kStateCount = 2 + Amsgrad;
   static constexpr bool kCountsSteps = true;
   static constexpr Operands kOperands = Amsgrad ? Operands{0b11111, 0b11101} : Operands{0b1111, 0b1101};
   enum Number { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kDecoupled, kMaximize, kNumbers };
 
   Gradient<F> gradient;
   Lerp<F> mean;
-  F beta2, rate2, eps, decay, step_size, root_scale;
+  SecondMoment<F> square;
+  F eps, decay, step_size, root_scale;
 
   FUSEDOPT_HD Adam(const double* n, double count, double scale)
-      : gradient(scale, n[kMaximize] != 0, n[kDecoupled] != 0 ? 0 : n[kWeightDecay]),
-        mean(1 - n[kBeta1]),
-        beta2(F(n[kBeta2])),
-        rate2(F(1 - n[kBeta2])),
-        eps(F(n[kEps])),
-        decay(F(n[kDecoupled] != 0 ? n[kLr] * n[kWeightDecay] : 0)),
+      : gradient(scale, n[kMaximize] != 0, n[kDecoupled] != 0 ? 0 : n[kWeightDecay]), mean(1 - n[kBeta1]),
+        square(n[kBeta2]), eps(F(n[kEps])), decay(F(n[kDecoupled] != 0 ? n[kLr] * n[kWeightDecay] : 0)),
         step_size(F(n[kLr] / bias_correction(n[kBeta1], count))),
         root_scale(F(1 / square_root(bias_correction(n[kBeta2], count)))) {}
 
-  FUSEDOPT_HD void operator()(F& param, F& grad, F& exp_avg, F& exp_avg_sq) const {
-    moments(param, grad, exp_avg, exp_avg_sq);
-    update(param, exp_avg, exp_avg_sq);
-  }
-
-  FUSEDOPT_HD void operator()(F& param, F& grad, F& exp_avg, F& exp_avg_sq, F& max_exp_avg_sq) const {
-    moments(param, grad, exp_avg, exp_avg_sq);
-    max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq);
-    update(param, exp_avg, max_exp_avg_sq);
-  }
-
- private:
-  FUSEDOPT_HD void moments(F param, F grad, F& exp_avg, F& exp_avg_sq) const {
+  FUSEDOPT_HD void operator()(F& param, F grad, F& exp_avg, F& exp_avg_sq, F& max_exp_avg_sq) const {
     const F g = gradient(grad, param);
     exp_avg = mean(exp_avg, g);
-    exp_avg_sq = second_moment(beta2, exp_avg_sq, rate2, g);
-  }
-  FUSEDOPT_HD void update(F& param, F exp_avg, F second) const {
+    F second = exp_avg_sq = square(exp_avg_sq, g);
+    // The larger of the two, NaN if either is NaN, as torch.maximum.
+    if constexpr (Amsgrad)
+      second = max_exp_avg_sq = max_exp_avg_sq > second || max_exp_avg_sq != max_exp_avg_sq ? max_exp_avg_sq : second;
     // p - (lr * wd) * p, not p * (1 - lr * wd): the factor would round to 1 for a small product.
     param = madd(-decay, decay != 0 ? param : F(0), param);
     param = madd(-step_size, exp_avg / madd(square_root(second), root_scale, eps), param);

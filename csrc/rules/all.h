@@ -1,31 +1,70 @@
-// Every rule by name, once: X(name, the rule as a type in the compute type F).
+// Every rule by name, once: X(name, the rule as a type in the compute type F), and what the engine needs to know of it.
 #pragma once
+#include <new>
+
 #include "adagrad.h"
 #include "adam.h"
 #include "lamb.h"
 #include "rmsprop.h"
 #include "sgd.h"
 
-#define FUSEDOPT_ELEMENTWISE_RULES(X)                                \
-  X(sgd, Sgd<F, false>)                                              \
-  X(sgd_momentum, Sgd<F, true>)                                      \
-  X(rmsprop, RmsProp<F, false, false>)                               \
-  X(rmsprop_momentum, RmsProp<F, false, true>)                       \
-  X(rmsprop_centered, RmsProp<F, true, false>)                       \
-  X(rmsprop_centered_momentum, RmsProp<F, true, true>)               \
-  X(adagrad, Adagrad<F>)                                             \
-  X(adam, Adam<F, false>)                                            \
-  X(adam_amsgrad, Adam<F, true>)
-
-#define FUSEDOPT_RULES(X) FUSEDOPT_ELEMENTWISE_RULES(X) X(lamb, Lamb<F>)
+#define FUSEDOPT_RULES(X)                              \
+  X(sgd, Sgd<F, false>)                                \
+  X(sgd_momentum, Sgd<F, true>)                        \
+  X(rmsprop, RmsProp<F, false, false>)                 \
+  X(rmsprop_momentum, RmsProp<F, true, false>)         \
+  X(rmsprop_centered, RmsProp<F, false, true>)         \
+  X(rmsprop_centered_momentum, RmsProp<F, true, true>) \
+  X(adagrad, Adagrad<F>)                               \
+  X(adam, Adam<F, false>)                              \
+  X(adam_amsgrad, Adam<F, true>)                       \
+  X(lamb, Lamb<F>)
 
 namespace fusedopt {
 
 #define X(name, ...) name,
 enum class RuleId : int { FUSEDOPT_RULES(X) kCount };
 #undef X
-
 enum class Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16, kCount };
 constexpr int kItemSize[] = {4, 8, 2, 2};
+
+struct RuleInfo {
+  const char* name;
+  const char* const* states;
+  int state_count, numbers;
+  bool counts_steps;
+  Operands operands;
+  // Constructs the rule, in float or in double, from a group's numbers, a step count and the gradient's factor.
+  void (*fold[2])(void* row, const double* numbers, double count, double scale);
+};
+
+namespace by_name {
+#define X(name, ...) \
+  template <class F> \
+  using name = __VA_ARGS__;
+FUSEDOPT_RULES(X)
+#undef X
+
+template <class Rule>
+void fold(void* row, const double* numbers, double count, double scale) {
+  static_assert(Rule::kNumbers <= kMaxNumbers && Rule::kStateCount <= kMaxStates && sizeof(Rule) <= kMaxRowBytes);
+  new (row) Rule(numbers, count, scale);
+}
+}  // namespace by_name
+
+template <template <class> class Rule, class R = Rule<double>>
+constexpr RuleInfo rule_info(const char* name) {
+  return {name,
+          R::kStates,
+          R::kStateCount,
+          R::kNumbers,
+          R::kCountsSteps,
+          R::kOperands,
+          {by_name::fold<Rule<float>>, by_name::fold<R>}};
+}
+#define X(name, ...) rule_info<by_name::name>(#name),
+inline constexpr RuleInfo kRuleInfo[] = {FUSEDOPT_RULES(X)};
+#undef X
+inline const RuleInfo& info(RuleId rule) { return kRuleInfo[static_cast<int>(rule)]; }
 
 }  // namespace fusedopt

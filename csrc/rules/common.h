@@ -1,7 +1,7 @@
-// What every rule is made of. A rule is the arithmetic of one element on registers: its constructor folds the
-// hyper-parameters of a group and a step count into numbers (in double, rounded once), its call operator updates one
-// element, and its Operands say what is read and written. No torch, no CUDA and no standard headers here: the same
-// source is compiled for every instruction set and for the GPU.
+// What every rule is made of. A rule is the arithmetic of one element on registers: its constructor folds a group's
+// hyper-parameters and a step count into numbers (in double, rounded once), its call operator updates one element, and
+// its Operands say what is read and written. No torch, no CUDA, no standard headers: the same source is compiled for
+// every instruction set and for the GPU.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -13,43 +13,34 @@
 
 namespace fusedopt {
 
-constexpr int kMaxStates = 3;
-constexpr int kMaxOperands = 2 + kMaxStates;  // parameter, gradient, states
-constexpr int kMaxNumbers = 16;               // hyper-parameters of one group
-constexpr int kMaxRowBytes = 160;              // a rule object in double
+constexpr int kMaxStates = 3, kMaxOperands = 2 + kMaxStates;  // parameter, gradient, states
+constexpr int kMaxNumbers = 16;                               // hyper-parameters of one group
+constexpr int kMaxRowBytes = 160;                             // a rule object in double
 
 // The operands of one pass over memory, as bits: 0 parameter, 1 gradient, 2 and up the states in the rule's order.
+// A rule is called with all of them; one that is neither read nor written is a register that starts at zero.
 struct Operands {
   unsigned reads, writes;
-  constexpr bool read(int i) const { return reads >> i & 1; }
-  constexpr bool written(int i) const { return writes >> i & 1; }
   constexpr int transfers() const { return __builtin_popcount(reads) + __builtin_popcount(writes); }
 };
 
 // a * b + c, rounded once where the target has the instruction. Elsewhere a call to fma() would cost 35 times as much.
-FUSEDOPT_HD float madd(float a, float b, float c) {
 #if defined(FUSEDOPT_HAS_FMA) || defined(__ARM_FEATURE_FMA) || defined(__CUDA_ARCH__)
-  return __builtin_fmaf(a, b, c);
+FUSEDOPT_HD float madd(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+FUSEDOPT_HD double madd(double a, double b, double c) { return __builtin_fma(a, b, c); }
 #else
+template <class F>
+FUSEDOPT_HD F madd(F a, F b, F c) {
   return a * b + c;
-#endif
 }
-FUSEDOPT_HD double madd(double a, double b, double c) {
-#if defined(FUSEDOPT_HAS_FMA) || defined(__ARM_FEATURE_FMA) || defined(__CUDA_ARCH__)
-  return __builtin_fma(a, b, c);
-#else
-  return a * b + c;
 #endif
-}
 
 FUSEDOPT_HD float square_root(float x) { return __builtin_sqrtf(x); }
 FUSEDOPT_HD double square_root(double x) { return __builtin_sqrt(x); }
+FUSEDOPT_HD double bias_correction(double beta, double count) { return 1 - __builtin_pow(beta, count); }
 
-// The larger of the two, NaN if either is NaN, as torch.maximum.
-template <class F>
-FUSEDOPT_HD F maximum(F a, F b) {
-  return a > b || a != a ? a : b;
-}
+// A choice in a rule is one between operands, not between multiply-adds, and hangs on a number of the element's type,
+// not on a bool: that is what compilers vectorize.
 
 // Moving average towards x, in the form that torch.lerp takes on each side of one half.
 template <class F>
@@ -59,25 +50,22 @@ struct Lerp {
   FUSEDOPT_HD F operator()(F average, F x) const { return madd(factor, x - average, near != 0 ? average : x); }
 };
 
-// A choice in a rule is one between operands, not between multiply-adds, and hangs on a number of the
-// element's type, not on a bool: that is what compilers vectorize.
-
-// decay * average + weight * x^2. The weight comes first, so that x^2 alone cannot overflow.
+// Moving average of x^2. The weight comes first, so that x^2 alone cannot overflow.
 template <class F>
-FUSEDOPT_HD F second_moment(F decay, F average, F weight, F x) {
-  return madd(weight * x, x, decay * average);
-}
+struct SecondMoment {
+  F decay, weight;
+  FUSEDOPT_HD SecondMoment(double decay) : decay(F(decay)), weight(F(1 - decay)) {}
+  FUSEDOPT_HD F operator()(F average, F x) const { return madd(weight * x, x, decay * average); }
+};
 
 // The gradient as the rule sees it: unscaled, clipped and negated by one factor, then with L2 weight decay. Without
 // decay the parameter is left out, not multiplied by zero: an infinite parameter must not turn the gradient into NaN.
 template <class F>
 struct Gradient {
-  F factor, weight_decay;
-  FUSEDOPT_HD Gradient(double scale, bool maximize, double weight_decay)
-      : factor(F(maximize ? -scale : scale)), weight_decay(F(weight_decay)) {}
-  FUSEDOPT_HD F operator()(F grad, F param) const {
-    return madd(weight_decay, weight_decay != 0 ? param : F(0), grad * factor);
-  }
+  F factor, decay;
+  FUSEDOPT_HD Gradient(double scale, bool maximize, double decay)
+      : factor(F(maximize ? -scale : scale)), decay(F(decay)) {}
+  FUSEDOPT_HD F operator()(F grad, F param) const { return madd(decay, decay != 0 ? param : F(0), grad * factor); }
 };
 
 }  // namespace fusedopt

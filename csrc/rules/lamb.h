@@ -2,7 +2,7 @@
 // u = m / (sqrt(v) + eps) + wd * p whose length is the tensor's own, trust_ratio = norm(p) / norm(u). Two passes, with
 // u computed again in the second rather than stored.
 #pragma once
-#include "adam.h"
+#include "common.h"
 
 namespace fusedopt {
 
@@ -11,38 +11,46 @@ struct Lamb {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq"};
   static constexpr int kStateCount = 2;
   static constexpr bool kCountsSteps = true;
-  static constexpr Operands kOperands{0b1111, 0b1100};       // first pass: moments and norms
+  static constexpr Operands kOperands{0b1111, 0b1100};        // first pass: moments and norms
   static constexpr Operands kUpdateOperands{0b1101, 0b0001};  // second pass: the step
   enum Number {
-    kLr, kBeta1, kBeta2, kEps, kWeightDecay, kDecoupled, kMaximize, kBiasCorrection, kGradAveraging, kAlwaysAdapt,
-    kTrustClip, kPhiLow, kPhiHigh, kNumbers
+    kLr,
+    kBeta1,
+    kBeta2,
+    kEps,
+    kWeightDecay,
+    kDecoupled,
+    kMaximize,
+    kBiasCorrection,
+    kGradAveraging,
+    kAlwaysAdapt,
+    kTrustClip,
+    kPhiLow,
+    kPhiHigh,
+    kNumbers
   };
 
   Gradient<F> gradient;
-  F beta1, rate1, beta2, rate2, eps, decay, mean_scale, root_scale;
+  SecondMoment<F> square;
+  F beta1, rate1, eps, decay, mean_scale, root_scale;
   double lr, trust_clip, phi_low, phi_high;
   bool adapts;
 
   FUSEDOPT_HD Lamb(const double* n, double count, double scale)
-      : gradient(scale, n[kMaximize] != 0, n[kDecoupled] != 0 ? 0 : n[kWeightDecay]),
-        beta1(F(n[kBeta1])),
-        rate1(F(n[kGradAveraging] != 0 ? 1 - n[kBeta1] : 1)),
-        beta2(F(n[kBeta2])),
-        rate2(F(1 - n[kBeta2])),
-        eps(F(n[kEps])),
+      : gradient(scale, n[kMaximize] != 0, n[kDecoupled] != 0 ? 0 : n[kWeightDecay]), square(n[kBeta2]),
+        beta1(F(n[kBeta1])), rate1(F(n[kGradAveraging] != 0 ? 1 - n[kBeta1] : 1)), eps(F(n[kEps])),
         decay(F(n[kDecoupled] != 0 ? n[kWeightDecay] : 0)),
         mean_scale(F(n[kBiasCorrection] != 0 ? 1 / bias_correction(n[kBeta1], count) : 1)),
-        root_scale(F(n[kBiasCorrection] != 0 ? 1 / square_root(bias_correction(n[kBeta2], count)) : 1)),
-        lr(n[kLr]),
-        trust_clip(n[kTrustClip]),
-        phi_low(n[kPhiLow]),
-        phi_high(n[kPhiHigh]),
+        root_scale(F(n[kBiasCorrection] != 0 ? 1 / square_root(bias_correction(n[kBeta2], count)) : 1)), lr(n[kLr]),
+        trust_clip(n[kTrustClip]), phi_low(n[kPhiLow]), phi_high(n[kPhiHigh]),
         adapts(n[kWeightDecay] != 0 || n[kAlwaysAdapt] != 0) {}
 
-  FUSEDOPT_HD void moments(F param, F grad, F& exp_avg, F& exp_avg_sq) const {
+  // The first pass; the caller sums the squares of param and u.
+  FUSEDOPT_HD void operator()(F param, F grad, F& exp_avg, F& exp_avg_sq, F& u) const {
     const F g = gradient(grad, param);
     exp_avg = madd(beta1, exp_avg, rate1 * g);
-    exp_avg_sq = second_moment(beta2, exp_avg_sq, rate2, g);
+    exp_avg_sq = square(exp_avg_sq, g);
+    u = update(param, exp_avg, exp_avg_sq);
   }
 
   FUSEDOPT_HD F update(F param, F exp_avg, F exp_avg_sq) const {
@@ -51,15 +59,13 @@ struct Lamb {
   }
 
   // lr * trust ratio, from the squared norms of a tensor and of its update. The ratio is 1 where either norm is 0.
-  FUSEDOPT_HD double step_size(double param_square_norm, double update_square_norm) const {
-    if (!adapts) return lr;
-    double param_norm = square_root(param_square_norm);
+  FUSEDOPT_HD double step_size(double param_square_sum, double update_square_sum) const {
+    double param_norm = square_root(param_square_sum);
     if (param_norm < phi_low) param_norm = phi_low;
     if (param_norm > phi_high) param_norm = phi_high;
-    const double update_norm = square_root(update_square_norm);
-    double ratio = param_norm == 0 || update_norm == 0 ? 1 : param_norm / update_norm;
-    if (ratio > trust_clip) ratio = trust_clip;
-    return lr * ratio;
+    const double update_norm = square_root(update_square_sum);
+    const double ratio = param_norm == 0 || update_norm == 0 ? 1 : param_norm / update_norm;
+    return !adapts ? lr : lr * (ratio > trust_clip ? trust_clip : ratio);
   }
 };
 

@@ -7,8 +7,8 @@ namespace fusedopt {
 template <class F, bool Momentum>
 struct Sgd {
   static constexpr const char* kStates[] = {"momentum_buffer"};
-  static constexpr int kStateCount = Momentum ? 1 : 0;
-  static constexpr bool kCountsSteps = false;  // no `step` in the state: count is 1 on the first step, 2 afterwards
+  static constexpr int kStateCount = Momentum;
+  static constexpr bool kCountsSteps = false;  // no `step` in the state: the count is 1 at first and 2 from then on
   static constexpr Operands kOperands = Momentum ? Operands{0b111, 0b101} : Operands{0b11, 0b01};
   enum Number { kLr, kMomentum, kDampening, kNesterov, kWeightDecay, kMaximize, kNumbers };
 
@@ -16,21 +16,18 @@ struct Sgd {
   F lr, momentum, rate, lookahead, nesterov, first;
 
   FUSEDOPT_HD Sgd(const double* n, double count, double scale)
-      : gradient(scale, n[kMaximize] != 0, n[kWeightDecay]),
-        lr(F(n[kLr])),
-        momentum(F(n[kMomentum])),
-        rate(F(1 - n[kDampening])),
-        lookahead(F(n[kNesterov] != 0 ? n[kMomentum] : 1)),
-        nesterov(F(n[kNesterov] != 0)),
+      : gradient(scale, n[kMaximize] != 0, n[kWeightDecay]), lr(F(n[kLr])), momentum(F(n[kMomentum])),
+        rate(F(1 - n[kDampening])), lookahead(F(n[kNesterov] != 0 ? n[kMomentum] : 1)), nesterov(F(n[kNesterov] != 0)),
         first(F(count == 1)) {}
 
-  FUSEDOPT_HD void operator()(F& param, F& grad) const { param = madd(-lr, gradient(grad, param), param); }
-
-  FUSEDOPT_HD void operator()(F& param, F& grad, F& momentum_buffer) const {
-    const F g = gradient(grad, param);
-    const F next = madd(momentum, momentum_buffer, rate * g);
-    momentum_buffer = first != 0 ? g : next;  // the first gradient is not dampened
-    param = madd(-lr, madd(lookahead, momentum_buffer, nesterov != 0 ? g : F(0)), param);
+  FUSEDOPT_HD void operator()(F& param, F grad, F& momentum_buffer, F&, F&) const {
+    F direction = gradient(grad, param);
+    if constexpr (Momentum) {
+      const F next = madd(momentum, momentum_buffer, rate * direction);
+      momentum_buffer = first != 0 ? direction : next;  // the first gradient is not dampened
+      direction = madd(lookahead, momentum_buffer, nesterov != 0 ? direction : F(0));
+    }
+    param = madd(-lr, direction, param);
   }
 };
 

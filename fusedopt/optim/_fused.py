@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +32,8 @@ def native() -> Iterator[None]:
         _native.reset(token)
 
 
-class Explanation(NamedTuple):
+@dataclass(frozen=True)
+class Explanation:
     """Which path a parameter took in the last step, and why."""
 
     group: int
@@ -87,6 +90,10 @@ class FusedStep(Optimizer):
             group.pop("max_grad_norm", None)
             for name in self._group_options:
                 group.setdefault(name, live[i][name] if i < len(live) else defaults.get(name))
+        # Unpickled keys are equal to torch's, not identical; the walk over the states finds identical ones faster.
+        for param, values in state["state"].items():
+            if isinstance(values, dict):
+                state["state"][param] = {sys.intern(k) if type(k) is str else k: v for k, v in values.items()}
         super().__setstate__(state)
 
     @property
@@ -140,7 +147,7 @@ class FusedStep(Optimizer):
             or self.__dict__.get("_optimizer_step_post_hooks")
             or _global_optimizer_pre_hooks
             or _global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
+            or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
         ):
             return _hooked_step(self) if closure is None else _hooked_step(self, closure)
         return self._step(closure)
@@ -228,4 +235,4 @@ def _refuse_group_norm(group: dict[str, Any]) -> None:
 
 
 _hooked_step = Optimizer.profile_hook_step(FusedStep._step)
-_uncompiled_step = torch._disable_dynamo(FusedStep.step)
+_uncompiled_step = torch._disable_dynamo(FusedStep.step)  # type: ignore[attr-defined]

@@ -1,0 +1,124 @@
+"""Interleaved timing: several calls that do the same work, measured in turn so that they share the machine's moods."""
+
+import gc
+import math
+import os
+import random
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time
+
+import torch
+
+Run = Callable[[], object]
+Clock = Callable[[Run, int], float]
+
+BATCH_SECONDS = 0.01  # Calls shorter than this are timed in batches of about this length.
+FEWEST_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of a sample."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, sample: Sequence[float]) -> "Spread":
+        """The median and quartiles of ``sample``, which may be a single value."""
+        if len(sample) == 1:
+            return cls(sample[0], sample[0], sample[0])
+        low, median, high = statistics.quantiles(sample, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Seconds per call, one value for each repeat; each repeat timed a batch of ``calls`` calls."""
+
+    calls: int
+    seconds: list[float]
+
+    def relative_to(self, other: "Sample") -> Spread:
+        """How many times faster than ``other``, from the ratios of the two within each repeat."""
+        return Spread.of([theirs / mine for mine, theirs in zip(self.seconds, other.seconds, strict=True)])
+
+
+def host_clock(run: Run, calls: int) -> float:
+    """Seconds per call by the host's clock, for work that is done when the call returns."""
+    start = perf_counter()
+    for _ in range(calls):
+        run()
+    return (perf_counter() - start) / calls
+
+
+CLOCKS: dict[str, Clock] = {"cpu": host_clock}  # By device type; an asynchronous device needs one that uses events.
+
+
+def clock_for(device: torch.device) -> Clock:
+    """The clock that is right for work on ``device``."""
+    if device.type not in CLOCKS:
+        raise ValueError(f"no clock for device type {device.type!r}")
+    return CLOCKS[device.type]
+
+
+def interleave(runs: Mapping[str, Run], clock: Clock, repeats: int, seconds: float) -> dict[str, Sample]:
+    """Time each of ``runs`` once per repeat, in an order drawn anew each time.
+
+    There are ``repeats`` repeats, or as many as fit into ``seconds``, but no fewer than a handful.
+    """
+    with _no_garbage_collection():
+        estimates = {}
+        for name, run in runs.items():
+            clock(run, 2)  # The first call makes the states, the second may still touch memory for the first time.
+            estimates[name] = clock(run, 1)
+        calls = {name: max(1, math.ceil(BATCH_SECONDS / estimate)) for name, estimate in estimates.items()}
+        round_seconds = sum(calls[name] * estimate for name, estimate in estimates.items())
+        repeats = min(repeats, max(FEWEST_REPEATS, int(seconds / round_seconds)))
+
+        samples = {name: Sample(calls[name], []) for name in runs}
+        order = list(runs)
+        shuffle = random.Random(0).shuffle
+        for _ in range(repeats):
+            shuffle(order)  # Each run finds the caches as its predecessor left them: no run keeps the same one.
+            for name in order:
+                samples[name].seconds.append(clock(runs[name], calls[name]))
+    return samples
+
+
+class OtherWork:
+    """How busy the rest of the machine is, from the making of this object on.
+
+    Another process on one of the cores makes every thread of a parallel region wait for the one that was preempted:
+    short steps become hundreds of times slower, and ratios meaningless.
+    """
+
+    def __init__(self) -> None:
+        self._wall, self._busy = perf_counter(), self._busy_seconds()
+
+    def cores(self) -> float:
+        """The number of cores that other processes (or another guest of the same host) kept busy."""
+        return max(0.0, (self._busy_seconds() - self._busy) / (perf_counter() - self._wall))
+
+    @staticmethod
+    def _busy_seconds() -> float:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - process_time()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,26 @@
+// The CPU back end: at most two parallel regions a step, over all chunks of all tensors. No torch here.
+#pragma once
+#include "../chunks.h"
+
+namespace fusedopt::cpu {
+
+// Applies every tensor's rule. The rows are folded, the addresses are live.
+void step(Table& table);
+// The sum of squares of all gradients, the same for any number of threads.
+double square_sum(Table& table);
+// The instruction set in use: default, avx2, avx512. The machine's best, or what FUSEDOPT_ISA or ATEN_CPU_CAPABILITY
+// asks for, if the machine has it.
+const char* isa();
+
+// The loops over one chunk, compiled once per instruction set.
+struct Kernels {
+  // Applies a rule to n elements. LAMB's first pass adds the squares of parameter and update to sums[0] and sums[1].
+  void (*apply[int(RuleId::kCount)][int(Dtype::kCount)])(void* const* addr, int64_t n, const void* rule, double* sums);
+  void (*lamb_update[int(Dtype::kCount)])(void* const* addr, int64_t n, const void* rule, double step_size);
+  void (*square_sum[int(Dtype::kCount)])(void* const* addr, int64_t n, double* sums);  // of the gradient
+};
+namespace baseline { extern const Kernels kKernels; }
+namespace avx2 { extern const Kernels kKernels; }
+namespace avx512 { extern const Kernels kKernels; }
+
+}  // namespace fusedopt::cpu

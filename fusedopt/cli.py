@@ -1,0 +1,156 @@
+"""The command line: `fusedopt train`, `fusedopt demo`, `fusedopt info`.
+
+Each command imports what it needs, so that `fusedopt --help` is quick and a missing extra only stops the commands that
+need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+# One by default: such small networks gain little by more and lose much on a busy machine, and the results would depend
+# on the number of cores.
+_THREADS_HELP = "CPU threads; networks as small as these gain little by more than one."
+_EXTRAS = ("typer", "tqdm", "matplotlib")
+
+
+def _missing_extra(name: str) -> str:
+    return f"fusedopt: {name} is not installed; pip install 'fusedopt[examples]'"
+
+
+try:
+    import typer
+except ModuleNotFoundError as error:  # the commands are declared with it, so there is no command line without it
+    raise SystemExit(_missing_extra("typer")) from error
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Prints what the user can put right as one line and exits with 1; other errors are bugs, with a traceback."""
+    from fusedopt.data import DataError
+
+    try:
+        yield
+    except DataError as error:
+        typer.echo(f"fusedopt: {error}", err=True)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        typer.echo(_missing_extra(error.name), err=True)
+    else:
+        return
+    raise typer.Exit(1)
+
+
+@app.callback()
+def _about() -> None:
+    """Fused optimizers for PyTorch: train, see, measure."""
+
+
+@app.command()
+def train(
+    dataset: Annotated[str, typer.Argument(help="fashion-mnist, or hands: Rock-Paper-Scissors, drawn on the spot.")],
+    optimizer: Annotated[
+        str, typer.Option(help="sgd, rmsprop, adagrad, adam, adamw, lamb; torch.adamw and so on for PyTorch's own.")
+    ] = "adamw",
+    lr: Annotated[float | None, typer.Option(help="Learning rate; each optimizer has its default.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="For sgd (0.9 by default) and rmsprop (0).")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="By default the optimizer's own.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights and of the order of the images.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help=_THREADS_HELP)] = 1,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that holds the data set's folder, read in place; by default FUSEDOPT_DATA, else a download."
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
+) -> None:
+    """Train a LeNet, and say how much of the time went into optimizer.step()."""
+    import torch
+
+    from fusedopt.examples.tasks import find_task
+    from fusedopt.training import make_optimizer, seeded
+    from fusedopt.training import train as training
+
+    with _one_line_errors():
+        from tqdm import tqdm
+
+        try:
+            task = find_task(dataset)
+            model = seeded(task.model, seed)
+            chosen = make_optimizer(optimizer, model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        torch.set_num_threads(threads)
+
+        def note(line: str) -> None:
+            if not quiet:
+                typer.echo(line)
+
+        data = task.load(data_dir, note)
+        count = sum(p.numel() for p in model.parameters())
+        note(f"{data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} test images")
+        note("normalised with the mean and standard deviation of the training images")
+        note(f"LeNet with {count:,} parameters, {optimizer} with lr {chosen.param_groups[0]['lr']:g}, seed {seed}")
+        results = []
+        for result in training(
+            model,
+            chosen,
+            data,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            progress=lambda batches, total: tqdm(batches, total=total, leave=False, disable=quiet),
+        ):
+            results.append(result)
+            note(
+                f"epoch {len(results)}/{epochs}: loss {result.loss:.4f}, test accuracy {100 * result.accuracy:.2f} %, "
+                f"{result.seconds:.1f} s"
+            )
+        seconds, step_seconds = sum(r.seconds for r in results), sum(r.step_seconds for r in results)
+        typer.echo(
+            f"test accuracy {100 * results[-1].accuracy:.2f} %; {100 * step_seconds / seconds:.1f} % of the time in "
+            f"optimizer.step ({optimizer}: {step_seconds:.2f} s of {seconds:.2f} s training, without evaluation)"
+        )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("demo-output"),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 6,
+    threads: Annotated[int, typer.Option(min=1, help=_THREADS_HELP)] = 1,
+) -> None:
+    """Learn Rock-Paper-Scissors from drawn hands, time fused against native steps, and draw both. Needs no network."""
+    import torch
+
+    with _one_line_errors():
+        from fusedopt.examples.demo import run_demo
+
+        torch.set_num_threads(threads)
+        try:
+            run_demo(out, epochs, say=typer.echo)
+        except OSError as error:
+            typer.echo(f"fusedopt: the pictures cannot be written ({error}); name another folder with --out", err=True)
+            raise typer.Exit(1) from error
+
+
+@app.command()
+def info() -> None:
+    """Print versions, compiled back ends, the instruction set in use, and devices."""
+    import fusedopt
+
+    for key, value in fusedopt.info().items():
+        typer.echo(f"{key}: {value}")
+
+
+def main() -> None:
+    """The entry point of the `fusedopt` command."""
+    app()

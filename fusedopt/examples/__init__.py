@@ -1,0 +1,1 @@
+"""What the command line runs: training tasks by name, and the demo."""

@@ -1,0 +1,74 @@
+"""The demo: learns Rock-Paper-Scissors with a fused optimizer, and times it against PyTorch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from fusedopt.data import ImageData, Normalize, make_hands
+from fusedopt.examples.figures import plot_step_times, plot_training
+from fusedopt.examples.step_times import format_table, measure
+from fusedopt.models import HandClassifier
+from fusedopt.training import Epoch, make_optimizer, predict, seeded, train
+from fusedopt.training.timing import machine
+
+_BATCH_SIZE = 32
+
+
+def run_demo(
+    out: Path,
+    epochs: int = 6,
+    *,
+    data: ImageData | None = None,
+    rounds: int = 500,
+    say: Callable[[str], None] = print,
+) -> tuple[Path, Path]:
+    """Trains, measures, prints both, and draws them.
+
+    Args:
+        out: the folder for the pictures; it is made if need be.
+        epochs: passes over the training images.
+        data: images of hands; drawn by default.
+        rounds: timed steps of each optimizer.
+        say: prints a line.
+
+    Returns:
+        The two pictures, `training.png` and `step_times.png`.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if data is None:
+        data = make_hands()
+    count, test_count = len(data.train_labels), len(data.test_labels)
+    say(f"{count} drawn hands to learn from, {test_count} to test on: {', '.join(data.classes)}")
+    runs: dict[str, list[Epoch]] = {}
+    model = HandClassifier()
+    for label, name in (("torch.optim.AdamW", "torch.adamw"), ("fusedopt.AdamW", "adamw")):
+        model = seeded(HandClassifier, 0)
+        optimizer = make_optimizer(name, model.parameters())
+        runs[label] = list(train(model, optimizer, data, epochs=epochs, batch_size=_BATCH_SIZE))
+        last = runs[label][-1]
+        say(f"{label:<18} {epochs} epochs: loss {last.loss:.4f}, test accuracy {100 * last.accuracy:.1f} %")
+
+    normalize = Normalize(data.train_images)
+    predicted = predict(model, data.test_images, normalize)
+    training, step_times = out / "training.png", out / "step_times.png"
+    ours_first = dict(reversed(runs.items()))
+    plot_training(training, ours_first, data.test_images, data.test_labels, predicted, data.classes)
+
+    model.zero_grad()
+    batch = slice(0, _BATCH_SIZE)
+    torch.autograd.backward(F.cross_entropy(model(normalize(data.train_images[batch])), data.train_labels[batch]))
+    table = measure(model, rounds)
+    parameters = list(model.parameters())
+    size = f"{sum(p.numel() for p in parameters):,} parameters in {len(parameters)} tensors"
+    title = f"optimizer.step() on LeNet, {size}; median of {rounds} interleaved runs\n{machine()}"
+    say(f"\n{title}\n{format_table(table)}\n")
+    plot_step_times(step_times, table, title)
+    say(f"pictures: {training}, {step_times}")
+    return training, step_times

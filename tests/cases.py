@@ -1,0 +1,132 @@
+"""Every optimizer with every option, as data: what the tests run over.
+
+`CASES` holds each entry of the table below three times: as it stands (without weight decay), as `-decay`, and as
+`-fast`, with weight decay and a learning rate so high that a missing term cannot hide under a tolerance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+import fusedopt
+
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+DTYPES = [F32, F64, BF16, F16]
+HALVES = [BF16, F16]
+
+
+def dtype_id(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One optimizer with one set of options."""
+
+    name: str
+    cls: type[Optimizer]
+    twin: type[Optimizer] | None
+    """The class of torch.optim that `cls` replaces; None for LAMB."""
+    kwargs: dict[str, Any]
+    """What both `cls` and `twin` are made with."""
+    states: tuple[str, ...]
+    """Keys of the tensors of a parameter's size that the state of a parameter holds."""
+    max_grad_norm: float | None = None
+    """Our own option; for a twin, the gradients are to be clipped before its step."""
+
+    def make(self, params: Any, **kwargs: Any) -> Optimizer:
+        return self.cls(params, **(self.kwargs | {"max_grad_norm": self.max_grad_norm} | kwargs))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _sgd(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    states = ("momentum_buffer",) if "momentum" in kwargs else ()
+    return Case(f"sgd{name}", fusedopt.SGD, torch.optim.SGD, {"lr": 0.02} | kwargs, states, max_grad_norm)
+
+
+def _rmsprop(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    states = ["square_avg"]
+    states += ["momentum_buffer"] if "momentum" in kwargs else []
+    states += ["grad_avg"] if "centered" in kwargs else []
+    kwargs = {"lr": 0.01, "alpha": 0.9} | kwargs
+    return Case(f"rmsprop{name}", fusedopt.RMSprop, torch.optim.RMSprop, kwargs, tuple(states), max_grad_norm)
+
+
+def _adagrad(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    kwargs = {"lr": 0.02} | kwargs
+    return Case(f"adagrad{name}", fusedopt.Adagrad, torch.optim.Adagrad, kwargs, ("sum",), max_grad_norm)
+
+
+def _adam(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    states = ("exp_avg", "exp_avg_sq") + (("max_exp_avg_sq",) if "amsgrad" in kwargs else ())
+    kwargs = {"lr": 0.01, "weight_decay": 0} | kwargs
+    ours, twin = (fusedopt.AdamW, torch.optim.AdamW) if name.startswith("w") else (fusedopt.Adam, torch.optim.Adam)
+    return Case(f"adam{name}", ours, twin, kwargs, states, max_grad_norm)
+
+
+def _lamb(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    kwargs = {"lr": 0.01, "weight_decay": 0} | kwargs
+    return Case(f"lamb{name}", fusedopt.LAMB, None, kwargs, ("exp_avg", "exp_avg_sq"), max_grad_norm)
+
+
+_TABLE = [
+    _sgd(""),
+    _sgd("-maximize", maximize=True),
+    _sgd("-clip", max_grad_norm=0.5),
+    _sgd("-momentum", momentum=0.9),
+    _sgd("-momentum-maximize", momentum=0.9, maximize=True),
+    _sgd("-dampening", momentum=0.9, dampening=0.3),
+    _sgd("-dampening-above-one", momentum=0.9, dampening=1.5),
+    _sgd("-nesterov", momentum=0.9, nesterov=True),
+    _sgd("-nesterov-clip", momentum=0.9, nesterov=True, max_grad_norm=0.5),
+    _rmsprop(""),
+    _rmsprop("-maximize-eps", maximize=True, eps=0.1),
+    _rmsprop("-momentum", momentum=0.9),
+    _rmsprop("-centered", centered=True),
+    _rmsprop("-centered-momentum", centered=True, momentum=0.9),
+    _rmsprop("-centered-small-alpha", centered=True, alpha=0.3, eps=0.1),
+    _rmsprop("-clip", max_grad_norm=0.5),
+    _adagrad(""),
+    _adagrad("-maximize", maximize=True),
+    _adagrad("-lr-decay", lr_decay=0.3),
+    _adagrad("-initial", initial_accumulator_value=0.5, eps=0.1),
+    _adagrad("-clip", max_grad_norm=0.5),
+    _adam(""),
+    _adam("-maximize-eps", maximize=True, eps=0.1),
+    _adam("-amsgrad", amsgrad=True, betas=(0.8, 0.5)),
+    _adam("-small-beta1", betas=(0.3, 0.9)),
+    _adam("-decoupled", decoupled_weight_decay=True),
+    _adam("-clip", max_grad_norm=0.5),
+    _adam("w"),
+    _adam("w-maximize", maximize=True),
+    _adam("w-amsgrad", amsgrad=True, betas=(0.8, 0.5)),
+    _adam("w-amsgrad-maximize", amsgrad=True, maximize=True),
+    _adam("w-small-beta1", betas=(0.0, 0.9)),
+    _adam("w-clip", max_grad_norm=0.5),
+    _lamb("", max_grad_norm=1.0),
+    _lamb("-no-clip"),
+    _lamb("-always-adapt", always_adapt=True),
+    _lamb("-maximize", max_grad_norm=1.0, maximize=True, eps=0.1),
+    _lamb("-no-bias-correction", bias_correction=False, always_adapt=True),
+    _lamb("-no-grad-averaging", grad_averaging=False, always_adapt=True),
+    _lamb("-l2", decoupled_weight_decay=False, max_grad_norm=1.0),
+    _lamb("-trust-clip", trust_clip=0.5, always_adapt=True),
+    _lamb("-phi", phi=(2.0, 50.0), always_adapt=True, max_grad_norm=1.0),
+]
+
+
+def _with_twins(case: Case) -> list[Case]:
+    decay = replace(case, name=f"{case.name}-decay", kwargs=case.kwargs | {"weight_decay": 0.1})
+    fast = replace(case, name=f"{case.name}-fast", kwargs=case.kwargs | {"weight_decay": 0.3, "lr": 0.3})
+    return [case, decay, fast]
+
+
+CASES: list[Case] = [twin for case in _TABLE for twin in _with_twins(case)]
+FAST_CASES: list[Case] = [case for case in CASES if case.name.endswith("-fast")]
+BY_NAME: dict[str, Case] = {case.name: case for case in CASES}

@@ -1,0 +1,24 @@
+"""What all tests share."""
+
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+# The same examples on every run, and no deadline: how fast a busy machine is decides nothing.
+hypothesis.settings.register_profile("fusedopt", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("fusedopt")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """For tests that call torch.set_num_threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

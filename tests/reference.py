@@ -1,0 +1,130 @@
+"""What is right: torch's own classes in float64, and LAMB in a few lines. Nothing of fusedopt is imported here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+FORMS = ("for-loop", "fused")
+
+
+class ReferenceLAMB(Optimizer):
+    """LAMB as apex's FusedLAMB has it, with options, computed in the dtype of the parameters."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        *,
+        bias_correction: bool = True,
+        grad_averaging: bool = True,
+        decoupled_weight_decay: bool = True,
+        max_grad_norm: float | None = 1.0,
+        always_adapt: bool = False,
+        trust_clip: float | None = None,
+        phi: tuple[float, float] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        options = locals()
+        super().__init__(params, {k: v for k, v in options.items() if k not in ("self", "params", "__class__")})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        global_norm = sum(float(p.grad.double().square().sum()) for p in params) ** 0.5
+        limit = self.defaults["max_grad_norm"]
+        shrink = global_norm / limit if limit is not None and global_norm > limit else 1.0
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad / shrink, self.state[p], group)
+
+    def _update(self, w: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(w)
+            state["exp_avg_sq"] = torch.zeros_like(w)
+        state["step"] += 1
+        t = state["step"].item()
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        (beta1, beta2), decay = group["betas"], group["weight_decay"]
+
+        if group["maximize"]:
+            g = -g
+        if decay and not group["decoupled_weight_decay"]:
+            g = g + decay * w
+        m.copy_(beta1 * m + (1 - beta1 if group["grad_averaging"] else 1) * g)
+        v.copy_(beta2 * v + (1 - beta2) * g * g)
+
+        correction1 = 1 - beta1**t if group["bias_correction"] else 1
+        correction2 = 1 - beta2**t if group["bias_correction"] else 1
+        u = (m / correction1) / ((v / correction2).sqrt() + group["eps"])
+        if decay and group["decoupled_weight_decay"]:
+            u = u + decay * w
+
+        ratio = 1.0
+        if decay or group["always_adapt"]:
+            w_norm, u_norm = w.double().square().sum().sqrt().item(), u.double().square().sum().sqrt().item()
+            if group["phi"]:
+                low, high = group["phi"]
+                w_norm = min(max(w_norm, low), high)
+            ratio = w_norm / u_norm if w_norm != 0 and u_norm != 0 else 1.0
+            if group["trust_clip"] is not None:
+                ratio = min(ratio, group["trust_clip"])
+        w.sub_(group["lr"] * ratio * u)
+
+
+class Reference:
+    """An optimizer to compare with: torch's class (or LAMB from above) in one of its forms.
+
+    Clipping, which torch has beside its optimizers, is done on copies of the gradients.
+    """
+
+    def __init__(
+        self,
+        twin: type[Optimizer] | None,
+        params: list[Tensor],
+        groups: list[dict[str, Any]],
+        kwargs: dict[str, Any],
+        *,
+        form: str = "for-loop",
+        max_grad_norm: float | None = None,
+    ) -> None:
+        self.params = params
+        self._max_grad_norm = None
+        if twin is None:
+            self.optimizer: Optimizer = ReferenceLAMB(groups, max_grad_norm=max_grad_norm, **kwargs)
+        else:
+            self._max_grad_norm = max_grad_norm
+            form_kwargs = {"fused": True} if form == "fused" else {"foreach": False}
+            self.optimizer = twin(groups, **kwargs, **form_kwargs)
+
+    def step(self, grads: list[Tensor | None]) -> None:
+        for p, grad in zip(self.params, grads, strict=True):
+            p.grad = None if grad is None else grad.to(p.dtype, copy=True)
+        if self._max_grad_norm is not None:
+            self._clip(self._max_grad_norm)
+        self.optimizer.step()
+
+    def _clip(self, max_norm: float) -> None:
+        """As torch.nn.utils.clip_grad_norm_, which in float64 would count for exact and is not."""
+        if self.params[0].dtype != torch.float64:
+            torch.nn.utils.clip_grad_norm_(self.params, max_norm)
+            return
+        grads = [p.grad for p in self.params if p.grad is not None]
+        norm = float(np.sqrt(sum(np.square(grad.numpy(), dtype=np.longdouble).sum() for grad in grads)))
+        for grad in grads:
+            grad.mul_(min(max_norm / (norm + 1e-6), 1.0))
+
+
+def has_form(twin: type[Optimizer] | None, form: str) -> bool:
+    """Whether torch has this class in this form."""
+    fused = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW)
+    return form == "for-loop" or twin in fused

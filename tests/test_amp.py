@@ -1,0 +1,247 @@
+"""GradScaler on the CPU: unscaling inside the step, and steps that an overflow skips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import BY_NAME, Case
+from test_contract import Pair, each_class, make_params, make_twin, set_grads
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+import fusedopt
+
+SCALE = 1000.0  # not a power of two
+
+
+def make_scaler(**kwargs: Any) -> GradScaler:
+    scaler = GradScaler("cpu", init_scale=SCALE, growth_interval=1000, **kwargs)
+    scaler.scale(torch.zeros(()))  # it makes its scale at the first use
+    return scaler
+
+
+def scaled_grads(params: list[Tensor], seed: int, scale: float, overflow: int | None = None) -> None:
+    set_grads(params, seed)
+    for i, p in enumerate(params):
+        p.grad *= scale
+        if i == overflow:
+            p.grad.view(-1)[-1] = float("inf")
+
+
+def everything(opt: Optimizer) -> list[Any]:
+    """Copies of all parameters, states and version counters."""
+    params = [p for group in opt.param_groups for p in group["params"]]
+    tensors = params + [v for p in params for v in opt.state.get(p, {}).values()]
+    return [(t.detach().clone(), t._version) for t in tensors]
+
+
+def assert_unchanged(opt: Optimizer, before: list[Any]) -> None:
+    after = everything(opt)
+    assert len(after) == len(before)
+    for (a, a_version), (b, b_version) in zip(after, before, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+        assert a_version == b_version
+
+
+def steps(
+    opt: Optimizer, params: list[Tensor], seeds: Any, overflows: Any = (), unscale: bool = False
+) -> Iterator[int]:
+    """Training steps with a scaler of its own; asserts that a step that overflows changes nothing."""
+    scaler = make_scaler()
+    for i in seeds:
+        overflow = i % len(params) if i in overflows else None
+        scaled_grads(params, i, scaler.get_scale(), overflow)
+        before = everything(opt)
+        if unscale:
+            scaler.unscale_(opt)
+        scaler.step(opt)
+        if overflow is not None:
+            assert_unchanged(opt, before)
+        scaler.update()
+        yield i
+
+
+@each_class
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("overflows", [(), (0,), (1,), (6,), (0, 1, 6)], ids=str)
+def test_an_overflow_skips_the_step(case: Case, overflows: tuple[int, ...], unscale: bool) -> None:
+    pair = Pair(case)
+    runs = [steps(opt, params, range(8), overflows, unscale) for opt, params in pair]
+    for _ in zip(*runs, strict=True):
+        pair.compare()
+    if case.counts_steps:
+        assert all(pair.ours.state[p]["step"] == 8 - len(overflows) for p in pair.params[0])
+
+
+@each_class
+def test_the_first_step_after_an_overflow_is_a_first_step(case: Case) -> None:
+    params, fresh = make_params([(100,)]), make_params([(100,)])
+    opt, other = case.make(params), case.make(fresh)
+    for _ in steps(opt, params, range(2), overflows=(0,)):
+        pass
+    for _ in steps(other, fresh, range(1, 2)):
+        pass
+    # The scale was halved meanwhile, which is exact.
+    torch.testing.assert_close(params[0], fresh[0])
+    torch.testing.assert_close(opt.state.get(params[0], {}), other.state.get(fresh[0], {}))
+
+
+@each_class
+def test_nan_gradient_skips_too(case: Case) -> None:
+    params = make_params()
+    opt, scaler = case.make(params), make_scaler()
+    set_grads(params, 0)
+    params[1].grad.view(-1)[0] = float("nan")
+    before = everything(opt)
+    scaler.step(opt)
+    assert_unchanged(opt, before)
+
+
+@each_class
+@pytest.mark.parametrize("without", [{0, 1, 2}, {1}])
+def test_without_gradients(case: Case, without: set[int]) -> None:
+    params = make_params()
+    opt, scaler = case.make(params), make_scaler()
+    set_grads(params, 0, without)
+    before = everything(opt)
+    scaler.step(opt)
+    if len(without) == 3:  # found_inf is the int 0 here
+        assert_unchanged(opt, before)
+    elif case.counts_steps:
+        assert [opt.state[p]["step"].item() if opt.state.get(p) else 0 for p in params] == [1, 0, 1]
+    assert not hasattr(opt, "found_inf")
+    assert not hasattr(opt, "grad_scale")
+
+
+@each_class
+def test_attributes_of_the_scaler_by_hand(case: Case) -> None:
+    pair = Pair(case)
+    for opt, params in pair:
+        set_grads(params, 0)
+        if opt is pair.ours:
+            opt.grad_scale, opt.found_inf = None, torch.tensor(0.0)  # as after unscale_
+        opt.step()
+    pair.compare()
+    before = everything(pair.ours)
+    for found_inf in torch.tensor(1.0), torch.tensor([2.0]):
+        pair.ours.grad_scale, pair.ours.found_inf = torch.tensor(4.0), found_inf
+        pair.ours.step()
+        assert_unchanged(pair.ours, before)
+    pair.ours.found_inf = 0
+    for opt, params in pair:
+        scaled_grads(params, 1, 4.0 if opt is pair.ours else 1.0)
+        opt.step()
+    pair.compare()
+
+
+@each_class
+def test_the_step_runs_its_hooks_when_it_is_skipped(case: Case) -> None:
+    params = make_params()
+    opt, scaler, events = case.make(params), make_scaler(), []
+    opt.register_step_post_hook(lambda *_: events.append("post"))
+    scaled_grads(params, 0, SCALE, overflow=0)
+    scaler.step(opt)
+    assert events == ["post"]
+
+
+def mixed_params(kind: str) -> list[Tensor]:
+    other = torch.complex64 if kind == "complex" else torch.float32
+    return make_params([(6, 2), (6, 2)], (torch.float32, other))
+
+
+def mixed_grads(params: list[Tensor], kind: str, seed: int, scale: float, overflow: int | None) -> None:
+    scaled_grads(params, seed, scale)
+    if overflow is not None:
+        params[overflow].grad[0, 0] = float("inf")
+    if kind == "sparse":
+        params[1].grad[2:] = 0
+        params[1].grad = params[1].grad.to_sparse(1)
+
+
+@pytest.mark.parametrize("overflow", [None, 0, 1])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", ["sgd-momentum", "adagrad-lr-decay"])
+def test_sparse_beside_dense(name: str, overflow: int | None, first: bool) -> None:
+    check_mixed(BY_NAME[name], "sparse", overflow, first)
+
+
+@each_class
+@pytest.mark.parametrize("overflow", [None, 0, 1])
+@pytest.mark.parametrize("first", [True, False])
+def test_torchs_path_beside_fused(case: Case, overflow: int | None, first: bool) -> None:
+    check_mixed(case, "strided", overflow, first)
+
+
+def check_mixed(case: Case, kind: str, overflow: int | None, first: bool) -> None:
+    ours, theirs = mixed_params(kind), mixed_params(kind)
+    if kind == "strided":
+        for params in ours, theirs:
+            params[1] = nn.Parameter(params[1].detach().repeat(1, 2)[:, ::2])
+    opts = [(case.make(ours), ours), (make_twin(case, theirs), theirs)]
+    scalers = [make_scaler(), make_scaler()]
+    for step in range(3):
+        for (opt, params), scaler in zip(opts, scalers, strict=True):
+            now = overflow if step == (0 if first else 1) else None
+            mixed_grads(params, kind, step, scaler.get_scale(), now)
+            before = everything(opt)
+            scaler.step(opt)
+            if now is not None:
+                assert_unchanged(opt, before)
+            scaler.update()
+        torch.testing.assert_close(ours, theirs)
+    assert [e.path for e in opts[0][0].explain()] == ["fused", "torch"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["rmsprop-momentum", "adam-amsgrad", "sgd-momentum", "adagrad", "lamb-no-clip"])
+def test_complex_beside_real_with_scale_by_hand(name: str) -> None:
+    """GradScaler itself checks no complex gradients; the scale still reaches torch's path."""
+    case = BY_NAME[name]
+    pairs = [mixed_params("complex"), mixed_params("complex")]
+    ours, plain = case.make(pairs[0]), case.make(pairs[1])
+    for i in range(3):
+        mixed_grads(pairs[0], "complex", i, 8.0, None)
+        mixed_grads(pairs[1], "complex", i, 1.0, None)
+        ours.grad_scale, ours.found_inf = torch.tensor(8.0), torch.tensor(float(i == 1))
+        before = everything(ours)
+        ours.step()
+        if i == 1:
+            assert_unchanged(ours, before)
+        else:
+            plain.step()
+        torch.testing.assert_close(*pairs)
+    assert [e.path for e in ours.explain()] == ["fused", "torch"]
+
+
+def test_native_path_unscales_and_skips() -> None:
+    params, expected = make_params(), make_params()
+    opt, other = fusedopt.RMSprop(params), torch.optim.RMSprop(expected)
+    with fusedopt.native():
+        for _ in zip(steps(opt, params, range(4), (0, 2)), steps(other, expected, range(4), (0, 2)), strict=True):
+            torch.testing.assert_close(params, expected)
+
+
+@each_class
+def test_gradient_stays_scaled(case: Case) -> None:
+    params = make_params()
+    opt = case.make(params)
+    scaler = make_scaler()
+    scaled_grads(params, 0, SCALE)
+    grads = [p.grad.clone() for p in params]
+    scaler.step(opt)
+    assert all(map(torch.equal, [p.grad for p in params], grads))
+
+
+@each_class
+def test_clipping_sees_unscaled_gradients(case: Case) -> None:
+    plain, scaled = make_params(), make_params()
+    opt, other = case.make(plain, max_grad_norm=0.5), case.make(scaled, max_grad_norm=0.5)
+    set_grads(plain, 0)
+    opt.step()
+    scaled_grads(scaled, 0, SCALE)
+    make_scaler().step(other)
+    torch.testing.assert_close(opt.grad_norm, other.grad_norm)
+    torch.testing.assert_close(plain, scaled)

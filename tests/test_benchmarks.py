@@ -1,0 +1,277 @@
+"""The benchmark measures what it says: exact parameter sets, a correct LAMB to compare with, sound statistics.
+
+Nothing here asserts on a time.
+"""
+
+import gc
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import step
+import torch
+from implementations import CASES, IMPLEMENTATIONS, OURS, OptimizerCase
+from lamb_foreach import LambForeach
+from parameter_sets import SETS
+from report import Row, disturbed, geometric_means, markdown
+from stream_loop import StreamLoop
+from timing import Sample, Spread, interleave
+from torch import Tensor
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _same_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+# Parameter sets
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "elements"),
+    [
+        ("lenet", 10, 44_426),
+        ("small", 1000, 64_000),
+        ("resnet50", 161, 25_557_032),
+        ("large", 1, 16_777_216),
+        ("gpt2", 148, 124_439_808),
+    ],
+)
+def test_counts(name: str, tensors: int, elements: int) -> None:
+    assert len(SETS[name].shapes) == tensors
+    assert SETS[name].elements == elements
+
+
+def test_resnet50_shapes_are_torchvisions() -> None:
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        shapes = [tuple(p.shape) for p in models.resnet50(weights=None).parameters()]
+    # torchvision registers a block's shortcut after its convolutions, as here.
+    assert shapes == list(SETS["resnet50"].shapes)
+
+
+def test_parameters_have_gradients_and_repeat() -> None:
+    first, second = (SETS["lenet"].parameters(torch.bfloat16, CPU) for _ in range(2))
+    for p, q in zip(first, second, strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert p.grad.dtype == torch.bfloat16
+        assert p.grad.count_nonzero() > 0
+        assert torch.equal(p, q)
+        assert torch.equal(p.grad, q.grad)
+
+
+# LAMB
+
+
+def lamb_reference(
+    groups: list[dict[str, float]], params: list[list[Tensor]], grads: list[list[list[Tensor | None]]], max_norm: float
+) -> list[list[Tensor]]:
+    """LAMB, tensor by tensor in float64: ``grads[step][group][tensor]``."""
+    beta1, beta2 = 0.9, 0.999
+    params = [[p.double() for p in group] for group in params]
+    exp_avgs = [[torch.zeros_like(p) for p in group] for group in params]
+    exp_avg_sqs = [[torch.zeros_like(p) for p in group] for group in params]
+    for count, step_grads in enumerate(grads, 1):
+        norm = sum(float(g.double().square().sum()) for group in step_grads for g in group if g is not None) ** 0.5
+        for i, options in enumerate(groups):
+            for j, g in enumerate(step_grads[i]):
+                if g is None:
+                    continue
+                g = g.double()
+                if norm > max_norm:
+                    g = g * (max_norm / norm)
+                exp_avgs[i][j] = beta1 * exp_avgs[i][j] + (1 - beta1) * g
+                exp_avg_sqs[i][j] = beta2 * exp_avg_sqs[i][j] + (1 - beta2) * g * g
+                m_hat = exp_avgs[i][j] / (1 - beta1**count)
+                v_hat = exp_avg_sqs[i][j] / (1 - beta2**count)
+                update = m_hat / (v_hat.sqrt() + options["eps"]) + options["weight_decay"] * params[i][j]
+                ratio = 1.0
+                if options["weight_decay"] != 0:
+                    p_norm, u_norm = float(params[i][j].norm()), float(update.norm())
+                    ratio = p_norm / u_norm if p_norm > 0 and u_norm > 0 else 1.0
+                params[i][j] = params[i][j] - options["lr"] * ratio * update
+    return params
+
+
+@pytest.mark.parametrize("bucket_elements", [0, 20, 2**20])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+@pytest.mark.parametrize("max_norm", [1.0, 1e6])
+def test_lamb_agrees_with_float64_reference(
+    dtype: torch.dtype, tolerance: float, bucket_elements: int, max_norm: float
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    groups = [{"lr": 0.05, "eps": 1e-6, "weight_decay": 0.1}, {"lr": 0.02, "eps": 1e-3, "weight_decay": 0.0}]
+    starts = [
+        [normal(4, 5), torch.zeros(7, dtype=dtype), torch.zeros(3, dtype=dtype), normal(0), normal(1)],
+        [normal(6)],
+    ]
+    starts[0].append(normal(2, 2))  # never gets a gradient
+    grads: list[list[list[Tensor | None]]] = []
+    for count in range(6):
+        # Norms below and above 1, so that some steps are clipped and others are not; the third tensor stays at zero.
+        step_grads: list[list[Tensor | None]] = [
+            [None if p is starts[0][-1] else normal(*p.shape) * (0.01 if count % 2 else 3.0) for p in group]
+            for group in starts
+        ]
+        step_grads[0][2] = torch.zeros(3, dtype=dtype)
+        grads.append(step_grads)
+    params = [[torch.nn.Parameter(p.clone()) for p in group] for group in starts]
+    optimizer = LambForeach(
+        [{"params": group, **options} for group, options in zip(params, groups, strict=True)],
+        max_grad_norm=max_norm,
+        bucket_elements=bucket_elements,
+    )
+    for step_grads in grads:
+        for group, group_grads in zip(params, step_grads, strict=True):
+            for p, g in zip(group, group_grads, strict=True):
+                p.grad = None if g is None else g.clone()
+        optimizer.step()
+        for group, group_grads in zip(params, step_grads, strict=True):
+            for p, g in zip(group, group_grads, strict=True):
+                assert g is None or (p.grad is not None and torch.equal(p.grad, g)), "gradients are read only"
+
+    expected = lamb_reference(groups, starts, grads, max_norm)
+    for group, expected_group, start_group in zip(params, expected, starts, strict=True):
+        for p, q, start in zip(group, expected_group, start_group, strict=True):
+            torch.testing.assert_close(p.detach().double(), q, rtol=tolerance, atol=tolerance)
+            moved = (q - start.double()).abs()
+            assert moved.numel() == 0 or p.grad is None or p.grad.count_nonzero() == 0 or moved.min() > 100 * tolerance
+    assert params[0][2].count_nonzero() == 0
+    assert torch.equal(params[0][-1], starts[0][-1])
+
+
+# Statistics
+
+
+def test_ratios_are_taken_within_repeats() -> None:
+    # The machine halves its speed after two repeats: both see it, and the ratio does not.
+    ours, theirs = Sample(1, [1.0, 1.0, 2.0, 2.0]), Sample(1, [3.0, 3.0, 6.0, 6.0])
+    assert ours.relative_to(theirs) == Spread(3.0, 3.0, 3.0)
+    assert Spread.of([4.0]) == Spread(4.0, 4.0, 4.0)
+    assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(3.0, 2.0, 4.0)
+
+
+def test_interleave_batches_short_calls_and_stops_in_time() -> None:
+    collecting = []
+
+    def clock(run: object, calls: int) -> float:
+        collecting.append(gc.isenabled())
+        return {"short": 0.001, "long": 0.5}[str(run)]
+
+    samples = interleave({"short": "short", "long": "long"}, clock, repeats=21, seconds=4.0)  # type: ignore[dict-item]
+    assert (samples["short"].calls, samples["long"].calls) == (10, 1)
+    assert samples["short"].seconds == [0.001] * 7
+    assert samples["long"].seconds == [0.5] * 7
+    assert not any(collecting)
+    assert gc.isenabled()
+
+
+def test_subnormal_states_are_refused() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], momentum=0.9)
+    optimizer.state[parameter]["momentum_buffer"] = torch.tensor([0.0, 1.0, -1.0])
+    step.check_no_subnormals("zero is fine", optimizer)
+    optimizer.state[parameter]["momentum_buffer"][0] = -1e-40
+    with pytest.raises(RuntimeError, match="SGD: a parameter or state has subnormal values"):
+        step.check_no_subnormals("SGD", optimizer)
+
+
+# The loop and the script
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_loop_moves_the_bytes_of_the_rule(case: OptimizerCase) -> None:
+    loop = StreamLoop(case.passes, 1000, torch.bfloat16, threads=2)
+    before = [array.clone() for array in loop.arrays]
+    loop()
+    writes = max(writes for _, writes in case.passes)
+    assert [not torch.equal(a, b) for a, b in zip(loop.arrays, before, strict=True)] == [
+        index < writes for index in range(len(before))
+    ]
+    assert loop.bytes == case.accesses * 1000 * 2
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_implementations_agree_and_report_the_rules_bytes(case: OptimizerCase) -> None:
+    """All implementations of a case do the same work, also on gradients that are used again."""
+    after: dict[str, list[Tensor]] = {}
+    for name, factory in case.factories().items():
+        params = SETS["lenet"].parameters(torch.float64, CPU)
+        optimizer = factory(params)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+        for _ in range(3):
+            optimizer.step()
+        after[name] = [p.detach() for p in params]
+        if name == OURS:
+            assert optimizer.bytes_per_step() == case.accesses * SETS["lenet"].elements * 8  # type: ignore[attr-defined]
+    for name, values in after.items():
+        for value, expected in zip(values, after["for-loop"], strict=True):
+            assert torch.allclose(value, expected, rtol=1e-9, atol=1e-12), name
+
+
+def test_script_writes_every_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "run.json"
+    step.main(["--sets", "lenet", "--optimizers", "SGD", "LAMB", "--repeats", "2", "--markdown", "--json", str(target)])
+    run = json.loads(target.read_text())
+    assert {"date", "cpu", "cores", "threads", "torch", "fusedopt"} <= run["machine"].keys()
+    assert {(row["optimizer"], row["implementation"]) for row in run["rows"]} == {
+        *(("SGD", name) for name in (*IMPLEMENTATIONS, step.LOOP)),
+        *(("LAMB", name) for name in (OURS, "for-loop", "foreach", step.LOOP)),
+    }
+    for row in run["rows"]:
+        assert row.keys() == Row.__dataclass_fields__.keys()
+        assert row["repeats"] == 2
+        assert row["us"]["low"] <= row["us"]["median"] <= row["us"]["high"]
+        assert row["gb_per_s"] > 0
+        assert row["loop_share"] > 0
+        assert (row["ratio"] is None) == (row["implementation"] == step.LOOP)
+        if row["implementation"] == row["fastest_native"]:
+            assert row["ratio"]["median"] == 1.0
+    assert run["geometric_means"].keys() == {"SGD", "LAMB", "all"}
+    printed = capsys.readouterr().out
+    assert "# torch: " in printed
+    assert "| SGD |" in printed
+    assert "geometric mean over the parameter sets" in printed
+
+
+def test_geometric_mean_and_table() -> None:
+    def row(parameter_set: str, ratio: float, busy: float = 0.0) -> Row:
+        measured = (Spread(1.0, 1.0, 1.0), 12, 1.0, 1.0, "fused", Spread(ratio, ratio, ratio), busy)
+        return Row("SGD", parameter_set, OURS, 1, 1, "float32", 1, 1, *measured)
+
+    rows = [row("lenet", 8.0), row("gpt2", 2.0)]
+    assert geometric_means(rows) == pytest.approx({"SGD": 4.0, "all": 4.0})
+    table = markdown({"cpu": "some CPU", "threads": 2, "torch": "2"}, rows).splitlines()
+    assert table[0] == "| optimizer | LeNet | GPT-2 124M | geometric mean |"
+    assert table[2] == "| SGD | 8.00x vs fused | 2.00x vs fused | 4.00x |"
+    assert "Not to be quoted" not in table[-1]
+
+    rows.append(row("small", 3.0, busy=1.5))
+    assert disturbed(rows) == ["SGD small (1.5 cores)"]
+    assert "Not to be quoted" in markdown({"cpu": "some CPU", "threads": 2, "torch": "2"}, rows)
+
+
+def test_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    target = tmp_path / "run.png"
+    step.main(["--sets", "lenet", "--optimizers", "SGD", "RMSprop", "--repeats", "1", "--plot", str(target)])
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_without_matplotlib_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delitem(sys.modules, "plot", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit, match="--plot needs matplotlib"):
+        step.main(["--sets", "lenet", "--plot", str(tmp_path / "run.png")])

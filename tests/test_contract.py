@@ -1,0 +1,315 @@
+"""What people do with an optimizer other than numerics: schedulers, closures, hooks, groups, changes between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import BY_NAME, Case
+from reference import ReferenceLAMB
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim import lr_scheduler as lrs
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+import fusedopt
+
+SIX = [
+    BY_NAME[name]
+    for name in (
+        "sgd-nesterov-decay",
+        "rmsprop-centered-momentum-decay",
+        "adagrad-lr-decay-decay",
+        "adam-amsgrad-decay",
+        "adamw-decay",
+        "lamb-no-clip-decay",
+    )
+]
+SHAPES = [(3,), (17, 5), ()]
+each_class = pytest.mark.parametrize("case", SIX, ids=str)
+
+
+def make_params(shapes: Any = SHAPES, dtypes: Any = (torch.float32,)) -> list[Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    made = [torch.randn(shape, generator=rng) for shape in shapes]
+    return [nn.Parameter(p.to(dtypes[i % len(dtypes)])) for i, p in enumerate(made)]
+
+
+class TwinLAMB(ReferenceLAMB):
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        super().step()
+        return loss
+
+
+def make_twin(case: Case, params: Any, **kwargs: Any) -> Optimizer:
+    if case.twin is None:
+        return TwinLAMB(params, **(case.kwargs | {"max_grad_norm": None} | kwargs))
+    return case.twin(params, **(case.kwargs | kwargs))
+
+
+class Pair:
+    """Our optimizer and torch's on equal parameters."""
+
+    def __init__(self, case: Case, *args: Any, **kwargs: Any) -> None:
+        self.params = make_params(*args), make_params(*args)
+        self.ours, self.theirs = case.make(self.params[0], **kwargs), make_twin(case, self.params[1], **kwargs)
+
+    def __iter__(self) -> Iterator[tuple[Optimizer, list[Tensor]]]:
+        return iter([(self.ours, self.params[0]), (self.theirs, self.params[1])])
+
+    def step(self, seed: int, without: Any = ()) -> None:
+        for opt, params in self:
+            set_grads(params, seed, without)
+            opt.step()
+        self.compare()
+
+    def compare(self) -> None:
+        for p, q in zip(*self.params, strict=True):
+            torch.testing.assert_close(p, q)
+            torch.testing.assert_close(dict(self.ours.state.get(p, {})), dict(self.theirs.state.get(q, {})))
+
+
+def set_grads(params: list[Tensor], seed: int, without: Any = ()) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    for i, p in enumerate(params):
+        grad = torch.randn(p.shape, generator=rng).to(p.dtype)
+        p.grad = None if i in without else grad
+
+
+SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
+    "step": lambda opt: lrs.StepLR(opt, 2, gamma=0.3),
+    "cosine": lambda opt: lrs.CosineAnnealingLR(opt, 5),
+    "lambda": lambda opt: lrs.LambdaLR(opt, lambda epoch: 0.8**epoch),
+    "sequential": lambda opt: lrs.SequentialLR(
+        opt, [lrs.LinearLR(opt, 0.1, total_iters=2), lrs.ExponentialLR(opt, 0.5)], [2]
+    ),
+    "one-cycle": lambda opt: lrs.OneCycleLR(
+        opt, 0.1, total_steps=8, cycle_momentum=bool({"momentum", "betas"} & opt.defaults.keys())
+    ),
+}
+
+
+@each_class
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_schedulers(case: Case, scheduler: str) -> None:
+    pair = Pair(case)
+    schedulers = [SCHEDULERS[scheduler](opt) for opt, _ in pair]
+    rates = set()
+    for i in range(6):
+        pair.step(i)
+        for s in schedulers:
+            s.step()
+        rates.add(pair.ours.param_groups[0]["lr"])
+        assert pair.ours.param_groups[0]["lr"] == pair.theirs.param_groups[0]["lr"]
+    assert len(rates) > 2
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.5, "lr": 0.3},  # momentum switched on
+    "sgd-momentum-decay": {"momentum": 0, "weight_decay": 0.3},
+    "sgd-dampening-decay": {"dampening": 0.7, "maximize": True},
+    "sgd-momentum": {"nesterov": True, "lr": 1},  # an int
+    "rmsprop-momentum-decay": {"alpha": 0.5, "momentum": 0.3, "eps": 0.3},
+    "adagrad-lr-decay-decay": {"lr_decay": 0.9, "eps": 0.3, "lr": 0.7},
+    "adam-amsgrad-decay": {"betas": (0.5, 0.6), "amsgrad": False},
+    "adam-decay": {"betas": (torch.tensor(0.5), torch.tensor(0.6)), "decoupled_weight_decay": True},
+    "adamw-decay": {"eps": 0.3, "maximize": True, "weight_decay": 0.9},
+    "lamb-no-clip": {"betas": (0.5, 0.6), "weight_decay": 0.4, "trust_clip": 0.3},
+    "lamb-no-clip-decay": {"bias_correction": False, "phi": (0.1, 0.2)},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_hyper_parameters_changed_between_steps(name: str) -> None:
+    pair = Pair(BY_NAME[name])
+    pair.step(0)
+    pair.step(1)
+    for opt, _ in pair:
+        opt.param_groups[0].update(CHANGES[name])
+    pair.step(2)
+    pair.step(3)
+    assert {e.path for e in pair.ours.explain()} == {"fused"}
+
+
+@each_class
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_lr_as_a_tensor(case: Case, shape: tuple[int, ...]) -> None:
+    lr = torch.full(shape, 0.05)
+    kwargs = {"lr": lr}
+    pair = Pair(case, [(17, 5)], **(kwargs | ({} if case.twin else {"lr": 0.05})))
+    pair.ours.param_groups[0]["lr"] = lr
+    pair.step(0)
+    for opt, _ in pair:
+        opt.param_groups[0]["lr"] = lr.mul_(0.5) if opt is pair.ours else opt.param_groups[0]["lr"]
+    if case.twin is None:
+        pair.theirs.param_groups[0]["lr"] = 0.025
+    pair.step(1)
+
+
+def test_nan_learning_rate_is_accepted_where_torch_does() -> None:
+    pair = Pair(BY_NAME["sgd"], [(4,)], lr=float("nan"))
+    for opt, params in pair:
+        set_grads(params, 0)
+        opt.step()
+        assert bool(params[0].isnan().all())
+
+
+@each_class
+def test_groups_with_their_own_options(case: Case) -> None:
+    pair = Pair(case, [(4,)])
+    pair.step(0)
+    for opt, params in pair:
+        params += make_params([(6,), (2, 3)])
+        opt.add_param_group({"params": params[1:], "lr": 0.3, "weight_decay": 0.4})
+    for i in range(1, 4):
+        pair.step(i)
+    assert [e.group for e in pair.ours.explain()] == [0, 1, 1]
+
+
+@each_class
+def test_named_parameters(case: Case) -> None:
+    opt = case.make(nn.Linear(3, 2).named_parameters())
+    assert [e.name for e in opt.explain()] == ["weight", "bias"]
+
+
+@each_class
+@pytest.mark.parametrize("outer", [torch.no_grad, torch.enable_grad])
+def test_closure_has_gradients_enabled_and_its_loss_is_returned(case: Case, outer: Any) -> None:
+    pair = Pair(case)
+    for _ in range(2):
+        losses = []
+        for opt, params in pair:
+
+            def closure(opt: Optimizer = opt, params: list[Tensor] = params) -> Tensor:
+                assert torch.is_grad_enabled()
+                opt.zero_grad()
+                loss = sum((p**2).sum() for p in params)
+                loss.backward()
+                return loss
+
+            with outer():
+                losses.append(opt.step(closure))
+        torch.testing.assert_close(*losses)
+        assert losses[0].requires_grad
+        pair.compare()
+    assert pair.ours.step() is None
+
+
+@each_class
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad(case: Case, set_to_none: bool) -> None:
+    pair = Pair(case)
+    pair.step(0)
+    for opt, params in pair:
+        opt.zero_grad(set_to_none)
+        assert all((p.grad is None) if set_to_none else not p.grad.any() for p in params)
+        opt.step()
+    pair.compare()
+
+
+PATHS = "fused", "torch", "mixed", "native"
+
+
+def on_path(path: str, cls: type[Optimizer] = fusedopt.AdamW, **kwargs: Any) -> Optimizer:
+    """An optimizer whose next step takes this path."""
+    dtypes = {"torch": (torch.complex64,), "mixed": (torch.complex64, torch.float32)}.get(path, (torch.float32,))
+    params = make_params(dtypes=dtypes)
+    set_grads(params, 0)
+    return cls(params, **kwargs)
+
+
+def paths(opt: Any) -> set[str]:
+    return {e.path for e in opt.explain()}
+
+
+class OwnStep(fusedopt.AdamW):
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("cls", [fusedopt.AdamW, OwnStep])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_hooks_run_once(path: str, cls: type[Optimizer], with_closure: bool) -> None:
+    torch.optim.AdamW(make_params())  # patches the step of torch's class to run hooks
+    events: list[str] = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda *_: events.append("global pre")),
+        register_optimizer_step_post_hook(lambda *_: events.append("global post")),
+    ]
+    try:
+        opt = on_path(path, cls)
+        opt.register_step_pre_hook(lambda *_: events.append("pre"))
+        opt.register_step_post_hook(lambda *_: events.append("post"))
+        closure = (lambda: events.append("closure") or 7) if with_closure else None
+        for _ in range(2):
+            if path == "native":
+                with fusedopt.native():
+                    result = opt.step(closure)
+            else:
+                result = opt.step(closure)
+            inside = ["closure"] if with_closure else []
+            assert events == ["global pre", "pre", *inside, "post", "global post"]
+            assert result == (7 if with_closure else None)
+            events.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert paths(opt) == ({"fused", "torch"} if path == "mixed" else {"torch" if path == "native" else path})
+    assert all(opt.state[p]["step"] == 2 for p in opt.param_groups[0]["params"])
+
+
+@each_class
+def test_hooks_of_every_class(case: Case) -> None:
+    opt = case.make(make_params())
+    events: list[str] = []
+    pre = opt.register_step_pre_hook(lambda *_: events.append("pre"))
+    opt.register_step_post_hook(lambda *_: events.append("post"))
+    opt.step()
+    assert events == ["pre", "post"]
+    pre.remove()
+    opt.step()
+    assert events == ["pre", "post", "post"]
+
+
+@pytest.mark.parametrize("call", ["step()", "step(f)", "step(closure=f)"])
+def test_hooks_see_the_arguments_that_torchs_would(call: str) -> None:
+    seen = []
+    for module in torch.optim, fusedopt:
+        opt = on_path("fused", module.AdamW)
+        opt.register_step_pre_hook(lambda opt, args, kwargs: seen.append(("pre", args[1:], kwargs)))
+        opt.register_step_post_hook(lambda opt, args, kwargs: seen.append(("post", args[1:], kwargs)))
+        eval(f"opt.{call}", {"opt": opt, "f": int})
+    assert seen[:2] == seen[2:]
+
+
+@pytest.mark.parametrize("path", PATHS[:3])
+def test_hook_replaces_the_arguments(path: str) -> None:
+    opt = on_path(path)
+    opt.register_step_pre_hook(lambda opt, args, kwargs: ((opt, lambda: "other"), {}))
+    assert opt.step(lambda: "original") == "other"
+
+
+def test_hook_with_a_wrong_result_is_refused() -> None:
+    opt = on_path("fused")
+    opt.register_step_pre_hook(lambda *_: "neither None nor a tuple")
+    before = [p.detach().clone() for p in opt.param_groups[0]["params"]]
+    with pytest.raises(RuntimeError, match="must return None or a tuple"):
+        opt.step()
+    assert all(map(torch.equal, before, opt.param_groups[0]["params"]))
+
+
+@pytest.mark.parametrize("cls", [fusedopt.AdamW, OwnStep])
+@pytest.mark.parametrize("path", PATHS[:3])
+def test_profiler_label(path: str, cls: type[Optimizer]) -> None:
+    opt = on_path(path, cls)
+    with torch.profiler.profile() as profile:
+        opt.step()
+    labels = [event.name for event in profile.events() if event.name.startswith("Optimizer.step")]
+    assert labels == [f"Optimizer.step#{cls.__name__}.step"]
