@@ -68,10 +68,6 @@ PyObject* interned(const char* name) {
 
 }  // namespace
 
-Plan::~Plan() {
-  for (Entry& e : entries_) Py_XDECREF(e.param);
-}
-
 void Plan::read_numbers(const py::list& numbers) {
   groups_.resize(numbers.size());
   for (size_t g = 0; g < groups_.size(); ++g) {
@@ -105,7 +101,6 @@ std::pair<Plan::Indices, Plan::Indices> Plan::refresh(py::list groups, py::dict 
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i)
       visit(index++, PyList_GET_ITEM(params, i), int32_t(g), state.ptr(), cursor, initialized);
   }
-  for (size_t i = index; i < entries_.size(); ++i) Py_XDECREF(entries_[i].param);
   changed_ |= index != entries_.size();
   entries_.resize(index);
   table_.tensors.resize(index);
@@ -142,12 +137,7 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
       for (int line = 0; line < 3; ++line) __builtin_prefetch(reinterpret_cast<const char*>(impl) + 64 * line);
   Entry& e = entries_[index];
   Tensor& t = table_.tensors[index];
-  if (e.param != object) {
-    if (!THPVariable_Check(object)) throw py::type_error("optimizer can only optimize Tensors");
-    Py_INCREF(object);
-    Py_XSETREF(e.param, object);
-    changed_ = true;
-  }
+  if (!THPVariable_Check(object)) throw py::type_error("optimizer can only optimize Tensors");
   e.group = group;
   PyObject* values = find(state, object, cursor);
   const at::Tensor& param = THPVariable_Unpack(object);
@@ -209,7 +199,7 @@ INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, 
     if (s.key_set() != kPlain || s.numel() != 1 || !(type == at::kFloat || type == at::kDouble))
       return "the state's `step` is not one float32 or float64 number on the CPU";
     e.double_step = type == at::kDouble;
-    e.step = address(s);
+    patch(e.step, address(s), changed_);
     e.impl[kStep] = &s;
     count += e.double_step ? *static_cast<double*>(e.step) : double{*static_cast<float*>(e.step)};
   }
@@ -242,15 +232,17 @@ int32_t Plan::row(const Entry& e, bool is_double, double count) {
 // Parameters and states must not overlap: the order in which chunks are written is nobody's promise.
 void Plan::mark_overlaps() {
   std::vector<std::tuple<const char*, const char*, Entry*>> ranges;  // begin, end, owner
+  const auto add = [&](const void* begin, int64_t bytes, Entry& owner) {
+    ranges.emplace_back(static_cast<const char*>(begin), static_cast<const char*>(begin) + bytes, &owner);
+  };
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
     const Tensor& t = table_.tensors[i];
     e.overlaps = false;
-    if (!e.taken || e.numel == 0) continue;
-    for (int k = 0; k < 2 + (e.reason ? 0 : info(t.rule).state_count); ++k) {
-      const char* begin = static_cast<const char*>(t.addr[k]);
-      if (k != 1) ranges.emplace_back(begin, begin + e.numel * kItemSize[int(t.dtype)], &e);
-    }
+    if (!e.taken) continue;
+    for (int k = 0; k < 2 + (e.reason ? 0 : info(t.rule).state_count); ++k)
+      if (k != 1 && e.numel) add(t.addr[k], e.numel * kItemSize[int(t.dtype)], e);
+    if (!e.reason && e.impl[kStep]) add(e.step, 4, e);
   }
   std::sort(ranges.begin(), ranges.end());
   const char* reach = nullptr;  // the farthest end of those before, and whose it is

@@ -19,7 +19,6 @@ class Plan {
 
   Plan() = default;
   Plan(const Plan&) = delete;
-  ~Plan();
 
   // Looks at every parameter, gradient and state; writes nothing. `numbers` has for each group a tuple of the rule and
   // its hyper-parameters. Returns the indices of the parameters that torch has to update and of those without a state;
@@ -40,7 +39,6 @@ class Plan {
  private:
   static constexpr int kStep = kMaxOperands;
   struct Entry {
-    PyObject* param = nullptr;             // strong, so that its identity cannot be reused
     at::TensorImpl* impl[kStep + 1] = {};  // the operands and the step: borrowed, live from refresh() to run()
     void* step = nullptr;                  // the step count's address
     const char* reason = nullptr;          // why it is not on the fused path

@@ -117,7 +117,7 @@ def test_half_precision_norm_does_not_overflow(limit: float) -> None:
     norm = 300 * 1000**0.5
     assert opt.grad_norm is not None
     torch.testing.assert_close(opt.grad_norm.item(), norm)
-    torch.testing.assert_close(p.float(), torch.full((1000,), -300 * min(1, limit / norm)), rtol=1e-3, atol=0)
+    torch.testing.assert_close(p.float(), torch.full((1000,), -300.0 * min(1.0, limit / norm)), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.3, 1e4])

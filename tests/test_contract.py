@@ -31,6 +31,10 @@ SHAPES = [(3,), (17, 5), ()]
 each_class = pytest.mark.parametrize("case", SIX, ids=str)
 
 
+def counts_steps(case: Case) -> bool:
+    return case.cls is not fusedopt.SGD
+
+
 def make_params(shapes: Any = SHAPES, dtypes: Any = (torch.float32,)) -> list[Tensor]:
     rng = torch.Generator().manual_seed(0)
     made = [torch.randn(shape, generator=rng) for shape in shapes]

@@ -1,0 +1,305 @@
+"""What the fused path does not take: torch's own result bit for bit, and explain() says so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import BY_NAME, Case
+from test_contract import SIX, counts_steps, each_class, make_params, make_twin, set_grads
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+import fusedopt
+
+FIVE = SIX[:-1]
+Params = list[Tensor]
+
+
+def complex_and_real() -> Params:
+    return make_params([(4,), (3,), (2, 2)], (torch.float32, torch.complex64, torch.complex128))
+
+
+def strided() -> Params:
+    return [nn.Parameter(torch.arange(12.0).view(3, 4)[:, ::2]), *make_params([(3,)])]
+
+
+def overlapping() -> Params:
+    base = torch.arange(1.0, 13.0)
+    return [nn.Parameter(base[:8]), nn.Parameter(base[4:]), *make_params([(3,)])]
+
+
+def overlapping_half_way() -> Params:
+    """A dense parameter and one that is not, in the same memory."""
+    base = torch.arange(1.0, 9.0)
+    return [nn.Parameter(base), nn.Parameter(base[::2]), *make_params([(3,)])]
+
+
+def transposed_twins() -> Params:
+    base = torch.arange(1.0, 7.0).view(2, 3)
+    return [nn.Parameter(base), nn.Parameter(base.t()), *make_params([(3,)])]
+
+
+def real_view_of_complex() -> Params:
+    base = torch.randn(4, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    return [nn.Parameter(base), nn.Parameter(torch.view_as_real(base)), *make_params([(3,)])]
+
+
+# For each kind of parameters, the paths that they take.
+KINDS: dict[str, tuple[Callable[[], Params], list[str]]] = {
+    "complex": (complex_and_real, ["fused", "torch", "torch"]),
+    "strided": (strided, ["torch", "fused"]),
+    "overlapping": (overlapping, ["torch", "torch", "fused"]),
+    "overlapping-half-way": (overlapping_half_way, ["torch", "torch", "fused"]),
+    "transposed-twins": (transposed_twins, ["torch", "torch", "fused"]),
+    "view-of-complex": (real_view_of_complex, ["torch", "torch", "fused"]),
+}
+
+
+def native_twin(case: Case, params: Any, **kwargs: Any) -> Optimizer:
+    return case.make(params, **kwargs) if case.twin is None else make_twin(case, params, **kwargs)
+
+
+def step_natively(opt: Optimizer) -> None:
+    with fusedopt.native():  # which changes LAMB alone, torch's classes do not know of it
+        opt.step()
+
+
+def step_both(ours: Optimizer, theirs: Optimizer) -> None:
+    ours.step()
+    step_natively(theirs)
+
+
+def assert_identical(ours: Optimizer, a: Params, theirs: Optimizer, b: Params, paths: list[str]) -> None:
+    """Equal to the bit where torch's path was taken, close elsewhere."""
+    for p, q, path in zip(a, b, paths, strict=True):
+        exactly = {"rtol": 0, "atol": 0} if path == "torch" else {}
+        torch.testing.assert_close(p, q, **exactly)
+        torch.testing.assert_close(dict(ours.state.get(p, {})), dict(theirs.state.get(q, {})), **exactly)
+
+
+@each_class
+@pytest.mark.parametrize("kind", KINDS)
+def test_kind_of_parameter(case: Case, kind: str) -> None:
+    make, paths = KINDS[kind]
+    a, b = make(), make()
+    ours, theirs = case.make(a), native_twin(case, b)
+    for i in range(3):
+        set_grads(a, i)
+        set_grads(b, i)
+        step_both(ours, theirs)
+        assert_identical(ours, a, theirs, b, paths)
+    explanation = ours.explain()
+    assert [e.path for e in explanation] == paths
+    assert all(e.reason for e in explanation)
+
+
+@each_class
+def test_expanded_parameter_is_refused_like_torchs(case: Case) -> None:
+    for make in case.make, lambda params: native_twin(case, params):
+        params = [*make_params([(3,)]), torch.ones(1).expand(4).requires_grad_()]
+        opt = make(params)
+        set_grads(params, 0)
+        with pytest.raises(RuntimeError, match="more than one element of the written-to tensor"):
+            opt.step()
+        assert bool((params[1] == 1).all())
+
+
+def test_duplicate_parameter_has_torchs_warning_and_result() -> None:
+    for case in FIVE:
+        results = []
+        for make in case.make, lambda params, case=case: make_twin(case, params):
+            a, b = make_params([(3,), (4,)])
+            with pytest.warns(UserWarning, match="parameter group with duplicate parameters"):
+                opt = make([a, b, a])
+            for i in range(3):
+                set_grads([a, b], i)
+                opt.step()
+            results.append((a, opt.state.get(a, {}), opt))
+        (a, state, ours), (b, expected, _) = results
+        torch.testing.assert_close((a, dict(state)), (b, dict(expected)), rtol=0, atol=0)
+        assert [e.path for e in ours.explain()] == ["torch", "fused", "torch"]
+        assert not counts_steps(case) or state["step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "later"), [("sgd", False), ("sgd", True), ("sgd-momentum", True), ("adagrad-lr-decay", False)]
+)
+def test_sparse_gradient(name: str, later: bool) -> None:
+    case = BY_NAME[name]
+    a, b = make_params([(6, 2), (4,)]), make_params([(6, 2), (4,)])
+    ours, theirs = case.make(a), make_twin(case, b)
+    for i in range(4):
+        sparse = i >= 2 if later else i < 2
+        for params in a, b:
+            set_grads(params, i)
+            if sparse:
+                with torch.sparse.check_sparse_tensor_invariants():
+                    params[0].grad = (params[0].grad * torch.tensor([1, 0, 1, 0, 0, 1.0])[:, None]).to_sparse(1)
+        step_both(ours, theirs)
+        assert [e.path for e in ours.explain()] == ["torch" if sparse else "fused", "fused"]
+        torch.testing.assert_close(a, b)
+
+
+@each_class
+def test_differentiable(case: Case) -> None:
+    """A gradient through two steps; LAMB, which torch has not, against finite differences."""
+
+    def train(make: Callable[..., Optimizer], x: Tensor) -> Tensor:
+        opt = make([nn.Parameter(torch.ones(3, dtype=torch.float64))], differentiable=True)
+        p = x.clone()
+        opt.param_groups[0]["params"] = [p]
+        for made in list(opt.state):  # Adagrad makes its state at once
+            opt.state[p] = opt.state.pop(made)
+        for grad in x * 3, x**2:
+            p.grad = grad
+            opt.step()
+        if make == case.make:
+            assert [(e.path, e.reason) for e in opt.explain()] == [("torch", "differentiable=True")]
+        return p
+
+    x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    if case.twin is None:
+        assert torch.autograd.gradcheck(lambda x: train(case.make, x), (x,))
+        return
+    ours, theirs = (train(make, x) for make in (case.make, lambda p, **kw: make_twin(case, p, **kw)))
+    (slope,), (expected,) = torch.autograd.grad(ours.sum(), x), torch.autograd.grad(theirs.sum(), x)
+    torch.testing.assert_close((ours, slope), (theirs, expected), rtol=0, atol=0)
+    assert bool((slope != 1).all())
+
+
+class Logged(Tensor):
+    """A wrapper subclass, as DTensor is one."""
+
+    @staticmethod
+    def __new__(cls, data: Tensor) -> Logged:
+        return Tensor._make_wrapper_subclass(cls, data.shape, dtype=data.dtype, strides=data.stride())
+
+    def __init__(self, data: Tensor) -> None:
+        self.data_inside = data
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def unwrap(x: Any) -> Any:
+            return x.data_inside if isinstance(x, Logged) else x
+
+        out = func(*tree_map(unwrap, args), **tree_map(unwrap, kwargs or {}))
+        if func.__name__.split(".")[0].endswith("_"):
+            return args[0]
+        return tree_map(lambda x: Logged(x) if isinstance(x, Tensor) else x, out)
+
+
+@each_class
+def test_tensor_subclass_with_torch_dispatch(case: Case) -> None:
+    results = []
+    for make in case.make, lambda params: native_twin(case, params):
+        inner, plain = make_params([(3, 4), (5,)])
+        wrapped = Logged(inner.detach()).requires_grad_()
+        opt = make([wrapped, plain])
+        for i in range(2):
+            set_grads([inner, plain], i)
+            wrapped.grad = Logged(inner.grad)
+            step_natively(opt) if results else opt.step()
+        results.append(wrapped.data_inside)
+        if len(results) == 1:
+            assert [e.path for e in opt.explain()] == ["torch", "fused"]
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("flags", [{"fused": True}, {"foreach": True}, {"fused": False, "foreach": False}], ids=str)
+@pytest.mark.parametrize("case", FIVE, ids=str)
+def test_flags_are_stored_and_choose_among_torchs_forms(case: Case, flags: dict[str, bool]) -> None:
+    flags = {k: v for k, v in flags.items() if case.twin is not torch.optim.RMSprop or k == "foreach"}
+    a, b = strided(), strided()
+    ours, theirs = case.make(a, **flags), make_twin(case, b, **flags)
+    for i in range(3):
+        set_grads(a, i)
+        set_grads(b, i)
+        step_both(ours, theirs)
+        assert_identical(ours, a, theirs, b, ["torch", "fused"])
+    assert flags.items() <= ours.param_groups[0].items()
+    assert [e.path for e in ours.explain()] == ["torch", "fused"]
+
+
+@pytest.mark.parametrize("case", FIVE, ids=str)
+def test_native_runs_everything_on_torchs_path(case: Case) -> None:
+    a, b = make_params(), make_params()
+    ours, theirs = case.make(a), make_twin(case, b)
+    for i in range(3):
+        set_grads(a, i, without={1})
+        set_grads(b, i, without={1})
+        with fusedopt.native():
+            ours.step()
+        theirs.step()
+        assert_identical(ours, a, theirs, b, ["torch"] * 3)
+    assert [e.path for e in ours.explain()] == ["torch", "none", "torch"]
+    assert "native" in ours.explain()[0].reason
+    ours.step()
+    assert [e.path for e in ours.explain()] == ["fused", "none", "fused"]
+
+
+def test_native_ends_with_the_block_and_is_of_this_thread() -> None:
+    params = make_params()
+    opt = fusedopt.AdamW(params)
+    set_grads(params, 0)
+    with pytest.raises(KeyError), fusedopt.native():
+        raise KeyError
+    with fusedopt.native():
+        thread = threading.Thread(target=opt.step)
+        thread.start()
+        thread.join()
+    assert {e.path for e in opt.explain()} == {"fused"}
+
+
+@pytest.mark.parametrize(("value", "path"), [("1", "torch"), ("0", "fused"), (None, "fused")])
+def test_environment_variable(value: str | None, path: str) -> None:
+    code = """if True:
+        import torch, fusedopt
+        p, q = (torch.nn.Parameter(torch.linspace(0, 1, 50)) for _ in range(2))
+        ours, theirs = fusedopt.AdamW([p]), torch.optim.AdamW([q])
+        p.grad = q.grad = torch.linspace(1, 2, 50)
+        for _ in range(3):
+            ours.step(), theirs.step()
+        print(ours.explain()[0].path, torch.equal(p, q))
+    """
+    env = {k: v for k, v in os.environ.items() if k != "FUSEDOPT_DISABLE"} | (
+        {"FUSEDOPT_DISABLE": value} if value else {}
+    )
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    assert out.split()[0] == path
+    assert path == "fused" or out.split()[1] == "True"
+
+
+@each_class
+def test_only_the_leftover_is_stepped_and_only_once(case: Case) -> None:
+    """Groups of both kinds: torch's path sees its own parameters and nothing else."""
+    params = make_params([(4,), (4,), (4,), (4,)], (torch.float32, torch.complex64))
+    groups = [{"params": params[:2], "lr": 0.1}, {"params": params[2:], "lr": 0.2}]
+    opt = case.make(groups)
+    lists = [group["params"] for group in opt.param_groups]
+    for i in range(3):
+        set_grads(params, i, without={1} if i == 1 else ())
+        opt.step()
+    assert all(group["params"] is own for group, own in zip(opt.param_groups, lists, strict=True))
+    assert [e.path for e in opt.explain()] == ["fused", "torch"] * 2
+    if counts_steps(case):
+        assert [opt.state[p]["step"].item() for p in params] == [3, 2, 3, 3]
+
+
+def test_uninitialized_parameter() -> None:
+    model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2))
+    opt = fusedopt.Adam(model.parameters())
+    opt.step()
+    assert {e.path for e in opt.explain()} == {"none"}
+    model(torch.ones(4, 5)).sum().backward()
+    before = model[0].weight.detach().clone()
+    opt.step()
+    assert {e.path for e in opt.explain()} == {"fused"}
+    assert not torch.equal(before, model[0].weight)

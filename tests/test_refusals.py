@@ -1,0 +1,294 @@
+"""What is refused: as torch does it, by type and message, and with nothing changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import BY_NAME, Case
+from test_contract import SIX, each_class, make_params, make_twin, set_grads
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import fusedopt
+
+FIVE = SIX[:-1]
+
+
+def error_of(f: Callable[[], Any]) -> tuple[type[BaseException], str]:
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        f()
+    return type(caught.value), str(caught.value)
+
+
+BAD_VALUES = [
+    {"lr": -0.1},
+    {"lr": float("nan")},
+    {"weight_decay": -0.1},
+    {"eps": -1.0},
+    {"momentum": -0.5},
+    {"alpha": -0.5},
+    {"lr_decay": -0.5},
+    {"initial_accumulator_value": -0.5},
+    {"betas": (1.0, 0.9)},
+    {"betas": (0.9, 1.0)},
+    {"betas": (-0.1, 0.9)},
+    {"betas": (0.9, -0.1)},
+    {"nesterov": True, "momentum": 0},
+    {"nesterov": True, "momentum": 0.9, "dampening": 0.1},
+    {"foreach": True, "fused": True},
+    {"fused": True, "differentiable": True},
+    {"lr": torch.tensor([0.1, 0.2])},
+    {"lr": torch.tensor(0.1), "foreach": True},
+]
+
+
+def accepted_by(cls: type[Optimizer], kwargs: dict[str, Any]) -> bool:
+    """Whether torch's class takes these options without complaint, or does not know them."""
+    try:
+        cls([nn.Parameter(torch.ones(2))], **kwargs)
+    except TypeError:
+        return True
+    except (ValueError, RuntimeError):
+        return False
+    return True
+
+
+REFUSED = [(case, kwargs) for case in FIVE for kwargs in BAD_VALUES if case.twin and not accepted_by(case.twin, kwargs)]
+
+
+def test_the_table_of_refusals_covers_each_class() -> None:
+    assert len(REFUSED) > 40
+    assert {case.cls for case, _ in REFUSED} == {case.cls for case in FIVE}
+
+
+@pytest.mark.parametrize(("case", "kwargs"), REFUSED, ids=str)
+def test_value_that_torch_refuses(case: Case, kwargs: dict[str, Any]) -> None:
+    params = make_params()
+    assert error_of(lambda: case.cls(params, **kwargs)) == error_of(lambda: case.twin(params, **kwargs))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"lr": -0.1}, "Invalid learning rate: -0.1"),
+        ({"betas": (1.0, 0.9)}, "Invalid beta parameter at index 0: 1.0"),
+        ({"betas": (0.9, -0.1)}, "Invalid beta parameter at index 1: -0.1"),
+        ({"eps": -1.0}, "Invalid epsilon value: -1.0"),
+        ({"weight_decay": -1.0}, "Invalid weight_decay value: -1.0"),
+        ({"trust_clip": 0.0}, "Invalid trust_clip: 0.0"),
+        ({"phi": (2.0, 1.0)}, "Invalid phi"),
+        ({"lr": torch.ones(2)}, "Tensor lr must be 1-element"),
+    ],
+    ids=str,
+)
+def test_value_that_lamb_refuses(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fusedopt.LAMB(make_params(), **kwargs)
+
+
+def bad_params() -> dict[str, Any]:
+    p, q = make_params([(2,), (3,)])
+    return {
+        "empty": [],
+        "tensor": p,
+        "number": [1.0],
+        "array": [p, "q"],
+        "non-leaf": [p * 2],
+        "two-groups": [{"params": [p]}, {"params": [q, p]}],
+        "set": [{"params": {p, q}}],
+        "half-named": [("p", p), q],
+    }
+
+
+@each_class
+@pytest.mark.parametrize("kind", bad_params())
+def test_parameters_that_torch_refuses(case: Case, kind: str) -> None:
+    ours = error_of(lambda: case.make(bad_params()[kind]))
+    assert ours == error_of(lambda: make_twin(case, bad_params()[kind]))
+
+
+@each_class
+@pytest.mark.parametrize("max_grad_norm", [-1.0, float("nan")])
+def test_negative_max_grad_norm(case: Case, max_grad_norm: float) -> None:
+    with pytest.raises(ValueError, match="Invalid max_grad_norm"):
+        case.make(make_params(), max_grad_norm=max_grad_norm)
+
+
+@each_class
+def test_max_grad_norm_in_a_group(case: Case) -> None:
+    params = make_params()
+    with pytest.raises(ValueError, match="max_grad_norm belongs to the optimizer"):
+        case.make([{"params": params, "max_grad_norm": 1.0}])
+    opt = case.make(params[:1])
+    with pytest.raises(ValueError, match="max_grad_norm belongs to the optimizer"):
+        opt.add_param_group({"params": params[1:], "max_grad_norm": 1.0})
+    assert len(opt.param_groups) == 1
+    opt.add_param_group({"params": params[1:]})
+    set_grads(params, 0)
+    opt.param_groups[1]["max_grad_norm"] = 1.0
+    assert_refused(opt, params, ValueError, "max_grad_norm belongs to the optimizer")
+
+
+def snapshot(opt: Optimizer, params: list[Tensor]) -> Any:
+    """Everything that a step may change, with the keys and identities of the states."""
+    with torch.no_grad():
+        states = [
+            {k: (id(v), copy.deepcopy(v)) for k, v in opt.state[p].items()} if p in opt.state else {} for p in params
+        ]
+        return [p.clone() for p in params], states
+
+
+def assert_refused(opt: Optimizer, params: list[Tensor], kind: Any, match: str) -> None:
+    before = snapshot(opt, params)
+    grads = [(p.grad, None if p.grad is None else p.grad.clone()) for p in params]
+    with pytest.raises(kind, match=match):
+        opt.step()
+    torch.testing.assert_close(snapshot(opt, params), before, rtol=0, atol=0, equal_nan=True)
+    for p, (grad, value) in zip(params, grads, strict=True):
+        assert p.grad is grad
+        assert grad is None or grad.is_sparse or torch.equal(grad, value)
+
+
+# How good parameters, in a group before the refused one, are stepped.
+GOOD: dict[str, Callable[[], Tensor]] = {
+    "fused": lambda: nn.Parameter(torch.ones(4)),
+    "complex": lambda: nn.Parameter(torch.ones(4, dtype=torch.complex64)),
+    "strided": lambda: nn.Parameter(torch.ones(8)[::2]),
+}
+good = pytest.mark.parametrize("good", GOOD)
+started = pytest.mark.parametrize("steps", [0, 2])
+
+
+def start(case: Case, good: str, steps: int, **kwargs: Any) -> tuple[Optimizer, list[Tensor]]:
+    """A good parameter in one group, then a good one and the last, which is to be refused, in another."""
+    params = [GOOD[good](), nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(3, 2))]
+    opt = case.make([{"params": params[:1]}, {"params": params[1:]}], **kwargs)
+    for i in range(steps):
+        set_grads(params, i)
+        opt.step()
+    set_grads(params, steps)
+    return opt, params
+
+
+SPARSE = {
+    "sgd-nesterov-decay": "add\\(sparse, dense\\) is not supported",
+    "rmsprop-centered-momentum-decay": "RMSprop does not support sparse gradients",
+    "adagrad-lr-decay-decay": "weight_decay option is not compatible with sparse gradients",
+    "adam-amsgrad-decay": "Adam does not support sparse gradients, please consider SparseAdam instead",
+    "adamw-decay": "Adam does not support sparse gradients, please consider SparseAdam instead",
+    "lamb-no-clip-decay": "LAMB does not support sparse gradients",
+}
+
+
+@good
+@started
+@pytest.mark.parametrize("clip", [None, 0.5])
+@each_class
+def test_sparse_gradient(case: Case, good: str, steps: int, clip: float | None) -> None:
+    opt, params = start(case, good, steps, max_grad_norm=clip)
+    with torch.sparse.check_sparse_tensor_invariants():
+        params[2].grad = params[2].grad.to_sparse(1)
+    assert_refused(opt, params, RuntimeError, SPARSE[case.name])
+    if case.twin:
+        copies = [nn.Parameter(p.detach().clone()) for p in params[2:]]
+        copies[0].grad = params[2].grad
+        twin = make_twin(case, copies)
+        assert error_of(twin.step) == error_of(opt.step)
+    set_grads(params, 7)
+    opt.step()  # and goes on
+
+
+@good
+@started
+@pytest.mark.parametrize("mismatch", ["shape", "dtype"])
+@each_class
+def test_gradient_that_does_not_fit(case: Case, good: str, steps: int, mismatch: str) -> None:
+    opt, params = start(case, good, steps)
+    wrong = torch.ones(4, 3) if mismatch == "shape" else torch.ones(3, 2, dtype=torch.complex64)
+    params[2].grad.data = wrong
+    assert_refused(opt, params, RuntimeError, "size of tensor|dtype|type|Complex|complex")
+    set_grads(params, 7)
+    opt.step()
+
+
+@good
+@pytest.mark.parametrize("case", [case for case in SIX if case.cls is not fusedopt.SGD], ids=str)
+def test_missing_state(case: Case, good: str) -> None:
+    opt, params = start(case, good, 2)
+    del opt.state[params[2]][case.states[-1]]
+    assert_refused(opt, params, KeyError, case.states[-1])
+
+
+@good
+def test_amsgrad_switched_on_later(good: str) -> None:
+    opt, params = start(BY_NAME["adam"], good, 2)
+    opt.param_groups[1]["amsgrad"] = True
+    assert_refused(opt, params, KeyError, "max_exp_avg_sq")
+
+
+@good
+@each_class
+def test_state_of_another_shape(case: Case, good: str) -> None:
+    opt, params = start(case, good, 2)
+    opt.state[params[2]][case.states[0]] = torch.ones(7)
+    assert_refused(opt, params, RuntimeError, "size of tensor")
+
+
+@good
+@pytest.mark.parametrize("name", ["rmsprop-centered-momentum-decay", "adam-amsgrad-decay", "adamw-decay"])
+def test_state_of_another_dtype(name: str, good: str) -> None:
+    case = BY_NAME[name]
+    opt, params = start(case, good, 2)
+    opt.state[params[2]]["exp_avg" if "adam" in name else "grad_avg"] = torch.ones(3, 2, dtype=torch.float64)
+    assert_refused(opt, params, RuntimeError, "dtype")
+
+
+@good
+@started
+@each_class
+def test_capturable_without_a_graph(case: Case, good: str, steps: int) -> None:
+    opt, params = start(case, good, steps)
+    opt.param_groups[1]["capturable"] = True
+    assert_refused(
+        opt, params, AssertionError, "If capturable=True, params and state_steps must be on supported devices"
+    )
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adam", "adamw"])
+@pytest.mark.parametrize("flags", [{}, {"foreach": True}, {"fused": True}], ids=str)
+def test_capturable_as_torch(name: str, flags: dict[str, bool]) -> None:
+    """Including where torch accepts it on the CPU: in its fused form."""
+    case = BY_NAME[name]
+    if name == "rmsprop" and "fused" in flags:
+        flags = {}
+    outcomes = []
+    for make in case.make, lambda p, **kwargs: make_twin(case, p, **kwargs):
+        params = make_params()
+        opt = make(params, capturable=True, **flags)
+        opt.step()  # without gradients there is nothing to refuse
+        set_grads(params, 0)
+        try:
+            opt.step()
+            outcomes.append([p.detach() for p in params])
+        except AssertionError as error:
+            outcomes.append(str(error))
+    torch.testing.assert_close(*outcomes) if flags.get("fused") else pytest.approx(outcomes[0]) == outcomes[1]
+    assert [type(o) for o in outcomes] == [type(outcomes[1])] * 2
+
+
+def test_a_refusal_by_the_closure_changes_nothing() -> None:
+    params = make_params()
+    opt = fusedopt.AdamW(params)
+    set_grads(params, 0)
+    before = snapshot(opt, params)
+
+    def closure() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        opt.step(closure)
+    torch.testing.assert_close(snapshot(opt, params), before, rtol=0, atol=0)
