@@ -15,7 +15,7 @@ namespace {
 constexpr const char* kNoGradient = "no gradient";
 constexpr const char* kNoState = "no state yet";
 constexpr int64_t kReleaseGil = 1 << 20;  // elements; a shorter step is over before another thread could use the lock
-constexpr size_t kPrefetch = 4;           // entries
+constexpr size_t kPrefetch = 3;           // entries
 
 // The dispatch keys of an ordinary dense CPU tensor. Anything else has other keys: other devices, sparse and mkldnn
 // layouts, conjugate views, functorch wrappers, fake and meta tensors, subclasses with __torch_dispatch__.
@@ -270,8 +270,9 @@ void Plan::run(double scale) {
           held_.emplace_back(
               c10::intrusive_ptr<at::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(impl));
     running_ = true;
-    py::gil_scoped_release release;
+    Py_BEGIN_ALLOW_THREADS;
     cpu::step(table_);
+    Py_END_ALLOW_THREADS;
     running_ = false;
   }
   for (Entry& e : entries_) {

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from cases import BY_NAME, CASES, F32, HALVES, Case, dtype_id
+from cases import BY_NAME, F32, FAST_CASES, HALVES, Case, dtype_id
 
-import fusedopt
-
-LARGE = 4 * 2**20  # elements: 16 MiB of float32
-MIB = 2**20
+LARGE_BYTES = 40 * 2**20  # above 32 MiB malloc takes memory from the system and gives it back, whatever came before
 
 
 def prepared(case: Case, params: list[torch.Tensor]) -> torch.optim.Optimizer:
@@ -25,7 +23,7 @@ def prepared(case: Case, params: list[torch.Tensor]) -> torch.optim.Optimizer:
     return optimizer
 
 
-def peak_growth(step: object) -> int:
+def peak_growth(step: Callable[[], object]) -> int:
     """By how many bytes the resident memory rises above its present size during `step()`."""
 
     def resident(key: str) -> int:
@@ -35,42 +33,43 @@ def peak_growth(step: object) -> int:
 
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
     before = resident("VmRSS")
-    step()  # type: ignore[operator]
+    step()
     return resident("VmHWM") - before
 
 
-def test_peak_growth_sees_an_allocation() -> None:
-    assert peak_growth(lambda: torch.ones(LARGE)) > 15 * MIB
-    assert peak_growth(lambda: None) < MIB
+def allocated(step: Callable[[], object]) -> int:
+    """How many bytes of tensors are allocated during `step()`."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    return sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_measures_see_an_allocation() -> None:
+    for _ in range(2):  # the second time too: the memory of the first has gone back to the system
+        assert peak_growth(lambda: torch.ones(LARGE_BYTES // 4)) > 0.9 * LARGE_BYTES
+        assert peak_growth(lambda: None) < LARGE_BYTES // 16
+    assert allocated(lambda: torch.ones(100)) == 400
+
+
+@pytest.mark.parametrize("case", FAST_CASES, ids=str)
 def test_no_tensor_is_allocated(case: Case) -> None:
     params = [torch.ones(n) for n in (1000, 20_000, 3)]
-    optimizer = prepared(case, params)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        optimizer._step()
-    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
-    assert allocated < 64, "a tensor was allocated"
+    assert allocated(prepared(case, params).step) == 0
 
 
 @pytest.mark.parametrize("name", ["sgd-nesterov-clip", "rmsprop-centered-momentum", "adagrad", "adam-amsgrad", "lamb"])
 @pytest.mark.parametrize("dtype", [F32, *HALVES], ids=dtype_id)
 def test_no_temporary_of_a_parameters_size(name: str, dtype: torch.dtype) -> None:
-    p = torch.ones(LARGE, dtype=dtype)
-    optimizer = prepared(BY_NAME[name], [p])
-    assert peak_growth(optimizer.step) < p.nbytes // 8
+    p = torch.ones(LARGE_BYTES // dtype.itemsize, dtype=dtype)
+    assert peak_growth(prepared(BY_NAME[name], [p]).step) < LARGE_BYTES // 16
 
 
-def test_a_gradient_in_another_layout_is_copied_for_one_step_only() -> None:
-    p = torch.ones(2048, LARGE // 2048)
-    p.grad = torch.ones(LARGE // 2048, 2048).t()
-    optimizer = fusedopt.Adam([p])
-    optimizer.step()
-    resting = peak_growth(lambda: None)
-    assert peak_growth(optimizer.step) > p.nbytes // 2
-    del optimizer
-    assert resting < MIB
+def test_a_gradient_in_another_layout_is_copied_and_the_copy_let_go() -> None:
+    p = torch.ones(30, 50)
+    optimizer = prepared(BY_NAME["adam"], [p])
+    p.grad = torch.ones(50, 30).t()
+    for _ in range(3):
+        assert allocated(optimizer.step) == p.nbytes
 
 
 @pytest.mark.parametrize("name", ["sgd", "sgd-momentum", "adam-amsgrad", "lamb"])

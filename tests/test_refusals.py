@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -136,9 +135,7 @@ def test_max_grad_norm_in_a_group(case: Case) -> None:
 def snapshot(opt: Optimizer, params: list[Tensor]) -> Any:
     """Everything that a step may change, with the keys and identities of the states."""
     with torch.no_grad():
-        states = [
-            {k: (id(v), copy.deepcopy(v)) for k, v in opt.state[p].items()} if p in opt.state else {} for p in params
-        ]
+        states = [{k: (id(v), v.clone()) for k, v in opt.state.get(p, {}).items()} for p in params]
         return [p.clone() for p in params], states
 
 
@@ -265,7 +262,7 @@ def test_capturable_as_torch(name: str, flags: dict[str, bool]) -> None:
     case = BY_NAME[name]
     if name == "rmsprop" and "fused" in flags:
         flags = {}
-    outcomes = []
+    outcomes: list[Any] = []
     for make in case.make, lambda p, **kwargs: make_twin(case, p, **kwargs):
         params = make_params()
         opt = make(params, capturable=True, **flags)
@@ -273,11 +270,15 @@ def test_capturable_as_torch(name: str, flags: dict[str, bool]) -> None:
         set_grads(params, 0)
         try:
             opt.step()
-            outcomes.append([p.detach() for p in params])
+            outcomes.append(params)
         except AssertionError as error:
             outcomes.append(str(error))
-    torch.testing.assert_close(*outcomes) if flags.get("fused") else pytest.approx(outcomes[0]) == outcomes[1]
-    assert [type(o) for o in outcomes] == [type(outcomes[1])] * 2
+    ours, theirs = outcomes
+    assert type(ours) is type(theirs)
+    if isinstance(theirs, str):
+        assert ours.partition(":")[0] == theirs.partition(":")[0]  # which devices follow depends on the form
+    else:
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_refusal_by_the_closure_changes_nothing() -> None:

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from cases import BY_NAME, Case
-from test_contract import Pair, counts_steps, each_class, make_params, set_grads
+from test_contract import Pair, counts_steps, each_class, make_params, make_twin, set_grads
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -222,3 +222,51 @@ def test_states_that_share_a_step_count_advance_as_torchs() -> None:
         opt.state[second]["step"] = opt.state[first]["step"]
     pair.step(1)
     pair.step(2)
+
+
+@pytest.mark.parametrize("order", ["ab", "ba", "both", "a-then-c"])
+@pytest.mark.parametrize("name", ["sgd-nesterov-decay", "adam-amsgrad-decay", "adagrad-lr-decay-decay"])
+def test_shared_memory_found_whenever_gradients_appear(name: str, order: str) -> None:
+    def make() -> list[Tensor]:
+        memory = torch.arange(1.0, 21.0)
+        return [
+            nn.Parameter(memory[:8]),
+            nn.Parameter(memory[8:10]),
+            nn.Parameter(memory[4:10]),
+            nn.Parameter(memory[12:]),
+        ]
+
+    without = {"ab": [{2}, {0}, ()], "ba": [{0}, {2}, ()], "both": [(), {0}, ()], "a-then-c": [{1, 2}, {0, 2}, {0}]}
+    case, pair = BY_NAME[name], Pair(BY_NAME[name])
+    pair.params = make(), make()
+    pair.ours, pair.theirs = case.make(pair.params[0]), make_twin(case, pair.params[1])
+    for i, missing in enumerate(without[order] * 2):
+        pair.step(i, missing)
+    paths = [e.path for e in pair.ours.explain()]
+    assert paths == (
+        ["torch", "torch", "torch", "fused"] if order != "a-then-c" else ["none", "torch", "torch", "fused"]
+    )
+
+
+@pytest.mark.parametrize("change", ["tied", "grown"])
+def test_memory_shared_later(change: str) -> None:
+    pair = Pair(BY_NAME["sgd-decay"], [(6,), (4,)])
+    for _, params in pair:
+        memory = torch.arange(1.0, 11.0)
+        params[0].data, params[1].data = memory[:6], memory[6:]
+    for i in range(3):
+        pair.step(i)
+    assert {e.path for e in pair.ours.explain()} == {"fused"}
+    for opt, params in pair:
+        opt.zero_grad()
+        if change == "tied":
+            params[0].data = params[1].data
+        else:  # at the same address
+            params[0].data = torch.as_strided(params[0].data, (8,), (1,))
+    for i in range(3):
+        pair.step(i)
+    assert {e.path for e in pair.ours.explain()} == {"torch"}
+    for _, params in pair:
+        params[0].data = params[0].data.clone()
+    pair.step(7)
+    assert {e.path for e in pair.ours.explain()} == {"fused"}

@@ -1,0 +1,121 @@
+"""Results do not depend on the number of threads, and large steps use the threads that torch is given."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cases import BF16, BY_NAME, DTYPES, F32, FAST_CASES, Case, dtype_id
+from torch import Tensor
+
+import fusedopt
+
+pytestmark = pytest.mark.usefixtures("threads")
+
+SIZES = (70_001, 5, 0, 40_000, 2 * 16 * 1024 + 3, 300)  # beyond the size up to which a step is serial
+
+
+def trained(case: Case, dtype: torch.dtype, threads: int) -> list[Tensor]:
+    """Parameters, states and gradient norms after three steps."""
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(1)
+
+    def numbers() -> list[Tensor]:
+        return [torch.randn(n, generator=generator).to(dtype) for n in SIZES]
+
+    params = numbers()
+    optimizer, norms = case.make(params), []
+    for _ in range(3):
+        for p, grad in zip(params, numbers(), strict=True):
+            p.grad = grad
+        optimizer.step()
+        norms += [optimizer.grad_norm] if case.max_grad_norm else []
+    return params + [optimizer.state[p][key] for p in params for key in case.states] + norms
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=dtype_id)
+@pytest.mark.parametrize("case", FAST_CASES, ids=str)
+def test_same_bits_with_any_number_of_threads(case: Case, dtype: torch.dtype) -> None:
+    alone = trained(case, dtype, 1)
+    for threads in (2, 3):
+        for x, y in zip(alone, trained(case, dtype, threads), strict=True):
+            assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("name", ["lamb-fast", "adam-clip-fast"])
+def test_same_norms_with_any_number_of_threads(name: str, dtype: torch.dtype) -> None:
+    case = replace(BY_NAME[name], max_grad_norm=0.1)
+    runs = [trained(case, dtype, threads) for threads in (1, 2, 3, 2)]
+    for run in runs[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(runs[0], run, strict=True))
+
+
+def share_of_others(f: Callable[[Tensor], object]) -> float:
+    """Which part of a tensor's memory is first touched by other threads than this one while `f(tensor)` runs.
+
+    The system maps a page when it is first touched, and counts for each thread how many it had mapped. That tells
+    who did the work, and does not depend on how busy the machine is.
+    """
+
+    def faults() -> dict[str, int]:
+        stats = {task.name: (task / "stat").read_text() for task in Path("/proc/self/task").iterdir()}
+        return {thread: int(stat.rpartition(")")[2].split()[7]) for thread, stat in stats.items()}
+
+    untouched = torch.from_numpy(np.zeros(16 * 2**20, np.float32))
+    before = faults()
+    f(untouched)
+    counts = {thread: count - before.get(thread, 0) for thread, count in faults().items()}
+    mine = counts.pop(str(threading.get_native_id()))
+    others = sum(counts.values())
+    assert mine + others > 20
+    return others / (mine + others)
+
+
+def sgd_step(p: Tensor) -> None:
+    p.grad = torch.from_numpy(np.zeros(p.numel(), np.float32))
+    fusedopt.SGD([p], lr=0.1).step()
+
+
+def test_a_large_step_uses_the_threads_it_may() -> None:
+    torch.set_num_threads(2)
+    assert 0.25 < share_of_others(sgd_step) < 0.75
+    torch.set_num_threads(4)
+    assert share_of_others(sgd_step) > 0.5
+
+
+def test_one_thread_means_one() -> None:
+    torch.set_num_threads(1)
+    assert share_of_others(sgd_step) < 0.02
+
+
+def test_a_small_step_stays_on_one_thread() -> None:
+    torch.set_num_threads(2)
+    assert share_of_others(lambda p: [sgd_step(part) for part in p.split(80_000)]) < 0.02
+
+
+def test_serial_inside_another_parallel_region() -> None:
+    """As when a step runs in a callback of a library that is parallel itself, with the runtime that torch uses."""
+    maps = Path("/proc/self/maps").read_text().split()
+    openmp = ctypes.CDLL(next(path for path in maps if "libgomp" in path or "libomp" in path))
+
+    in_parallel = []
+
+    def in_region(p: Tensor) -> None:
+        @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+        def body(_: object) -> None:
+            if openmp.omp_get_thread_num() == 0:
+                in_parallel.append(openmp.omp_in_parallel())
+                sgd_step(p)
+
+        openmp.GOMP_parallel(body, None, 2, 0)
+
+    torch.set_num_threads(2)
+    assert share_of_others(in_region) < 0.02
+    assert in_parallel == [1]
