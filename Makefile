@@ -13,7 +13,7 @@ JOBS   ?= 2
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 
 demo: $(VENV)/built
-	$(VENV)/bin/fusedopt demo
+	PYTHONPATH=. $(VENV)/bin/fusedopt demo  # the path for benchmarks/lamb_foreach.py, what PyTorch code can do
 
 test: $(VENV)/built
 	$(VENV)/bin/python -m pytest -n $(JOBS) -q

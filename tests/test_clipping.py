@@ -154,7 +154,8 @@ def test_sparse_gradients_are_part_of_the_norm() -> None:
     params = make_params([(6, 2), (3,)])
     before = [p.detach().clone() for p in params]
     opt = fusedopt.SGD(params, lr=1.0, max_grad_norm=1.0)
-    twice = torch.sparse_coo_tensor(torch.tensor([[1, 1]]), torch.ones(2, 2), (6, 2))  # not coalesced: row 1 is 2
+    # Not coalesced: row 1 is 2.
+    twice = torch.sparse_coo_tensor(torch.tensor([[1, 1]]), torch.ones(2, 2), (6, 2), check_invariants=True)
     params[0].grad, params[1].grad = twice, torch.ones(3)
     opt.step()
     norm = (2 * 2**2 + 3) ** 0.5
