@@ -5,8 +5,6 @@
 
 #include <algorithm>
 
-#include "cpu/cpu.h"
-
 #define INLINE inline __attribute__((always_inline))  // where the walk spends its time
 
 namespace fusedopt {
@@ -15,7 +13,8 @@ namespace {
 constexpr const char* kNoGradient = "no gradient";
 constexpr const char* kNoState = "no state yet";
 constexpr int64_t kReleaseGil = 1 << 20;  // elements; a shorter step is over before another thread could use the lock
-constexpr size_t kPrefetch = 3;           // entries
+constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};  // in the order of Dtype
+constexpr size_t kPrefetch = 3;                                                            // entries
 
 // The dispatch keys of an ordinary dense CPU tensor. Anything else has other keys: other devices, sparse and mkldnn
 // layouts, conjugate views, functorch wrappers, fake and meta tensors, subclasses with __torch_dispatch__.
@@ -68,7 +67,9 @@ PyObject* interned(const char* name) {
 
 }  // namespace
 
-void Plan::read_numbers(const py::list& numbers) {
+std::pair<Plan::Indices, Plan::Indices> Plan::refresh(py::list groups, py::dict state, py::list numbers,
+                                                      bool initialized) {
+  if (running_) throw std::runtime_error("another thread is inside step() of this optimizer");
   groups_.resize(numbers.size());
   for (size_t g = 0; g < groups_.size(); ++g) {
     PyObject* tuple = PyList_GET_ITEM(numbers.ptr(), Py_ssize_t(g));
@@ -82,12 +83,6 @@ void Plan::read_numbers(const py::list& numbers) {
     for (int i = 0; i < rule.state_count; ++i) group.keys[1 + i] = interned(rule.states[i]);
     group.last_row[0] = group.last_row[1] = -1;
   }
-}
-
-std::pair<Plan::Indices, Plan::Indices> Plan::refresh(py::list groups, py::dict state, py::list numbers,
-                                                      bool initialized) {
-  if (running_) throw std::runtime_error("another thread is inside step() of this optimizer");
-  read_numbers(numbers);
   rows_.clear();
   row_of_.clear();
   held_.clear();
@@ -171,16 +166,12 @@ INLINE const char* Plan::gradient(Entry& e, Tensor& t, const at::Tensor& param, 
 
 // Fills in the operands other than the gradient. Returns why they do not fit, or null.
 INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized) {
-  const Group& group = groups_[e.group];
+  Group& group = groups_[e.group];
   const RuleInfo& rule = info(group.rule);
   const at::TensorImpl& p = *param.unsafeGetTensorImpl();
-  switch (p.dtype().toScalarType()) {
-    case at::kFloat: t.dtype = Dtype::kFloat32; break;
-    case at::kDouble: t.dtype = Dtype::kFloat64; break;
-    case at::kBFloat16: t.dtype = Dtype::kBFloat16; break;
-    case at::kHalf: t.dtype = Dtype::kFloat16; break;
-    default: return "the rules compute in real floating-point types only";
-  }
+  const auto* type = std::find(std::begin(kDtypes), std::end(kDtypes), p.dtype().toScalarType());
+  if (type == std::end(kDtypes)) return "the rules compute in real floating-point types only";
+  t.dtype = static_cast<Dtype>(type - kDtypes);
   changed_ |= t.rule != group.rule;
   t.rule = group.rule;
   patch(t.addr[0], address(p), changed_);
@@ -195,10 +186,9 @@ INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, 
     PyObject* step = find(values, group.keys[0], cursor);
     if (!step || !THPVariable_Check(step)) return "the state has no `step` tensor";
     at::TensorImpl& s = *THPVariable_Unpack(step).unsafeGetTensorImpl();
-    const auto type = s.dtype().toScalarType();
-    if (s.key_set() != kPlain || s.numel() != 1 || !(type == at::kFloat || type == at::kDouble))
+    e.double_step = s.dtype().toScalarType() == at::kDouble;
+    if (s.key_set() != kPlain || s.numel() != 1 || !(e.double_step || s.dtype().toScalarType() == at::kFloat))
       return "the state's `step` is not one float32 or float64 number on the CPU";
-    e.double_step = type == at::kDouble;
     patch(e.step, address(s), changed_);
     e.impl[kStep] = &s;
     count += e.double_step ? *static_cast<double*>(e.step) : double{*static_cast<float*>(e.step)};
@@ -218,15 +208,14 @@ INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, 
   if (!initialized) e.fresh = false;
   if (!rule.counts_steps) count = e.fresh ? 1 : 2;
   const bool is_double = t.dtype == Dtype::kFloat64;
-  const int32_t last = group.last_row[is_double];
-  t.row = last >= 0 && rows_[last].count == count ? last : row(e, is_double, count);
+  int32_t& row = group.last_row[is_double];
+  if (row < 0 || std::get<2>(rows_[row]) != count) {
+    const auto [it, is_new] = row_of_.try_emplace({e.group, is_double, count}, int32_t(rows_.size()));
+    if (is_new) rows_.push_back(it->first);
+    row = it->second;
+  }
+  t.row = row;
   return nullptr;
-}
-
-int32_t Plan::row(const Entry& e, bool is_double, double count) {
-  const auto [it, is_new] = row_of_.try_emplace({e.group, is_double, count}, int32_t(rows_.size()));
-  if (is_new) rows_.push_back({e.group, is_double, count});
-  return groups_[e.group].last_row[is_double] = it->second;
 }
 
 // Parameters and states must not overlap: the order in which chunks are written is nobody's promise.
@@ -253,13 +242,11 @@ void Plan::mark_overlaps() {
   }
 }
 
-double Plan::square_sum() { return cpu::square_sum(table_); }
-
 void Plan::run(double scale) {
   table_.rows.resize(rows_.size() * kMaxRowBytes / sizeof(double));
   for (size_t r = 0; r < rows_.size(); ++r) {
-    const Group& group = groups_[rows_[r].group];
-    info(group.rule).fold[rows_[r].is_double](table_.row(int32_t(r)), group.numbers, rows_[r].count, scale);
+    const auto& [g, is_double, count] = rows_[r];
+    info(groups_[g].rule).fold[is_double](table_.row(int32_t(r)), groups_[g].numbers, count, scale);
   }
   if (table_.elements < kReleaseGil) {
     cpu::step(table_);

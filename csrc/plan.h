@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "chunks.h"
+#include "cpu/cpu.h"
 
 namespace fusedopt {
 
@@ -17,15 +17,12 @@ class Plan {
  public:
   using Indices = std::vector<int64_t>;
 
-  Plan() = default;
-  Plan(const Plan&) = delete;
-
   // Looks at every parameter, gradient and state; writes nothing. `numbers` has for each group a tuple of the rule and
   // its hyper-parameters. Returns the indices of the parameters that torch has to update and of those without a state;
   // once the latter have been given one, `initialized` says so, and the coming step is their first.
   std::pair<Indices, Indices> refresh(py::list groups, py::dict state, py::list numbers, bool initialized);
   // The sum of squares of the gradients on the fused path.
-  double square_sum();
+  double square_sum() { return cpu::square_sum(table_); }
   // Updates the parameters on the fused path, their gradients multiplied by `scale`.
   void run(double scale);
 
@@ -52,23 +49,17 @@ class Plan {
     PyObject* keys[1 + kMaxStates];  // of the step and of the states, in the order in which torch makes them
     int32_t last_row[2];             // by compute type
   };
-  struct Row {
-    int32_t group;
-    bool is_double;
-    double count;
-  };
+  using Row = std::tuple<int32_t, bool, double>;  // group, whether it computes in double, step count
 
-  void read_numbers(const py::list& numbers);
   void visit(size_t index, PyObject* param, int32_t group, PyObject* state, Py_ssize_t& cursor, bool initialized);
   const char* gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& grad);
   const char* operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized);
-  int32_t row(const Entry& e, bool is_double, double count);
   void mark_overlaps();
 
   std::vector<Entry> entries_;
   std::vector<Group> groups_;
   std::vector<Row> rows_;
-  std::map<std::tuple<int32_t, bool, double>, int32_t> row_of_;
+  std::map<Row, int32_t> row_of_;
   std::vector<at::Tensor> held_;  // copies of gradients in the parameter's layout, for the length of a step
   Table table_;
   bool changed_ = false, running_ = false;

@@ -139,8 +139,18 @@ def test_lamb_clips_by_the_rule_of_apex(limit: float, kind: str) -> None:
         torch.testing.assert_close(opt.grad_norm.item(), norm)
 
 
+def test_small_gradients_show_torchs_epsilon() -> None:
+    p, q = (nn.Parameter(torch.zeros(4, dtype=torch.float64)) for _ in range(2))
+    opt, twin = fusedopt.SGD([p], lr=1.0, max_grad_norm=1e-6), torch.optim.SGD([q], lr=1.0)
+    p.grad, q.grad = torch.full_like(p, 1e-6), torch.full_like(q, 1e-6)
+    clip_grad_norm_([q], 1e-6)
+    opt.step()
+    twin.step()
+    torch.testing.assert_close(p, q, rtol=1e-12, atol=0)
+
+
 def test_lamb_has_no_epsilon_where_torch_has_one() -> None:
-    # Gradients so small that torch's 1e-6 beside the norm would halve them.
+    # Gradients so small that torch's 1e-6 beside the norm would matter.
     p = nn.Parameter(torch.zeros(4, dtype=torch.float64))
     opt = fusedopt.LAMB([p], max_grad_norm=1e-6, weight_decay=0.0, eps=1e-12)
     p.grad = torch.full_like(p, 1e-6)

@@ -11,22 +11,23 @@ namespace {
 // Below this many elements waking a second thread costs more than it brings.
 constexpr int64_t kSerialElements = 96 * 1024;
 
-const Kernels& kernels() {
-  static const Kernels& chosen = []() -> const Kernels& {
+struct Isa {
+  const char* name;
+  const Kernels& kernels;
+};
+const Isa kIsa = []() -> Isa {
 #ifdef __x86_64__
-    const char* name = std::getenv("FUSEDOPT_ISA");
-    if (!name) name = std::getenv("ATEN_CPU_CAPABILITY");
-    const std::string_view asked = name ? name : "avx512";
-    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-    if (has_avx2 && has_avx512 && asked == "avx512") return avx512::kKernels;
-    if (has_avx2 && (asked == "avx512" || asked == "avx2")) return avx2::kKernels;
+  const char* name = std::getenv("FUSEDOPT_ISA");
+  if (!name) name = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string_view asked = name ? name : "";  // what we do not know asks for the best
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+  if (has_avx2 && has_avx512 && asked != "avx2" && asked != "default") return {"avx512", avx512::kKernels};
+  if (has_avx2 && asked != "default") return {"avx2", avx2::kKernels};
 #endif
-    return baseline::kKernels;
-  }();
-  return chosen;
-}
+  return {"default", baseline::kKernels};
+}();
 
 // f(chunk index, tensor, addresses of the chunk's operands), for a contiguous share of the chunks in each thread.
 template <class F>
@@ -59,16 +60,10 @@ double lamb_step_size(Table& table, const Tensor& t, int64_t chunk) {
 
 }  // namespace
 
-const char* isa() {
-#ifdef __x86_64__
-  if (&kernels() == &avx512::kKernels) return "avx512";
-  if (&kernels() == &avx2::kKernels) return "avx2";
-#endif
-  return "default";
-}
+const char* isa() { return kIsa.name; }
 
 void step(Table& table) {
-  const Kernels& k = kernels();
+  const Kernels& k = kIsa.kernels;
   for_each_chunk(table, false, [&](int64_t c, const Tensor& t, void** addr) {
     const int64_t n = table.chunks[c].count;
     double* sums = &table.sums[2 * c];
@@ -95,7 +90,7 @@ void step(Table& table) {
 double square_sum(Table& table) {
   for_each_chunk(table, false, [&](int64_t c, const Tensor& t, void** addr) {
     table.sums[2 * c] = table.sums[2 * c + 1] = 0;
-    kernels().square_sum[int(t.dtype)](addr, table.chunks[c].count, &table.sums[2 * c]);
+    kIsa.kernels.square_sum[int(t.dtype)](addr, table.chunks[c].count, &table.sums[2 * c]);
   });
   double sum = 0;
   for (size_t c = 0; c < table.chunks.size(); ++c) sum += table.sums[2 * c];
