@@ -100,7 +100,7 @@ def spoil(run: Closeness) -> None:
 def test_an_optimizer_that_does_nothing_fails(case: Case, dtype: torch.dtype) -> None:
     run = Closeness(case, [torch.randn(40, dtype=dtype)])
     spoil(run)
-    with pytest.raises(AssertionError, match="param .* error"):
+    with pytest.raises(AssertionError, match=r"param .* error"):
         run.step([torch.randn(40, dtype=dtype)])
 
 
@@ -109,7 +109,7 @@ def test_an_optimizer_that_does_nothing_fails(case: Case, dtype: torch.dtype) ->
 def test_another_hyper_parameter_fails(option: str, dtype: torch.dtype) -> None:
     run = Closeness(BY_NAME["adam-maximize-eps-fast"], [torch.randn(400).to(dtype)])
     run.ours.param_groups[0][option] *= 2
-    with pytest.raises(AssertionError, match="param .* error"):
+    with pytest.raises(AssertionError, match=r"param .* error"):
         run.step([torch.randn(400).to(dtype)])
 
 

@@ -74,15 +74,6 @@ def other_dtype(opt: Optimizer, params: list[Tensor]) -> None:
             t.data = t.data.double()
 
 
-def only_the_parameters_dtype(opt: Optimizer, params: list[Tensor]) -> None:
-    """As after model.double(): SGD takes it without its states, which torch refuses."""
-    for p in params:
-        p.data = p.data.double()
-        opt.state.pop(p, None)
-    if isinstance(opt, torch.optim.Adagrad):
-        opt.__init__(params)  # type: ignore[misc]
-
-
 def swapped(opt: Optimizer, params: list[Tensor]) -> None:
     other = nn.Parameter(params[1].detach() + 1)
     params[1].grad = None
@@ -144,7 +135,6 @@ CHANGES: list[Callable[[Optimizer, list[Tensor]], None]] = [
     state_layout,
     everything_channels_last,
     other_dtype,
-    only_the_parameters_dtype,
     swapped,
     state_tensors_replaced,
     state_dicts_replaced,

@@ -270,3 +270,23 @@ def test_memory_shared_later(change: str) -> None:
         params[0].data = params[0].data.clone()
     pair.step(7)
     assert {e.path for e in pair.ours.explain()} == {"fused"}
+
+
+def test_nan_learning_rate_is_accepted_where_torch_does() -> None:
+    pair = Pair(BY_NAME["sgd"], [(4,)], lr=float("nan"))
+    for opt, params in pair:
+        set_grads(params, 0)
+        opt.step()
+        assert bool(params[0].isnan().all())
+
+
+@each_class
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad(case: Case, set_to_none: bool) -> None:
+    pair = Pair(case)
+    pair.step(0)
+    for opt, params in pair:
+        opt.zero_grad(set_to_none)
+        assert all((p.grad is None) if set_to_none else not p.grad.any() for p in params)
+        opt.step()
+    pair.compare()
