@@ -8,8 +8,13 @@ PYBIND11_MODULE(_C, m) {
   using namespace fusedopt;
 
   py::dict rules;
-  for (int r = 0; r < int(RuleId::kCount); ++r) rules[kRuleInfo[r].name] = r;
+  py::list states;
+  for (const RuleInfo& rule : kRuleInfo) {
+    rules[rule.name] = rules.size();
+    states.append(std::vector<std::string>(rule.states, rule.states + rule.state_count));
+  }
   m.attr("RULES") = rules;
+  m.attr("STATES") = states;
 
   m.def("isa", &cpu::isa, "The instruction set in use on the CPU.");
   m.def(

@@ -53,9 +53,10 @@ INLINE PyObject* find(PyObject* dict, PyObject* key, Py_ssize_t& cursor) {
   return value;
 }
 
-INLINE void patch(void*& addr, void* now, bool& changed) {
-  changed |= addr != now;
-  addr = now;
+template <class T>
+INLINE void patch(T& value, T now, bool& changed) {
+  changed |= value != now;
+  value = now;
 }
 
 // Interned, so that equal keys are identical; never freed.
@@ -77,7 +78,12 @@ std::pair<Plan::Indices, Plan::Indices> Plan::refresh(py::list groups, py::dict 
     group.rule = static_cast<RuleId>(PyLong_AsLong(PyTuple_GET_ITEM(tuple, 0)));
     const RuleInfo& rule = info(group.rule);
     if (PyTuple_GET_SIZE(tuple) != 1 + rule.numbers) throw py::value_error("wrong number of hyper-parameters");
-    for (int i = 0; i < rule.numbers; ++i) group.numbers[i] = PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, 1 + i));
+    for (int i = 0; i < rule.numbers; ++i) {
+      PyObject* number = PyTuple_GET_ITEM(tuple, 1 + i);
+      group.numbers[i] = PyFloat_Check(number) || !THPVariable_Check(number)
+                             ? PyFloat_AsDouble(number)
+                             : THPVariable_Unpack(number).item<double>();
+    }
     if (PyErr_Occurred()) throw py::error_already_set();
     group.keys[0] = interned("step");
     for (int i = 0; i < rule.state_count; ++i) group.keys[1 + i] = interned(rule.states[i]);
@@ -92,9 +98,10 @@ std::pair<Plan::Indices, Plan::Indices> Plan::refresh(py::list groups, py::dict 
   Py_ssize_t cursor = 0;
   for (size_t g = 0; g < groups_.size(); ++g) {
     PyObject* params = PyDict_GetItemWithError(PyList_GET_ITEM(groups.ptr(), Py_ssize_t(g)), interned("params"));
-    if (!params || !PyList_Check(params)) throw py::type_error("a param group's 'params' must be a list of tensors");
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i)
-      visit(index++, PyList_GET_ITEM(params, i), int32_t(g), state.ptr(), cursor, initialized);
+    if (!params || !(PyList_Check(params) || PyTuple_Check(params)))
+      throw py::type_error("a param group's 'params' must be a list of tensors");
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(params); ++i)
+      visit(index++, PySequence_Fast_GET_ITEM(params, i), int32_t(g), state.ptr(), cursor, initialized);
   }
   changed_ |= index != entries_.size();
   entries_.resize(index);
@@ -105,7 +112,7 @@ std::pair<Plan::Indices, Plan::Indices> Plan::refresh(py::list groups, py::dict 
   bool recut = changed_;
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
-    if (e.overlaps) e.reason = "shares memory with another parameter or state";
+    if (e.overlaps && e.path == Entry::kFused) e.reason = "shares memory with another parameter or state";
     const int64_t numel = e.reason ? 0 : e.numel;
     recut |= numel != table_.tensors[i].numel;
     table_.tensors[i].numel = numel;
@@ -144,9 +151,16 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
   else if (p.key_set() != kPlain) e.reason = "not a plain dense tensor";
   else if (!p.is_non_overlapping_and_dense()) e.reason = "the parameter's memory is not dense";
   else if (!(e.reason = gradient(e, t, param, autograd->grad_))) e.reason = operands(e, t, param, values, initialized);
-  const bool taken = !e.reason || e.reason == kNoState;
-  changed_ |= e.taken != taken;
-  e.taken = taken;
+  const auto path = !e.reason || e.reason == kNoState ? Entry::kFused
+                    : e.reason == kNoGradient         ? Entry::kIdle
+                                                      : Entry::kTorch;
+  patch(e.path, path, changed_);
+  if (path == Entry::kIdle || !p.has_storage()) return;
+  // On torch's path a parameter may be strided: it gets all of its storage.
+  const char* storage = static_cast<const char*>(p.unsafe_storage().data());
+  patch(e.begin, path == Entry::kFused ? static_cast<const char*>(t.addr[0]) : storage, changed_);
+  const int64_t bytes = path == Entry::kFused ? e.numel * int64_t(p.itemsize()) : int64_t(p.unsafe_storage().nbytes());
+  patch(e.end, e.begin + bytes, changed_);
 }
 
 INLINE const char* Plan::gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& grad) {
@@ -172,8 +186,7 @@ INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, 
   const auto* type = std::find(std::begin(kDtypes), std::end(kDtypes), p.dtype().toScalarType());
   if (type == std::end(kDtypes)) return "the rules compute in real floating-point types only";
   t.dtype = static_cast<Dtype>(type - kDtypes);
-  changed_ |= t.rule != group.rule;
-  t.rule = group.rule;
+  patch(t.rule, group.rule, changed_);
   patch(t.addr[0], address(p), changed_);
   e.impl[0] = param.unsafeGetTensorImpl();
   e.impl[kStep] = nullptr;
@@ -221,22 +234,24 @@ INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, 
 // Parameters and states must not overlap: the order in which chunks are written is nobody's promise.
 void Plan::mark_overlaps() {
   std::vector<std::tuple<const char*, const char*, Entry*>> ranges;  // begin, end, owner
-  const auto add = [&](const void* begin, int64_t bytes, Entry& owner) {
-    ranges.emplace_back(static_cast<const char*>(begin), static_cast<const char*>(begin) + bytes, &owner);
-  };
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
-    const Tensor& t = table_.tensors[i];
     e.overlaps = false;
-    if (!e.taken) continue;
-    for (int k = 0; k < 2 + (e.reason ? 0 : info(t.rule).state_count); ++k)
-      if (k != 1 && e.numel) add(t.addr[k], e.numel * kItemSize[int(t.dtype)], e);
-    if (!e.reason && e.impl[kStep]) add(e.step, 4, e);
+    if (e.path == Entry::kIdle) continue;
+    ranges.emplace_back(e.begin, e.end, &e);
+    if (e.reason) continue;
+    for (int k = 2; k < 2 + info(table_.tensors[i].rule).state_count; ++k) {
+      const char* state = static_cast<const char*>(table_.tensors[i].addr[k]);
+      ranges.emplace_back(state, state + (e.end - e.begin), &e);
+    }
+    const char* step = static_cast<const char*>(e.step);
+    if (e.impl[kStep]) ranges.emplace_back(step, step + 4, &e);
   }
   std::sort(ranges.begin(), ranges.end());
   const char* reach = nullptr;  // the farthest end of those before, and whose it is
   Entry* farthest = nullptr;
   for (auto& [begin, end, owner] : ranges) {
+    if (begin == end) continue;
     if (begin < reach) owner->overlaps = farthest->overlaps = true;
     if (end > reach) reach = end, farthest = owner;
   }

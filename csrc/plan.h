@@ -36,12 +36,14 @@ class Plan {
  private:
   static constexpr int kStep = kMaxOperands;
   struct Entry {
-    at::TensorImpl* impl[kStep + 1] = {};  // the operands and the step: borrowed, live from refresh() to run()
-    void* step = nullptr;                  // the step count's address
-    const char* reason = nullptr;          // why it is not on the fused path
+    at::TensorImpl* impl[kStep + 1] = {};         // the operands and the step: borrowed, live from refresh() to run()
+    const char *begin = nullptr, *end = nullptr;  // the parameter's memory
+    void* step = nullptr;                         // the step count's address
+    const char* reason = nullptr;                 // why it is not on the fused path
     int64_t numel = 0;
     int32_t group = 0;
-    bool double_step = false, fresh = false, taken = false, overlaps = false;
+    enum { kIdle, kTorch, kFused } path = kIdle;
+    bool double_step = false, fresh = false, overlaps = false;
   };
   struct Group {
     RuleId rule;

@@ -2,6 +2,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 RULES: dict[str, int]
+STATES: list[list[str]]
 
 def isa() -> str: ...
 def cut(numels: Sequence[int], size: int) -> list[tuple[int, int, int]]: ...

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fusedopt import _C
@@ -91,9 +92,13 @@ class FusedStep(Optimizer):
             for name in self._group_options:
                 group.setdefault(name, live[i][name] if i < len(live) else defaults.get(name))
         # Unpickled keys are equal to torch's, not identical; the walk over the states finds identical ones faster.
+        # And a state saved from another memory layout (a model made channels-last since) takes the parameter's.
         for param, values in state["state"].items():
-            if isinstance(values, dict):
-                state["state"][param] = {sys.intern(k) if type(k) is str else k: v for k, v in values.items()}
+            if isinstance(param, Tensor) and isinstance(values, dict):
+                state["state"][param] = {
+                    sys.intern(name) if type(name) is str else name: _in_layout_of(param, value)
+                    for name, value in values.items()
+                }
         super().__setstate__(state)
 
     @property
@@ -120,18 +125,19 @@ class FusedStep(Optimizer):
             path = "none" if idle else "torch" if reason else "fused"
             name = names[i] if names else None
             text = reason or f"rule {self._torch_class.__name__}, CPU, {_C.isa()}"
-            explanations.append(Explanation(g, i, name, tuple(p.shape), p.dtype, path, text))
+            shape = () if is_lazy(p) else tuple(p.shape)
+            explanations.append(Explanation(g, i, name, shape, p.dtype, path, text))
         return explanations
 
     def bytes_per_step(self) -> int:
         """Bytes that the last step's fused path has to read and write at least, by the declarations of its rules."""
         return self._plan.bytes_per_step(self.defaults["max_grad_norm"] is not None) if self._plan else 0
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, *args: Any, **kwargs: Any) -> Any:
         """Performs one step.
 
         Args:
-            closure: re-evaluates the model and returns the loss, with gradients enabled.
+            closure: optional; re-evaluates the model and returns the loss, with gradients enabled.
 
         Returns:
             What the closure returned, else None.
@@ -140,7 +146,7 @@ class FusedStep(Optimizer):
             What torch's class raises. Nothing has been changed then.
         """
         if torch.compiler.is_compiling():
-            return _uncompiled_step(self, closure)
+            return _uncompiled_step(self, *args, **kwargs)
         # A subclass that overrides step() has been wrapped by torch, and its hooks have run already.
         if type(self).step is FusedStep.step and (
             self.__dict__.get("_optimizer_step_pre_hooks")
@@ -149,8 +155,8 @@ class FusedStep(Optimizer):
             or _global_optimizer_post_hooks
             or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
         ):
-            return _hooked_step(self) if closure is None else _hooked_step(self, closure)
-        return self._step(closure)
+            return _hooked_step(self, *args, **kwargs)
+        return self._step(*args, **kwargs)
 
     # Tells torch not to wrap step(): the wrapper costs more than a small fused step, hooks or not.
     step.hooked = True  # type: ignore[attr-defined]
@@ -229,10 +235,17 @@ class FusedStep(Optimizer):
         return 1.0 if coefficient > 1 else coefficient
 
 
+def _in_layout_of(param: Tensor, value: Any) -> Any:
+    if not isinstance(value, Tensor) or is_lazy(param) or value.shape != param.shape or value.layout != torch.strided:
+        return value
+    return value if value.stride() == param.stride() else torch.empty_like(param, dtype=value.dtype).copy_(value)
+
+
 def _refuse_group_norm(group: dict[str, Any]) -> None:
     if "max_grad_norm" in group:
         raise ValueError("max_grad_norm belongs to the optimizer, not to a param group: its norm is over all groups")
 
 
+FusedStep.step.__signature__ = inspect.signature(FusedStep._step)  # type: ignore[attr-defined]
 _hooked_step = Optimizer.profile_hook_step(FusedStep._step)
 _uncompiled_step = torch._disable_dynamo(FusedStep.step)  # type: ignore[attr-defined]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices
 
+from fusedopt import _C
+
 if TYPE_CHECKING:
     from fusedopt.optim._fused import FusedStep
 
@@ -47,7 +49,7 @@ def torch_step(optimizer: FusedStep, indices: list[int], scale: float, *, guarde
     params = [p for _, params in selected for p in params]
     grads = [p.grad for p in params]
     with contextlib.ExitStack() as undo:
-        if guarded and any(map(_mismatched, twin.param_groups)):
+        if guarded and any(_refusable(optimizer, group) for group in twin.param_groups):
             undo.enter_context(_restored_on_error(optimizer, params))
         if scale != 1:
             for p, grad in zip(params, grads, strict=True):
@@ -56,13 +58,17 @@ def torch_step(optimizer: FusedStep, indices: list[int], scale: float, *, guarde
         step(twin)
 
 
-def _mismatched(group: dict[str, Any]) -> bool:
+def _refusable(optimizer: FusedStep, group: dict[str, Any]) -> bool:
     """Whether torch might refuse a parameter of this group in the middle of its work."""
-    plain = all(
-        p.grad is None or (p.grad.shape == p.shape and p.grad.dtype == p.dtype and p.grad.device == p.device)
-        for p in group["params"]
-    )
-    return not plain or bool(group.get("fused"))
+    names = _C.STATES[optimizer._numbers(group)[0]]
+    for p in group["params"]:
+        state = optimizer.state.get(p) or dict.fromkeys(names)
+        like_p = [p.grad, *(v for k, v in state.items() if k != "step")]
+        if not all(name in state for name in names) or any(
+            t is not None and (t.shape != p.shape or t.dtype != p.dtype or t.device != p.device) for t in like_p
+        ):
+            return True
+    return bool(group.get("fused"))
 
 
 @contextlib.contextmanager
@@ -125,5 +131,5 @@ def refuse_sparse(optimizer: FusedStep, indices: list[int]) -> None:
 def refuse_capturable(group: dict[str, Any]) -> None:
     """Raises what torch raises for capturable=True on a device that has no graphs, before anything is written."""
     supported = _get_capturable_supported_devices()
-    if any(p.grad is not None and p.device.type not in supported for p in group["params"]):
+    if not group.get("fused") and any(p.grad is not None and p.device.type not in supported for p in group["params"]):
         raise AssertionError(f"If capturable=True, params and state_steps must be on supported devices: {supported}.")

@@ -69,23 +69,26 @@ class _TorchLAMB(Optimizer):
     def _update(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
         state, (beta1, beta2) = self.state[param], group["betas"]
         decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
+        weight = param.clone() if group["differentiable"] else param  # autograd keeps what it was before the step
         if decay != 0 and not decoupled:
-            grad = grad + decay * param
+            grad = grad + decay * weight
         state["step"] += 1
         state["exp_avg"].mul_(beta1).add_(grad, alpha=1 - beta1 if group["grad_averaging"] else 1)
         state["exp_avg_sq"].mul_(beta2).add_(grad * grad.conj() * (1 - beta2))
 
         mean, square = state["exp_avg"], state["exp_avg_sq"]
+        if group["differentiable"]:
+            mean, square = mean.clone(), square.clone()
         if group["bias_correction"]:
             mean = mean / (1 - beta1 ** state["step"])
             square = square / (1 - beta2 ** state["step"])
         update = mean / (square.sqrt() + group["eps"])
         if decay != 0 and decoupled:
-            update = update + decay * param
+            update = update + decay * weight
 
         trust_ratio: Tensor | float = 1.0
         if decay != 0 or group["always_adapt"]:
-            param_norm, update_norm = torch.linalg.vector_norm(param), torch.linalg.vector_norm(update)
+            param_norm, update_norm = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(update)
             if group["phi"] is not None:
                 param_norm = param_norm.clamp(*group["phi"])
             trust_ratio = torch.where((param_norm == 0) | (update_norm == 0), 1.0, param_norm / update_norm)
