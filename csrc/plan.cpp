@@ -1,11 +1,10 @@
 #include "plan.h"
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 
-#define INLINE inline __attribute__((always_inline))  // where the walk spends its time
+#include "walk.h"
 
 namespace fusedopt {
 namespace {
@@ -15,56 +14,6 @@ constexpr const char* kNoState = "no state yet";
 constexpr int64_t kReleaseGil = 1 << 20;  // elements; a shorter step is over before another thread could use the lock
 constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};  // in the order of Dtype
 constexpr size_t kPrefetch = 3;                                                            // entries
-
-// The dispatch keys of an ordinary dense CPU tensor. Anything else has other keys: other devices, sparse and mkldnn
-// layouts, conjugate views, functorch wrappers, fake and meta tensors, subclasses with __torch_dispatch__.
-const c10::DispatchKeySet kPlain = at::empty({0}).key_set();
-
-enum class Match { kNo, kSizes, kLayout };  // nothing alike; all but the memory layout; everything
-
-// Compares an operand with its parameter. Strides must agree wherever a dimension has more than one element.
-INLINE Match match(const at::TensorImpl& a, const at::TensorImpl& b) {
-  const auto sizes = a.sizes(), others = b.sizes(), x = a.strides(), y = b.strides();
-  if (b.key_set() != kPlain || a.dtype() != b.dtype() || sizes.size() != others.size()) return Match::kNo;
-  bool layout = true;
-  for (size_t i = 0; i < sizes.size(); ++i) {
-    if (sizes[i] != others[i]) return Match::kNo;
-    layout &= x[i] == y[i] || sizes[i] <= 1;
-  }
-  return layout ? Match::kLayout : Match::kSizes;
-}
-
-// The first element of a tensor that will be written: one that shares its memory copy-on-write gets its own.
-INLINE void* address(const at::TensorImpl& t) {
-  return static_cast<char*>(t.unsafe_storage().mutable_data()) + t.storage_offset() * int64_t(t.itemsize());
-}
-
-// Looks `key` up at the cursor, where it stands when the dict was filled in the order of the walk: this avoids hashing,
-// which for tensors costs more than all the rest. Borrowed reference, or null.
-INLINE PyObject* find(PyObject* dict, PyObject* key, Py_ssize_t& cursor) {
-  Py_ssize_t next = cursor;
-  PyObject *name, *value;
-  if (PyDict_Next(dict, &next, &name, &value) && name == key) {
-    cursor = next;
-    return value;
-  }
-  value = PyDict_GetItemWithError(dict, key);
-  if (!value && PyErr_Occurred()) throw py::error_already_set();
-  return value;
-}
-
-template <class T>
-INLINE void patch(T& value, T now, bool& changed) {
-  changed |= value != now;
-  value = now;
-}
-
-// Interned, so that equal keys are identical; never freed.
-PyObject* interned(const char* name) {
-  static std::map<const char*, PyObject*> keys;
-  PyObject*& key = keys[name];
-  return key ? key : key = PyUnicode_InternFromString(name);
-}
 
 }  // namespace
 
