@@ -1,6 +1,7 @@
 """Builds fusedopt._C from csrc/. The metadata is in pyproject.toml."""
 
 import os
+import platform
 from pathlib import Path
 
 from setuptools import setup
@@ -45,15 +46,35 @@ if os.environ.get("FUSEDOPT_SANITIZE") == "1":
     compile_args += ["-g1", "-fno-omit-frame-pointer", *sanitize]
     link_args += sanitize
 
+# Files with an instruction set of their own, which only they may use.
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mprefer-vector-width=512"]
+ISA_FLAGS = {"csrc/cpu/avx2.cpp": AVX2, "csrc/cpu/avx512.cpp": AVX2 + AVX512}
+
+
+class Build(BuildExtension):
+    """Compiles the files with flags of their own first: BuildExtension has one set of flags for all."""
+
+    def build_extensions(self) -> None:
+        """Builds the extension."""
+        x86 = platform.machine() in ("x86_64", "AMD64")
+        for source, flags in ISA_FLAGS.items():
+            arguments = compile_args + (flags if x86 else [])
+            self.extensions[0].extra_objects += self.compiler.compile(
+                [source], self.build_temp, None, None, False, arguments
+            )
+        super().build_extensions()
+
+
 setup(
     ext_modules=[
         CppExtension(
             "fusedopt._C",
-            [str(path) for folder in ("csrc", "csrc/cpu") for path in sorted(Path(folder).glob("*.cpp"))],
+            [path for path in map(str, sorted(Path("csrc").rglob("*.cpp"))) if path not in ISA_FLAGS],
             depends=[str(path) for path in Path("csrc").rglob("*.h")],
             extra_compile_args=compile_args,
             extra_link_args=link_args,
         )
     ],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": Build},
 )

@@ -8,13 +8,16 @@ PYBIND11_MODULE(_C, m) {
   using namespace fusedopt;
 
   py::dict rules;
-  py::list states;
+  py::list states, transfers;
   for (const RuleInfo& rule : kRuleInfo) {
     rules[rule.name] = rules.size();
     states.append(std::vector<std::string>(rule.states, rule.states + rule.state_count));
+    transfers.append(rule.operands.transfers());
   }
+  transfers[size_t(RuleId::lamb)] = Lamb<float>::kOperands.transfers() + Lamb<float>::kUpdateOperands.transfers();
   m.attr("RULES") = rules;
   m.attr("STATES") = states;
+  m.attr("TRANSFERS") = transfers;  // of an element in one step, reads and writes
 
   m.def("isa", &cpu::isa, "The instruction set in use on the CPU.");
   m.def(
@@ -33,6 +36,5 @@ PYBIND11_MODULE(_C, m) {
       .def("square_sum", &Plan::square_sum)
       .def("run", &Plan::run)
       .def("reasons", &Plan::reasons)
-      .def("bytes_per_step", &Plan::bytes_per_step)
       .def("memory", &Plan::memory);
 }

@@ -238,24 +238,10 @@ void Plan::run(double scale) {
   held_.clear();
 }
 
-std::vector<std::string> Plan::reasons() const {
-  std::vector<std::string> reasons;
-  for (const Entry& e : entries_) reasons.emplace_back(e.reason ? e.reason : "");
+std::vector<const char*> Plan::reasons() const {
+  std::vector<const char*> reasons;
+  for (const Entry& e : entries_) reasons.push_back(e.reason);
   return reasons;
-}
-
-int64_t Plan::bytes_per_step(bool with_norm) const {
-  int64_t bytes = 0;
-  for (const Tensor& t : table_.tensors) {
-    const int second_pass = t.rule == RuleId::lamb ? Lamb<float>::kUpdateOperands.transfers() : 0;
-    bytes += t.numel * kItemSize[int(t.dtype)] * (info(t.rule).operands.transfers() + second_pass + with_norm);
-  }
-  return bytes;
-}
-
-int64_t Plan::memory() const {
-  return int64_t(entries_.capacity() * sizeof(Entry) + table_.tensors.capacity() * sizeof(Tensor) +
-                 table_.chunks.capacity() * sizeof(Chunk) + table_.sums.capacity() * sizeof(double));
 }
 
 }  // namespace fusedopt

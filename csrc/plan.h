@@ -4,7 +4,6 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <map>
-#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -26,12 +25,13 @@ class Plan {
   // Updates the parameters on the fused path, their gradients multiplied by `scale`.
   void run(double scale);
 
-  // For each parameter: "" on the fused path, else why not.
-  std::vector<std::string> reasons() const;
-  // What a step of the fused path reads and writes at least, by the rules' own declarations.
-  int64_t bytes_per_step(bool with_norm) const;
-  // What the plan itself takes.
-  int64_t memory() const;
+  // For each parameter why it is not on the fused path, null where it is.
+  std::vector<const char*> reasons() const;
+  // What the plan itself takes, in bytes.
+  size_t memory() const {
+    return entries_.capacity() * sizeof(Entry) + table_.tensors.capacity() * sizeof(Tensor) +
+           table_.chunks.capacity() * sizeof(Chunk) + table_.sums.capacity() * sizeof(double);
+  }
 
  private:
   static constexpr int kStep = kMaxOperands;

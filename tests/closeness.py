@@ -13,7 +13,8 @@ of the storage besides, for the one rounding on the way to memory. (4 ulp of a b
 float32 runs freely from the same start, so errors that build up are seen. In float16 and bfloat16 a parameter that was
 rounded up once goes another way for good, and after a few steps two correct results differ by chance as much as a wrong
 one: there all take over our parameters and states after every step, and each step is measured alone. So it is in
-float64, where the reference is no more exact than we are: there slack is 4 ulp for the one and 4 for the other.
+float64, where the reference is no more exact than we are: there slack is 16 ulp, for the errors of both, and for terms
+larger than the result (a momentum of many times the parameter) where these cancel.
 Where torch has left the range of float16 (its for-loop computes in it, and eps=1e-8 is 0 there), its error is taken
 over the elements that are still finite: ours must be right everywhere.
 
@@ -47,7 +48,7 @@ def ulp(value: float, dtype: torch.dtype) -> float:
 def slack(largest: float, dtype: torch.dtype) -> float:
     if dtype in HALVES:
         return 4 * ulp(largest, torch.float32) + 0.5 * ulp(largest, dtype)
-    return (8 if dtype == torch.float64 else 4) * ulp(largest, dtype)
+    return (16 if dtype == torch.float64 else 4) * ulp(largest, dtype)
 
 
 def tolerance(name: str, ours: Tensor, rivals: Sequence[Tensor], reference: Tensor, before: float = 0) -> float:

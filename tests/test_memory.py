@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import BY_NAME, F32, FAST_CASES, HALVES, Case, dtype_id
 
-LARGE_BYTES = 40 * 2**20  # above 32 MiB malloc takes memory from the system and gives it back, whatever came before
+LARGE_BYTES = 80 * 2**20  # above 32 MiB malloc takes memory from the system and gives it back, whatever came before
 
 
 def prepared(case: Case, params: list[torch.Tensor]) -> torch.optim.Optimizer:

@@ -207,10 +207,12 @@ def test_every_half_is_widened_and_rounded_exactly(dtype: torch.dtype, shift: in
     p, lr = all_numbers(dtype), 2.0**exponent
     grad = p.roll(shift)
     expected = (p.float() - lr * grad.float()).to(dtype)
-    for offset in (0, 5):
-        param = guarded(p, offset)
-        param.grad = guarded(grad, offset + 1)
-        fusedopt.SGD([param], lr=lr).step()
+    for pieces in (p.numel(), 7):  # in vectors, and in ragged ends only
+        param = guarded(p, pieces % 5)
+        parts = list(param.split(pieces))
+        for part, grad_part in zip(parts, grad.split(pieces), strict=True):
+            part.grad = grad_part
+        fusedopt.SGD(parts, lr=lr).step()
         assert torch.equal(param.isnan(), expected.isnan())
         assert torch.equal(param[~param.isnan()], expected[~expected.isnan()])
 

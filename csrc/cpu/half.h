@@ -39,7 +39,7 @@ inline void narrow(const float* in, T* out, int n, int i = 0) {
   for (; i < n; ++i) out[i] = narrow(in[i], T{});
 }
 
-#ifdef FUSEDOPT_HAS_F16C
+#ifdef __F16C__
 inline void widen(const Float16* in, float* out, int n) {
   for (int i = 0; i + 8 <= n; i += 8)
     _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));

@@ -1,16 +1,8 @@
-// The chunk loops, written once. baseline.cpp, avx2.cpp and avx512.cpp name an instruction set and include this.
+// The chunk loops, written once. baseline.cpp, avx2.cpp and avx512.cpp name an instruction set, for which
+// setup.py compiles them, and include this.
 // Everything lives in an anonymous namespace inside that set's own, so that no function compiled for AVX-512 can be
 // picked by the linker for the others; of std there are only types.
-#define FUSEDOPT_PRAGMA_OF(...) _Pragma(#__VA_ARGS__)
-#define FUSEDOPT_PRAGMA(...) FUSEDOPT_PRAGMA_OF(__VA_ARGS__)
-#ifdef FUSEDOPT_TARGET
-#define FUSEDOPT_HAS_FMA  // by hand: not every compiler updates its own macros after the pragma
-#define FUSEDOPT_HAS_F16C
-#ifdef __clang__
-FUSEDOPT_PRAGMA(clang attribute push(__attribute__((target(FUSEDOPT_TARGET))), apply_to = function))
-#else
-FUSEDOPT_PRAGMA(GCC target(FUSEDOPT_TARGET))
-#endif
+#ifdef __F16C__
 #include <immintrin.h>
 #endif
 #include <tuple>
@@ -110,7 +102,3 @@ extern const Kernels kKernels = {{FUSEDOPT_RULES(X)},
 #undef X
 
 }  // namespace fusedopt::cpu::FUSEDOPT_ISA
-
-#if defined(__clang__) && defined(FUSEDOPT_TARGET)
-#pragma clang attribute pop
-#endif

@@ -11,11 +11,8 @@ namespace {
 // Below this many elements waking a second thread costs more than it brings.
 constexpr int64_t kSerialElements = 96 * 1024;
 
-struct Isa {
-  const char* name;
-  const Kernels& kernels;
-};
-const Isa kIsa = []() -> Isa {
+using Isa = std::pair<const char*, const Kernels&>;
+const auto [kIsaName, kKernels] = []() -> Isa {
 #ifdef __x86_64__
   const char* name = std::getenv("FUSEDOPT_ISA");
   if (!name) name = std::getenv("ATEN_CPU_CAPABILITY");
@@ -60,10 +57,10 @@ double lamb_step_size(Table& table, const Tensor& t, int64_t chunk) {
 
 }  // namespace
 
-const char* isa() { return kIsa.name; }
+const char* isa() { return kIsaName; }
 
 void step(Table& table) {
-  const Kernels& k = kIsa.kernels;
+  const Kernels& k = kKernels;
   for_each_chunk(table, false, [&](int64_t c, const Tensor& t, void** addr) {
     const int64_t n = table.chunks[c].count;
     double* sums = &table.sums[2 * c];
@@ -72,25 +69,26 @@ void step(Table& table) {
     if (t.rule == RuleId::lamb && n == t.numel)  // a tensor of one chunk is still in the first-level cache
       k.lamb_update[int(t.dtype)](addr, n, table.row(t.row), lamb_step_size(table, t, c));
   });
-  std::vector<double> step_sizes;  // of LAMB's larger tensors
+  bool second_pass = false;  // for LAMB's larger tensors; their step size goes where their first chunk's sums were
   for (size_t c = 0; c < table.chunks.size(); ++c) {
     const Tensor& t = table.tensors[table.chunks[c].tensor];
     if (t.rule != RuleId::lamb || t.numel <= kChunkSize || table.chunks[c].begin) continue;
-    step_sizes.resize(table.tensors.size());
-    step_sizes[table.chunks[c].tensor] = lamb_step_size(table, t, int64_t(c));
+    table.sums[2 * c] = lamb_step_size(table, t, int64_t(c));
+    second_pass = true;
   }
-  if (step_sizes.empty()) return;
+  if (!second_pass) return;
   // Backwards: what the first pass touched last is still in the cache.
   for_each_chunk(table, true, [&](int64_t c, const Tensor& t, void** addr) {
-    if (t.numel <= kChunkSize) return;
-    k.lamb_update[int(t.dtype)](addr, table.chunks[c].count, table.row(t.row), step_sizes[table.chunks[c].tensor]);
+    if (t.rule != RuleId::lamb || t.numel <= kChunkSize) return;
+    const double step_size = table.sums[2 * (c - table.chunks[c].begin / kChunkSize)];
+    k.lamb_update[int(t.dtype)](addr, table.chunks[c].count, table.row(t.row), step_size);
   });
 }
 
 double square_sum(Table& table) {
   for_each_chunk(table, false, [&](int64_t c, const Tensor& t, void** addr) {
     table.sums[2 * c] = table.sums[2 * c + 1] = 0;
-    kIsa.kernels.square_sum[int(t.dtype)](addr, table.chunks[c].count, &table.sums[2 * c]);
+    kKernels.square_sum[int(t.dtype)](addr, table.chunks[c].count, &table.sums[2 * c]);
   });
   double sum = 0;
   for (size_t c = 0; c < table.chunks.size(); ++c) sum += table.sums[2 * c];

@@ -25,7 +25,7 @@ struct Operands {
 };
 
 // a * b + c, rounded once where the target has the instruction. Elsewhere a call to fma() would cost 35 times as much.
-#if defined(FUSEDOPT_HAS_FMA) || defined(__ARM_FEATURE_FMA) || defined(__CUDA_ARCH__)
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__CUDA_ARCH__)
 FUSEDOPT_HD float madd(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 FUSEDOPT_HD double madd(double a, double b, double c) { return __builtin_fma(a, b, c); }
 #else

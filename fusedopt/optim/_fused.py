@@ -117,7 +117,7 @@ class FusedStep(Optimizer):
         """For every parameter, the path it took in the last step and the reason."""
         params = [(g, i, p) for g, group in enumerate(self.param_groups) for i, p in enumerate(group["params"])]
         reasons = self._reasons or (self._plan.reasons() if self._plan else [])
-        reasons = reasons + ["no step yet"] * (len(params) - len(reasons))
+        reasons = list(reasons) + ["no step yet"] * (len(params) - len(reasons))
         explanations = []
         for (g, i, p), reason in zip(params, reasons, strict=False):
             names = self.param_groups[g].get("param_names")
@@ -131,7 +131,14 @@ class FusedStep(Optimizer):
 
     def bytes_per_step(self) -> int:
         """Bytes that the last step's fused path has to read and write at least, by the declarations of its rules."""
-        return self._plan.bytes_per_step(self.defaults["max_grad_norm"] is not None) if self._plan else 0
+        if self._plan is None:
+            return 0
+        reasons, total = iter(self._plan.reasons()), 0
+        for group in self.param_groups:
+            transfers = _C.TRANSFERS[self._numbers(group)[0]] + (self.defaults["max_grad_norm"] is not None)
+            fused = [p for p in group["params"] if next(reasons) is None]
+            total += transfers * sum(p.numel() * p.element_size() for p in fused)
+        return total
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Performs one step.
@@ -212,7 +219,7 @@ class FusedStep(Optimizer):
 
     # Rebuilt at need: torch drops whatever it does not know when an optimizer is copied or pickled.
     _plan: _C.Plan | None = None
-    _reasons: list[str] | None = None
+    _reasons: list[str | None] | None = None
     _grad_norm: float | None = None
 
     def _init_states(self, group: dict[str, Any], params: list[Tensor]) -> None:
