@@ -33,9 +33,10 @@ sanitize: $(VENV)/ready
 	cp -r csrc fusedopt tests benchmarks setup.py pyproject.toml README.md LICENSE build/sanitize
 	rm -f build/sanitize/fusedopt/_C.*.so
 	cd build/sanitize && FUSEDOPT_SANITIZE=1 $(abspath $(VENV))/bin/python setup.py -q build_ext --inplace
-	cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	cd build/sanitize && \
+	    LD_PRELOAD="$$(for lib in asan ubsan stdc++; do gcc -print-file-name=lib$$lib.so; done | tr '\n' ' ')" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=. \
-	    $(abspath $(VENV))/bin/python -m pytest -q -n $(JOBS) -m "not slow_sanitized"
+	    $(abspath $(VENV))/bin/python -m pytest -q -n $(JOBS)
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

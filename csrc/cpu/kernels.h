@@ -82,7 +82,7 @@ void lamb_update(void* const* addr, int64_t n, const void* row, double step_size
   constexpr Operands operands = Lamb<F>::kUpdateOperands;
   const auto body = [=](double&, double&, F& param, F&, F& exp_avg, F& exp_avg_sq, F&)
                         INLINED { param = madd(-F(step_size), rule.update(param, exp_avg, exp_avg_sq), param); };
-  double sums[2];
+  double sums[2] = {};
   sweep<operands.reads, operands.writes, D>(addr, n, body, sums);
 }
 
