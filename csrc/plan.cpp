@@ -13,7 +13,6 @@ constexpr const char* kNoGradient = "no gradient";
 constexpr const char* kNoState = "no state yet";
 constexpr int64_t kReleaseGil = 1 << 20;  // elements; a shorter step is over before another thread could use the lock
 constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};  // in the order of Dtype
-constexpr size_t kPrefetch = 3;                                                            // entries
 
 }  // namespace
 
@@ -56,12 +55,12 @@ std::pair<Plan::Indices, Plan::Indices> Plan::refresh(py::list groups, py::dict 
   entries_.resize(index);
   table_.tensors.resize(index);
 
-  if (changed_) mark_overlaps();
+  if (changed_) mark_overlaps(), entries_.shrink_to_fit(), table_.tensors.shrink_to_fit();
   std::pair<Indices, Indices> result;
   bool recut = changed_;
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
-    if (e.overlaps && e.path == Entry::kFused) e.reason = "shares memory with another parameter or state";
+    if (e.overlaps && e.path == kFused) e.reason = "shares memory with another parameter or state";
     const int64_t numel = e.reason ? 0 : e.numel;
     recut |= numel != table_.tensors[i].numel;
     table_.tensors[i].numel = numel;
@@ -83,8 +82,8 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
     table_.tensors.emplace_back();
   }
   // The walk waits for memory more than it computes, and knows from the last step where it will go next.
-  if (index + kPrefetch < entries_.size())
-    for (const at::TensorImpl* impl : entries_[index + kPrefetch].impl)
+  if (index + 3 < entries_.size())
+    for (const at::TensorImpl* impl : entries_[index + 3].impl)
       for (int line = 0; line < 3; ++line) __builtin_prefetch(reinterpret_cast<const char*>(impl) + 64 * line);
   Entry& e = entries_[index];
   Tensor& t = table_.tensors[index];
@@ -100,15 +99,12 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
   else if (p.key_set() != kPlain) e.reason = "not a plain dense tensor";
   else if (!p.is_non_overlapping_and_dense()) e.reason = "the parameter's memory is not dense";
   else if (!(e.reason = gradient(e, t, param, autograd->grad_))) e.reason = operands(e, t, param, values, initialized);
-  const auto path = !e.reason || e.reason == kNoState ? Entry::kFused
-                    : e.reason == kNoGradient         ? Entry::kIdle
-                                                      : Entry::kTorch;
-  patch(e.path, path, changed_);
-  if (path == Entry::kIdle || !p.has_storage()) return;
+  patch(e.path, !e.reason || e.reason == kNoState ? kFused : e.reason == kNoGradient ? kIdle : kTorch, changed_);
+  if (e.path == kIdle || !p.has_storage()) return;
   // On torch's path a parameter may be strided: it gets all of its storage.
   const char* storage = static_cast<const char*>(p.unsafe_storage().data());
-  patch(e.begin, path == Entry::kFused ? static_cast<const char*>(t.addr[0]) : storage, changed_);
-  const int64_t bytes = path == Entry::kFused ? e.numel * int64_t(p.itemsize()) : int64_t(p.unsafe_storage().nbytes());
+  patch(e.begin, e.path == kFused ? static_cast<const char*>(t.addr[0]) : storage, changed_);
+  const int64_t bytes = e.path == kFused ? e.numel * int64_t(p.itemsize()) : int64_t(p.unsafe_storage().nbytes());
   patch(e.end, e.begin + bytes, changed_);
 }
 
@@ -186,7 +182,7 @@ void Plan::mark_overlaps() {
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
     e.overlaps = false;
-    if (e.path == Entry::kIdle) continue;
+    if (e.path == kIdle) continue;
     ranges.emplace_back(e.begin, e.end, &e);
     if (e.reason) continue;
     for (int k = 2; k < 2 + info(table_.tensors[i].rule).state_count; ++k) {

@@ -35,6 +35,7 @@ class Plan {
 
  private:
   static constexpr int kStep = kMaxOperands;
+  enum Path : char { kIdle, kTorch, kFused };
   struct Entry {
     at::TensorImpl* impl[kStep + 1] = {};         // the operands and the step: borrowed, live from refresh() to run()
     const char *begin = nullptr, *end = nullptr;  // the parameter's memory
@@ -42,7 +43,7 @@ class Plan {
     const char* reason = nullptr;                 // why it is not on the fused path
     int64_t numel = 0;
     int32_t group = 0;
-    enum { kIdle, kTorch, kFused } path = kIdle;
+    Path path = kIdle;
     bool double_step = false, fresh = false, overlaps = false;
   };
   struct Group {

@@ -11,6 +11,11 @@ hypothesis.settings.register_profile("fusedopt", deadline=None, derandomize=True
 hypothesis.settings.load_profile("fusedopt")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Raised by what hypothesis imports to report a failure: as an error it would end the run without the report.
+    config.addinivalue_line("filterwarnings", "ignore:mypy_extensions.TypedDict is deprecated:DeprecationWarning")
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)

@@ -30,13 +30,11 @@ FUSEDOPT_HD Float16 narrow(float x, Float16) {
   return {uint16_t((magnitude < 0x47800000u ? finite : rest) | (u >> 16 & 0x8000u))};
 }
 
-template <class T>
-inline void widen(const T* in, float* out, int n, int i = 0) {
+inline void widen(const auto* in, float* out, int n, int i = 0) {
   for (; i < n; ++i) out[i] = widen(in[i]);
 }
-template <class T>
-inline void narrow(const float* in, T* out, int n, int i = 0) {
-  for (; i < n; ++i) out[i] = narrow(in[i], T{});
+inline void narrow(const float* in, auto* out, int n, int i = 0) {
+  for (; i < n; ++i) out[i] = narrow(in[i], out[i]);
 }
 
 #ifdef __F16C__

@@ -63,6 +63,12 @@ inline void sweep(void* const* addr, int64_t n, Body body, double* sums) {
   }
 }
 
+template <int D>
+FUSEDOPT_HD Compute<D> stored(Compute<D> x) {
+  if constexpr (sizeof(Storage<D>) == sizeof(x)) return x;
+  else return widen(narrow(x, Storage<D>{}));
+}
+
 template <template <class> class Rule, int D>
 void apply(void* const* addr, int64_t n, const void* row, double* sums) {
   using F = Compute<D>;
@@ -70,7 +76,10 @@ void apply(void* const* addr, int64_t n, const void* row, double* sums) {
   constexpr Operands operands = Rule<F>::kOperands;
   const auto body = [=](double& s0, double& s1, F& param, F& grad, F& a, F& b, F& c) INLINED {
     rule(param, grad, a, b, c);
-    if constexpr (std::is_same_v<Rule<F>, Lamb<F>>) s0 += double(param) * double(param), s1 += double(c) * double(c);
+    if constexpr (std::is_same_v<Rule<F>, Lamb<F>>) {
+      const F update = rule.update(param, stored<D>(a), stored<D>(b));
+      s0 += double(param) * double(param), s1 += double(update) * double(update);
+    }
   };
   sweep<operands.reads, operands.writes, D>(addr, n, body, sums);
 }

@@ -29,10 +29,8 @@ struct Operands {
 FUSEDOPT_HD float madd(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 FUSEDOPT_HD double madd(double a, double b, double c) { return __builtin_fma(a, b, c); }
 #else
-template <class F>
-FUSEDOPT_HD F madd(F a, F b, F c) {
-  return a * b + c;
-}
+FUSEDOPT_HD float madd(float a, float b, float c) { return a * b + c; }
+FUSEDOPT_HD double madd(double a, double b, double c) { return a * b + c; }
 #endif
 
 FUSEDOPT_HD float square_root(float x) { return __builtin_sqrtf(x); }

@@ -45,12 +45,12 @@ struct Lamb {
         trust_clip(n[kTrustClip]), phi_low(n[kPhiLow]), phi_high(n[kPhiHigh]),
         adapts(n[kWeightDecay] != 0 || n[kAlwaysAdapt] != 0) {}
 
-  // The first pass; the caller sums the squares of param and u.
-  FUSEDOPT_HD void operator()(F param, F grad, F& exp_avg, F& exp_avg_sq, F& u) const {
+  // The first pass. The caller sums the squares of the parameter and of its update by the moments as they are stored:
+  // that is what the second pass reads, and in half precision the smallest squares are stored as zero.
+  FUSEDOPT_HD void operator()(F param, F grad, F& exp_avg, F& exp_avg_sq, F&) const {
     const F g = gradient(grad, param);
     exp_avg = madd(beta1, exp_avg, rate1 * g);
     exp_avg_sq = square(exp_avg_sq, g);
-    u = update(param, exp_avg, exp_avg_sq);
   }
 
   FUSEDOPT_HD F update(F param, F exp_avg, F exp_avg_sq) const {

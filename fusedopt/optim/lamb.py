@@ -80,8 +80,9 @@ class _TorchLAMB(Optimizer):
         if group["differentiable"]:
             mean, square = mean.clone(), square.clone()
         if group["bias_correction"]:
-            mean = mean / (1 - beta1 ** state["step"])
-            square = square / (1 - beta2 ** state["step"])
+            step = state["step"] if group["capturable"] or group["differentiable"] else state["step"].item()
+            mean = mean / (1 - beta1**step)
+            square = square / (1 - beta2**step)
         update = mean / (square.sqrt() + group["eps"])
         if decay != 0 and decoupled:
             update = update + decay * weight
