@@ -89,13 +89,16 @@ class _TorchLAMB(Optimizer):
 
         trust_ratio: Tensor | float = 1.0
         if decay != 0 or group["always_adapt"]:
-            param_norm, update_norm = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(update)
+            # The norm of a large float16 tensor is beyond float16.
+            wide = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else None
+            param_norm = torch.linalg.vector_norm(weight, dtype=wide)
+            update_norm = torch.linalg.vector_norm(update, dtype=wide)
             if group["phi"] is not None:
                 param_norm = param_norm.clamp(*group["phi"])
             trust_ratio = torch.where((param_norm == 0) | (update_norm == 0), 1.0, param_norm / update_norm)
             if group["trust_clip"] is not None:
                 trust_ratio = trust_ratio.clamp(max=group["trust_clip"])
-        param.sub_(group["lr"] * trust_ratio * update)
+        param.sub_((group["lr"] * trust_ratio * update).to(param.dtype))
 
 
 class LAMB(FusedStep, _TorchLAMB):
