@@ -8,14 +8,7 @@ from fusedopt.data.hands import CLASSES, _pose, _Random
 from fusedopt.models import HandClassifier
 from fusedopt.training import accuracy, make_optimizer, seeded, train
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors gain nothing by more threads, and lose much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
