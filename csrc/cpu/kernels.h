@@ -24,31 +24,47 @@ using Compute = std::conditional_t<D == 1, double, float>;
 #define INLINED __attribute__((always_inline))  // before the loops are vectorized, or their sums live in memory
 constexpr int kBlock = 64;  // half-precision operands are widened this many at a time, in the first-level cache
 
-// Loads the operands that are read, calls `body` on registers, stores those that are written: over n elements. The two
-// sums that the body adds to are returned through `sums`.
-template <unsigned Reads, unsigned Writes, class F, class Body, int... I>
-FUSEDOPT_HD void loop(F* const (&addr)[kMaxOperands], int64_t n, Body body, double* sums,
+// Sums are taken in lanes, element i in lane i % kLanes, which are added in pairs at the end: in the same order
+// whatever the instruction set.
+constexpr int kLanes = 16;
+using Lanes = double[2][kLanes];
+
+// Loads the operands that are read, calls `body` on registers, stores those that are written: over n elements. With
+// Sums, the body adds to its first two arguments.
+template <bool Sums, unsigned Reads, unsigned Writes, class F, class Body, int... I>
+FUSEDOPT_HD void loop(F* const (&addr)[kMaxOperands], int64_t n, Body body, Lanes& sums,
                       std::integer_sequence<int, I...>) {
   F* const p[] = {addr[I]...};
-  double s0 = 0, s1 = 0;
-#pragma omp simd reduction(+ : s0, s1)
-  for (int64_t i = 0; i < n; ++i) {
+  const auto element = [=](int64_t i, double& s0, double& s1) INLINED {
     F x[] = {(Reads >> I & 1 ? p[I][i] : F(0))...};
     body(s0, s1, x[I]...);
     ((Writes >> I & 1 ? void(p[I][i] = x[I]) : void()), ...);
+  };
+  int64_t i = 0;
+  if constexpr (Sums) {
+    for (; i + kLanes <= n; i += kLanes) {
+#pragma omp simd
+      for (int l = 0; l < kLanes; ++l) element(i + l, sums[0][l], sums[1][l]);
+    }
+    for (int l = 0; i < n; ++l, ++i) element(i, sums[0][l], sums[1][l]);
+  } else {
+    double unused;
+#pragma omp simd
+    for (i = 0; i < n; ++i) element(i, unused, unused);
   }
-  sums[0] += s0, sums[1] += s1;
 }
 
-template <unsigned Reads, unsigned Writes, int D, class Body>
-inline void sweep(void* const* addr, int64_t n, Body body, double* sums) {
+// Applies `body` to n elements in storage type D. Its sums are added to `total`.
+template <bool Sums, unsigned Reads, unsigned Writes, int D, class Body>
+inline void sweep(void* const* addr, int64_t n, Body body, double* total = nullptr) {
   using T = Storage<D>;
   using F = Compute<D>;
   constexpr auto operands = std::make_integer_sequence<int, kMaxOperands>{};
+  Lanes sums = {};
   F* p[kMaxOperands];
   if constexpr (sizeof(T) == sizeof(F)) {
     for (int k = 0; k < kMaxOperands; ++k) p[k] = static_cast<F*>(addr[k]);
-    loop<Reads, Writes>(p, n, body, sums, operands);
+    loop<Sums, Reads, Writes>(p, n, body, sums, operands);
   } else {
     alignas(64) F block[kMaxOperands][kBlock];
     for (int k = 0; k < kMaxOperands; ++k) p[k] = block[k];
@@ -56,10 +72,16 @@ inline void sweep(void* const* addr, int64_t n, Body body, double* sums) {
       const int m = int(n - begin < kBlock ? n - begin : kBlock);
       for (int k = 0; k < kMaxOperands; ++k)
         if (Reads >> k & 1) widen(static_cast<const T*>(addr[k]) + begin, p[k], m);
-      loop<Reads, Writes>(p, m, body, sums, operands);
+      loop<Sums, Reads, Writes>(p, m, body, sums, operands);
       for (int k = 0; k < kMaxOperands; ++k)
         if (Writes >> k & 1) narrow(p[k], static_cast<T*>(addr[k]) + begin, m);
     }
+  }
+  if constexpr (!Sums) return;
+  for (double (&lanes)[kLanes] : sums) {
+    for (int width = kLanes / 2; width; width /= 2)
+      for (int l = 0; l < width; ++l) lanes[l] += lanes[l + width];
+    *total++ += lanes[0];
   }
 }
 
@@ -74,14 +96,15 @@ void apply(void* const* addr, int64_t n, const void* row, double* sums) {
   using F = Compute<D>;
   const auto rule = *static_cast<const Rule<F>*>(row);
   constexpr Operands operands = Rule<F>::kOperands;
+  constexpr bool kSums = std::is_same_v<Rule<F>, Lamb<F>>;
   const auto body = [=](double& s0, double& s1, F& param, F& grad, F& a, F& b, F& c) INLINED {
     rule(param, grad, a, b, c);
-    if constexpr (std::is_same_v<Rule<F>, Lamb<F>>) {
+    if constexpr (kSums) {
       const F update = rule.update(param, stored<D>(a), stored<D>(b));
       s0 += double(param) * double(param), s1 += double(update) * double(update);
     }
   };
-  sweep<operands.reads, operands.writes, D>(addr, n, body, sums);
+  sweep<kSums, operands.reads, operands.writes, D>(addr, n, body, sums);
 }
 
 template <int D>
@@ -91,14 +114,13 @@ void lamb_update(void* const* addr, int64_t n, const void* row, double step_size
   constexpr Operands operands = Lamb<F>::kUpdateOperands;
   const auto body = [=](double&, double&, F& param, F&, F& exp_avg, F& exp_avg_sq, F&)
                         INLINED { param = madd(-F(step_size), rule.update(param, exp_avg, exp_avg_sq), param); };
-  double sums[2] = {};
-  sweep<operands.reads, operands.writes, D>(addr, n, body, sums);
+  sweep<false, operands.reads, operands.writes, D>(addr, n, body);
 }
 
 template <int D>
 void square_sum(void* const* addr, int64_t n, double* sums) {
   const auto body = [](double& s0, double&, auto&, auto& grad, auto&...) INLINED { s0 += double(grad) * double(grad); };
-  sweep<0b10, 0, D>(addr, n, body, sums);
+  sweep<true, 0b10, 0, D>(addr, n, body, sums);
 }
 
 }  // namespace

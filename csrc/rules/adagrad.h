@@ -10,14 +10,15 @@ struct Adagrad {
   static constexpr int kStateCount = 1;
   static constexpr bool kCountsSteps = true;
   static constexpr Operands kOperands{0b111, 0b101};
-  enum Number { kLr, kLrDecay, kEps, kWeightDecay, kMaximize, kNumbers };
+  struct Numbers {
+    double lr, lr_decay, eps, weight_decay, maximize;
+  };
 
   Gradient<F> gradient;
   F lr, eps;
 
-  FUSEDOPT_HD Adagrad(const double* n, double count, double scale)
-      : gradient(scale, n[kMaximize] != 0, n[kWeightDecay]), lr(F(n[kLr] / (1 + (count - 1) * n[kLrDecay]))),
-        eps(F(n[kEps])) {}
+  FUSEDOPT_HD Adagrad(const Numbers& n, double count, double scale)
+      : gradient(scale, n.maximize != 0, n.weight_decay), lr(F(n.lr / (1 + (count - 1) * n.lr_decay))), eps(F(n.eps)) {}
 
   FUSEDOPT_HD void operator()(F& param, F grad, F& sum, F&, F&) const {
     const F g = gradient(grad, param);

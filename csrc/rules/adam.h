@@ -10,18 +10,20 @@ struct Adam {
   static constexpr int kStateCount = 2 + Amsgrad;
   static constexpr bool kCountsSteps = true;
   static constexpr Operands kOperands = Amsgrad ? Operands{0b11111, 0b11101} : Operands{0b1111, 0b1101};
-  enum Number { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kDecoupled, kMaximize, kNumbers };
+  struct Numbers {
+    double lr, beta1, beta2, eps, weight_decay, decoupled, maximize;
+  };
 
   Gradient<F> gradient;
   Lerp<F> mean;
   SecondMoment<F> square;
   F eps, decay, step_size, root_scale;
 
-  FUSEDOPT_HD Adam(const double* n, double count, double scale)
-      : gradient(scale, n[kMaximize] != 0, n[kDecoupled] != 0 ? 0 : n[kWeightDecay]), mean(1 - n[kBeta1]),
-        square(n[kBeta2]), eps(F(n[kEps])), decay(F(n[kDecoupled] != 0 ? n[kLr] * n[kWeightDecay] : 0)),
-        step_size(F(n[kLr] / bias_correction(n[kBeta1], count))),
-        root_scale(F(1 / square_root(bias_correction(n[kBeta2], count)))) {}
+  FUSEDOPT_HD Adam(const Numbers& n, double count, double scale)
+      : gradient(scale, n.maximize != 0, n.decoupled != 0 ? 0 : n.weight_decay), mean(1 - n.beta1), square(n.beta2),
+        eps(F(n.eps)), decay(F(n.decoupled != 0 ? n.lr * n.weight_decay : 0)),
+        step_size(F(n.lr / bias_correction(n.beta1, count))),
+        root_scale(F(1 / square_root(bias_correction(n.beta2, count)))) {}
 
   FUSEDOPT_HD void operator()(F& param, F grad, F& exp_avg, F& exp_avg_sq, F& max_exp_avg_sq) const {
     const F g = gradient(grad, param);

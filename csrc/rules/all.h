@@ -38,30 +38,29 @@ struct RuleInfo {
   void (*fold[2])(void* row, const double* numbers, double count, double scale);
 };
 
+template <class Rule>
+void fold(void* row, const double* numbers, double count, double scale) {
+  typename Rule::Numbers n;
+  static_assert(sizeof n <= sizeof(double[kMaxNumbers]) && sizeof(Rule) <= kMaxRowBytes &&
+                Rule::kStateCount <= kMaxStates);
+  __builtin_memcpy(&n, numbers, sizeof n);
+  new (row) Rule(n, count, scale);
+}
+
+template <template <class> class Rule, class R = Rule<double>>
+constexpr RuleInfo rule_info(const char* name) {
+  constexpr int numbers = sizeof(typename R::Numbers) / sizeof(double);
+  return {name, R::kStates, R::kStateCount, numbers, R::kCountsSteps, R::kOperands, {fold<Rule<float>>, fold<R>}};
+}
+
 namespace by_name {
 #define X(name, ...) \
   template <class F> \
   using name = __VA_ARGS__;
 FUSEDOPT_RULES(X)
 #undef X
-
-template <class Rule>
-void fold(void* row, const double* numbers, double count, double scale) {
-  static_assert(Rule::kNumbers <= kMaxNumbers && Rule::kStateCount <= kMaxStates && sizeof(Rule) <= kMaxRowBytes);
-  new (row) Rule(numbers, count, scale);
-}
 }  // namespace by_name
 
-template <template <class> class Rule, class R = Rule<double>>
-constexpr RuleInfo rule_info(const char* name) {
-  return {name,
-          R::kStates,
-          R::kStateCount,
-          R::kNumbers,
-          R::kCountsSteps,
-          R::kOperands,
-          {by_name::fold<Rule<float>>, by_name::fold<R>}};
-}
 #define X(name, ...) rule_info<by_name::name>(#name),
 inline constexpr RuleInfo kRuleInfo[] = {FUSEDOPT_RULES(X)};
 #undef X

@@ -13,21 +13,9 @@ struct Lamb {
   static constexpr bool kCountsSteps = true;
   static constexpr Operands kOperands{0b1111, 0b1100};        // first pass: moments and norms
   static constexpr Operands kUpdateOperands{0b1101, 0b0001};  // second pass: the step
-  enum Number {
-    kLr,
-    kBeta1,
-    kBeta2,
-    kEps,
-    kWeightDecay,
-    kDecoupled,
-    kMaximize,
-    kBiasCorrection,
-    kGradAveraging,
-    kAlwaysAdapt,
-    kTrustClip,
-    kPhiLow,
-    kPhiHigh,
-    kNumbers
+  struct Numbers {
+    double lr, beta1, beta2, eps, weight_decay, decoupled, maximize, bias_correction, grad_averaging, always_adapt,
+        trust_clip, phi_low, phi_high;
   };
 
   Gradient<F> gradient;
@@ -36,14 +24,14 @@ struct Lamb {
   double lr, trust_clip, phi_low, phi_high;
   bool adapts;
 
-  FUSEDOPT_HD Lamb(const double* n, double count, double scale)
-      : gradient(scale, n[kMaximize] != 0, n[kDecoupled] != 0 ? 0 : n[kWeightDecay]), square(n[kBeta2]),
-        beta1(F(n[kBeta1])), rate1(F(n[kGradAveraging] != 0 ? 1 - n[kBeta1] : 1)), eps(F(n[kEps])),
-        decay(F(n[kDecoupled] != 0 ? n[kWeightDecay] : 0)),
-        mean_scale(F(n[kBiasCorrection] != 0 ? 1 / bias_correction(n[kBeta1], count) : 1)),
-        root_scale(F(n[kBiasCorrection] != 0 ? 1 / square_root(bias_correction(n[kBeta2], count)) : 1)), lr(n[kLr]),
-        trust_clip(n[kTrustClip]), phi_low(n[kPhiLow]), phi_high(n[kPhiHigh]),
-        adapts(n[kWeightDecay] != 0 || n[kAlwaysAdapt] != 0) {}
+  FUSEDOPT_HD Lamb(const Numbers& n, double count, double scale)
+      : gradient(scale, n.maximize != 0, n.decoupled != 0 ? 0 : n.weight_decay), square(n.beta2), beta1(F(n.beta1)),
+        rate1(F(n.grad_averaging != 0 ? 1 - n.beta1 : 1)), eps(F(n.eps)),
+        decay(F(n.decoupled != 0 ? n.weight_decay : 0)),
+        mean_scale(F(n.bias_correction != 0 ? 1 / bias_correction(n.beta1, count) : 1)),
+        root_scale(F(n.bias_correction != 0 ? 1 / square_root(bias_correction(n.beta2, count)) : 1)), lr(n.lr),
+        trust_clip(n.trust_clip), phi_low(n.phi_low), phi_high(n.phi_high),
+        adapts(n.weight_decay != 0 || n.always_adapt != 0) {}
 
   // The first pass. The caller sums the squares of the parameter and of its update by the moments as they are stored:
   // that is what the second pass reads, and in half precision the smallest squares are stored as zero.

@@ -10,16 +10,18 @@ struct RmsProp {
   static constexpr int kStateCount = 1 + Momentum + Centered;
   static constexpr bool kCountsSteps = true;
   static constexpr Operands kOperands{(4u << kStateCount) - 1, ((4u << kStateCount) - 1) & ~2u};
-  enum Number { kLr, kAlpha, kEps, kMomentum, kWeightDecay, kMaximize, kNumbers };
+  struct Numbers {
+    double lr, alpha, eps, momentum, weight_decay, maximize;
+  };
 
   Gradient<F> gradient;
   SecondMoment<F> square;
   Lerp<F> mean;
   F lr, eps, momentum;
 
-  FUSEDOPT_HD RmsProp(const double* n, double, double scale)
-      : gradient(scale, n[kMaximize] != 0, n[kWeightDecay]), square(n[kAlpha]), mean(1 - n[kAlpha]), lr(F(n[kLr])),
-        eps(F(n[kEps])), momentum(F(n[kMomentum])) {}
+  FUSEDOPT_HD RmsProp(const Numbers& n, double, double scale)
+      : gradient(scale, n.maximize != 0, n.weight_decay), square(n.alpha), mean(1 - n.alpha), lr(F(n.lr)),
+        eps(F(n.eps)), momentum(F(n.momentum)) {}
 
   FUSEDOPT_HD void operator()(F& param, F grad, F& square_avg, F& second, F& third) const {
     [[maybe_unused]] F &momentum_buffer = second, &grad_avg = Momentum ? third : second;

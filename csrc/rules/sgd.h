@@ -10,14 +10,16 @@ struct Sgd {
   static constexpr int kStateCount = Momentum;
   static constexpr bool kCountsSteps = false;  // no `step` in the state: the count is 1 at first and 2 from then on
   static constexpr Operands kOperands = Momentum ? Operands{0b111, 0b101} : Operands{0b11, 0b01};
-  enum Number { kLr, kMomentum, kDampening, kNesterov, kWeightDecay, kMaximize, kNumbers };
+  struct Numbers {
+    double lr, momentum, dampening, nesterov, weight_decay, maximize;
+  };
 
   Gradient<F> gradient;
   F lr, momentum, rate, lookahead, nesterov, first;
 
-  FUSEDOPT_HD Sgd(const double* n, double count, double scale)
-      : gradient(scale, n[kMaximize] != 0, n[kWeightDecay]), lr(F(n[kLr])), momentum(F(n[kMomentum])),
-        rate(F(1 - n[kDampening])), lookahead(F(n[kNesterov] != 0 ? n[kMomentum] : 1)), nesterov(F(n[kNesterov] != 0)),
+  FUSEDOPT_HD Sgd(const Numbers& n, double count, double scale)
+      : gradient(scale, n.maximize != 0, n.weight_decay), lr(F(n.lr)), momentum(F(n.momentum)),
+        rate(F(1 - n.dampening)), lookahead(F(n.nesterov != 0 ? n.momentum : 1)), nesterov(F(n.nesterov != 0)),
         first(F(count == 1)) {}
 
   FUSEDOPT_HD void operator()(F& param, F grad, F& momentum_buffer, F&, F&) const {
