@@ -6,9 +6,15 @@ from pathlib import Path
 
 from setuptools import setup
 
+# torch takes the folder above an nvcc on the PATH, which may be a wrapper without a toolkit around it.
+if "CUDA_HOME" not in os.environ and Path("/usr/local/cuda/bin/nvcc").exists():
+    os.environ["CUDA_HOME"] = "/usr/local/cuda"
+# From Turing on; torch's own default asks the GPU, which need not be in this machine.
+os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0;10.0;12.0+PTX")
+
 try:
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ImportError as error:
     raise SystemExit(
         "fusedopt compiles against the torch that is installed: install torch first, then\n"
@@ -22,9 +28,7 @@ def with_cuda() -> bool:
     if asked not in (None, "0", "1"):
         raise SystemExit(f"FUSEDOPT_CUDA must be 0 or 1, but it is {asked!r}")
     missing = None
-    if not any(Path("csrc/cuda").glob("*")):
-        missing = "this version of fusedopt has no CUDA back end"
-    elif torch.version.cuda is None:
+    if torch.version.cuda is None:
         missing = f"torch {torch.__version__} is built without CUDA"
     elif CUDA_HOME is None:
         missing = "no CUDA toolkit was found; set CUDA_HOME"
@@ -33,7 +37,7 @@ def with_cuda() -> bool:
     return asked != "0" and not missing
 
 
-with_cuda()  # refuses what cannot be built
+cuda = with_cuda()
 
 # No contraction: a multiply-add is fused where the source says so, on every device alike. Two math flags give up errno
 # and floating-point traps, which would forbid vectorizing a square root or a select; the values stay IEEE. Unswitching
@@ -66,13 +70,27 @@ class Build(BuildExtension):
         super().build_extensions()
 
 
+sources = [str(path) for path in sorted(Path("csrc").rglob("*.c*")) if path.suffix in (".cpp", ".cu")]
+sources = [path for path in sources if path not in ISA_FLAGS]
+macros = [("FUSEDOPT_CUDA", None)]
+if os.environ.get("FUSEDOPT_CUDA_ON_CPU") == "1":  # for the tests: the kernels run on the CPU, in place of its own loops
+    cuda = False
+    sources = [path for path in sources if path.endswith(".cpp")] + [*map(str, Path("tests/cuda_on_cpu").glob("*.cpp"))]
+    macros += [("FUSEDOPT_CUDA_ON_CPU", None), ("FUSEDOPT_CUDA_THREADS", "64")]
+    compile_args += ["-Wno-unknown-pragmas"] + [f"-I{Path(folder).absolute()}" for folder in ("csrc", "tests/cuda_on_cpu")]
+elif not cuda:
+    sources = [path for path in sources if not path.startswith("csrc/cuda/")]
+    macros = []
+nvcc_args = ["-std=c++20", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "--threads=2"]
+
 setup(
     ext_modules=[
-        CppExtension(
+        (CUDAExtension if cuda else CppExtension)(
             "fusedopt._C",
-            [path for path in map(str, sorted(Path("csrc").rglob("*.cpp"))) if path not in ISA_FLAGS],
-            depends=[str(path) for path in Path("csrc").rglob("*.h")],
-            extra_compile_args=compile_args,
+            sources,
+            depends=[str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cuh")],
+            define_macros=macros,
+            extra_compile_args={"cxx": compile_args, "nvcc": nvcc_args},
             extra_link_args=link_args,
         )
     ],

@@ -1,8 +1,13 @@
 // The Python side of the engine: fusedopt._C.
 #include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include "cpu/cpu.h"
 #include "plan.h"
+
+#ifdef FUSEDOPT_CUDA_ON_CPU
+void bind_executor(py::module_& m);
+#endif
 
 PYBIND11_MODULE(_C, m) {
   using namespace fusedopt;
@@ -19,6 +24,9 @@ PYBIND11_MODULE(_C, m) {
   m.attr("STATES") = states;
   m.attr("TRANSFERS") = transfers;  // of an element in one step, reads and writes
 
+  m.attr("GPU") = gpu::kIsBuilt ? py::object(py::str(c10::DeviceTypeName(gpu::kDeviceType, true))) : py::none();
+  m.def("is_capturing", &gpu::is_capturing, "Whether the current stream of the GPU is being captured.");
+  m.def("clip_coefficient", &clip_coefficient, "What gradients of a norm are multiplied by to clip it.");
   m.def("isa", &cpu::isa, "The instruction set in use on the CPU.");
   m.def(
       "cut",
@@ -33,8 +41,13 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Plan>(m, "Plan")
       .def(py::init<>())
       .def("refresh", &Plan::refresh)
+      .def("devices", &Plan::devices)
       .def("square_sum", &Plan::square_sum)
+      .def("norm", &Plan::norm)
       .def("run", &Plan::run)
       .def("reasons", &Plan::reasons)
       .def("memory", &Plan::memory);
+#ifdef FUSEDOPT_CUDA_ON_CPU
+  bind_executor(m);
+#endif
 }

@@ -7,13 +7,17 @@
 
 namespace fusedopt {
 
-struct Tensor {  // one parameter with all its operands
+struct Tensor {  // one parameter with all its operands, in host and in device memory alike
   void* addr[kMaxOperands] = {};
-  int64_t numel = 0;  // 0 also where this step leaves the parameter alone
-  int32_t row = 0;    // its hyper-parameters
+  void* step = nullptr;  // where a device counts the steps itself, else null
+  int64_t numel = 0;     // 0 also where this step leaves the parameter alone
+  int32_t row = -1;      // its hyper-parameters, -1 where this step leaves it alone
   RuleId rule{};
   Dtype dtype{};
+  int8_t device = -1;  // -1 is the CPU
+  bool double_step = false;
 };
+static_assert(sizeof(Tensor) == 64);
 
 struct Chunk {
   int64_t begin;
@@ -33,10 +37,19 @@ std::vector<Chunk> cut(int32_t tensors, Numel numel, int64_t size) {
   return chunks;
 }
 
+struct Row {  // what a rule is made from: a group's hyper-parameters at one step count
+  const double* numbers;
+  const void* lr;  // where a learning rate lies on a GPU, else null
+  double count;
+  RuleId rule;
+  bool is_double, double_lr;  // what the rule computes in, and what `lr` is
+  int8_t device;
+};
+
 struct Table {
   std::vector<Tensor> tensors;
   std::vector<Chunk> chunks;
-  std::vector<double> rows;  // rule objects, kMaxRowBytes apart: one per group, step count and compute type
+  std::vector<double> rows;  // rule objects, kMaxRowBytes apart
   std::vector<double> sums;  // two per chunk: partial sums of squares
   int64_t elements = 0;
 

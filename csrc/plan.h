@@ -4,11 +4,13 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <map>
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "cpu/cpu.h"
+#include "gpu.h"
 
 namespace fusedopt {
 
@@ -16,22 +18,30 @@ class Plan {
  public:
   using Indices = std::vector<int64_t>;
 
+  // What a step multiplies the gradients of a device by, beside `scale`: GradScaler's two numbers and the sum of
+  // squares for clipping, tensors on that device or None.
+  using MaybeTensor = std::optional<at::Tensor>;
+  using Scalings = std::map<int, std::tuple<MaybeTensor, MaybeTensor, MaybeTensor>>;
+
   // Looks at every parameter, gradient and state; writes nothing. `numbers` has for each group a tuple of the rule and
-  // its hyper-parameters. Returns the indices of the parameters that torch has to update and of those without a state;
-  // once the latter have been given one, `initialized` says so, and the coming step is their first.
-  std::pair<Indices, Indices> refresh(py::list groups, py::dict state, py::list numbers, bool initialized);
-  // The sum of squares of the gradients on the fused path.
+  // its hyper-parameters, `counted` whether a GPU is to count its steps. Returns the indices of the parameters that
+  // torch has to update, of those without a state, and of those whose `step` has to be moved to their device. Once
+  // states have been made, `initialized` says so, and the coming step is their first.
+  std::tuple<Indices, Indices, Indices> refresh(py::list groups, py::dict state, py::list numbers,
+                                                const std::vector<bool>& counted, bool initialized);
+  // The devices on which the fused path has work, -1 for the CPU.
+  const std::vector<int>& devices() const { return devices_; }
+  // The sum of squares of the gradients on the fused path of the CPU; of a GPU that and their norm, unscaled, as
+  // scalars there.
   double square_sum() { return cpu::square_sum(table_); }
+  std::pair<at::Tensor, at::Tensor> norm(int device, double scale, const MaybeTensor& grad_scale);
   // Updates the parameters on the fused path, their gradients multiplied by `scale`.
-  void run(double scale);
+  void run(double scale, const Scalings& scalings, double max_norm, double epsilon);
 
   // For each parameter why it is not on the fused path, null where it is.
   std::vector<const char*> reasons() const;
-  // What the plan itself takes, in bytes.
-  size_t memory() const {
-    return entries_.capacity() * sizeof(Entry) + table_.tensors.capacity() * sizeof(Tensor) +
-           table_.chunks.capacity() * sizeof(Chunk) + table_.sums.capacity() * sizeof(double);
-  }
+  // What the plan itself takes in host memory, in bytes.
+  size_t memory() const;
 
  private:
   static constexpr int kStep = kMaxOperands;
@@ -44,27 +54,34 @@ class Plan {
     int64_t numel = 0;
     int32_t group = 0;
     Path path = kIdle;
-    bool double_step = false, fresh = false, overlaps = false;
+    bool active = false, double_step = false, fresh = false, overlaps = false;
   };
   struct Group {
     RuleId rule;
     double numbers[kMaxNumbers];
     PyObject* keys[1 + kMaxStates];  // of the step and of the states, in the order in which torch makes them
-    int32_t last_row[2];             // by compute type
+    PyObject* lr;                    // where it is a tensor on a GPU, else null
+    bool counted;                    // by a GPU
+    int32_t last_rows[4];            // of each compute type on the CPU and on a GPU
   };
-  using Row = std::tuple<int32_t, bool, double>;  // group, whether it computes in double, step count
+  using RowKey = std::tuple<int32_t, bool, int, double>;  // group, whether it computes in double, device, step count
 
   void visit(size_t index, PyObject* param, int32_t group, PyObject* state, Py_ssize_t& cursor, bool initialized);
   const char* gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& grad);
   const char* operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized);
+  const char* step(Entry& e, Tensor& t, PyObject* value, double& count);
+  int32_t row(int32_t group, const Tensor& t, double count);
   void mark_overlaps();
+  void run_cpu(double scale);
 
   std::vector<Entry> entries_;
   std::vector<Group> groups_;
   std::vector<Row> rows_;
-  std::map<Row, int32_t> row_of_;
+  std::map<RowKey, int32_t> row_of_;
   std::vector<at::Tensor> held_;  // copies of gradients in the parameter's layout, for the length of a step
-  Table table_;
+  Table table_;                   // all tensors; the chunks are the CPU's
+  std::map<int, Gpu> gpus_;       // by device
+  std::vector<int> devices_;
   bool changed_ = false, running_ = false;
 };
 

@@ -13,13 +13,27 @@
 namespace fusedopt::cpu::FUSEDOPT_ISA {
 namespace {
 
-#include "half.h"
+#include "../half.h"
 
-// Storage types in the order of Dtype, and what each computes in.
-template <int D>
-using Storage = std::tuple_element_t<D, std::tuple<float, double, BFloat16, Float16>>;
-template <int D>
-using Compute = std::conditional_t<D == 1, double, float>;
+inline void widen(const auto* in, float* out, int n, int i = 0) {
+  for (; i < n; ++i) out[i] = widen(in[i]);
+}
+inline void narrow(const float* in, auto* out, int n, int i = 0) {
+  for (; i < n; ++i) out[i] = narrow(in[i], out[i]);
+}
+
+#ifdef __F16C__
+inline void widen(const Float16* in, float* out, int n) {
+  for (int i = 0; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
+  widen<Float16>(in, out, n, n & ~7);
+}
+inline void narrow(const float* in, Float16* out, int n) {
+  for (int i = 0; i + 8 <= n; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(in + i), 0));
+  narrow<Float16>(in, out, n, n & ~7);
+}
+#endif
 
 #define INLINED __attribute__((always_inline))  // before the loops are vectorized, or their sums live in memory
 constexpr int kBlock = 64;  // half-precision operands are widened this many at a time, in the first-level cache
@@ -83,12 +97,6 @@ inline void sweep(void* const* addr, int64_t n, Body body, double* total = nullp
       for (int l = 0; l < width; ++l) lanes[l] += lanes[l + width];
     *total++ += lanes[0];
   }
-}
-
-template <int D>
-FUSEDOPT_HD Compute<D> stored(Compute<D> x) {
-  if constexpr (sizeof(Storage<D>) == sizeof(x)) return x;
-  else return widen(narrow(x, Storage<D>{}));
 }
 
 template <template <class> class Rule, int D>

@@ -23,15 +23,15 @@
 namespace fusedopt {
 
 #define X(name, ...) name,
-enum class RuleId : int { FUSEDOPT_RULES(X) kCount };
+enum class RuleId : unsigned char { FUSEDOPT_RULES(X) kCount };
 #undef X
-enum class Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16, kCount };
+enum class Dtype : unsigned char { kFloat32, kFloat64, kBFloat16, kFloat16, kCount };
 constexpr int kItemSize[] = {4, 8, 2, 2};
 
 struct RuleInfo {
   const char* name;
   const char* const* states;
-  int state_count, numbers;
+  int state_count, numbers, bytes[2];  // of the rule in float and in double
   bool counts_steps;
   Operands operands;
   // Constructs the rule, in float or in double, from a group's numbers, a step count and the gradient's factor.
@@ -50,7 +50,14 @@ void fold(void* row, const double* numbers, double count, double scale) {
 template <template <class> class Rule, class R = Rule<double>>
 constexpr RuleInfo rule_info(const char* name) {
   constexpr int numbers = sizeof(typename R::Numbers) / sizeof(double);
-  return {name, R::kStates, R::kStateCount, numbers, R::kCountsSteps, R::kOperands, {fold<Rule<float>>, fold<R>}};
+  return {name,
+          R::kStates,
+          R::kStateCount,
+          numbers,
+          {sizeof(Rule<float>), sizeof(R)},
+          R::kCountsSteps,
+          R::kOperands,
+          {fold<Rule<float>>, fold<R>}};
 }
 
 namespace by_name {

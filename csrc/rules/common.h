@@ -37,6 +37,14 @@ FUSEDOPT_HD float square_root(float x) { return __builtin_sqrtf(x); }
 FUSEDOPT_HD double square_root(double x) { return __builtin_sqrt(x); }
 FUSEDOPT_HD double bias_correction(double beta, double count) { return 1 - __builtin_pow(beta, count); }
 
+// What the gradients are multiplied by to clip their norm: torch.nn.utils.clip_grad_norm_'s rule, where a norm that is
+// not finite goes through; with epsilon 0 apex's, where NaN does not clip.
+FUSEDOPT_HD double clip_coefficient(double norm, double max_norm, double epsilon) {
+  if (epsilon == 0) return norm > max_norm ? max_norm / norm : 1;
+  const double coefficient = max_norm / (norm + epsilon);
+  return coefficient > 1 ? 1 : coefficient;
+}
+
 // A choice in a rule is one between operands, not between multiply-adds, and hangs on a number of the element's type,
 // not on a bool: that is what compilers vectorize.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +17,15 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fusedopt import _C
-from fusedopt.optim._torch import new_states, refuse_capturable, refuse_sparse, square_sum, torch_step
+from fusedopt.optim._scaling import NO_SCALING, Scaling, gradient_scale
+from fusedopt.optim._torch import (
+    count_on_device,
+    new_states,
+    refuse_capturable,
+    refuse_capture,
+    refuse_sparse,
+    torch_step,
+)
 
 _native: ContextVar[bool] = ContextVar("fusedopt_native", default=os.environ.get("FUSEDOPT_DISABLE") == "1")
 
@@ -58,9 +65,14 @@ class FusedStep(Optimizer):
     _step_supports_amp_scaling = True
     _torch_class: ClassVar[type[Optimizer]]
     _group_options: ClassVar[tuple[str, ...]] = ()  # options beyond torch's that live in the groups
+    _clip_epsilon: ClassVar[float] = 1e-6  # torch.nn.utils.clip_grad_norm_'s
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         raise NotImplementedError
+
+    def _needs_count(self, group: dict[str, Any]) -> bool:
+        """Whether the rule's arithmetic depends on how many steps there have been."""
+        return True
 
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         """What torch says to a sparse gradient in this group, None where it takes one."""
@@ -111,6 +123,8 @@ class FusedStep(Optimizer):
             return None
         first: Tensor = self.param_groups[0]["params"][0]
         dtype = torch.float64 if first.dtype in (torch.float64, torch.complex128) else torch.float32
+        if isinstance(self._grad_norm, Tensor):
+            return self._grad_norm.to(first.device, dtype, copy=True)
         return torch.tensor(self._grad_norm, dtype=dtype, device=first.device)
 
     def explain(self) -> list[Explanation]:
@@ -124,14 +138,15 @@ class FusedStep(Optimizer):
             idle = reason in ("no gradient", "no step yet")
             path = "none" if idle else "torch" if reason else "fused"
             name = names[i] if names else None
-            text = reason or f"rule {self._torch_class.__name__}, CPU, {_C.isa()}"
+            where = p.device.type.upper() if p.device.type == _C.GPU else f"CPU, {_C.isa()}"
+            text = reason or f"rule {self._torch_class.__name__}, {where}"
             shape = () if is_lazy(p) else tuple(p.shape)
             explanations.append(Explanation(g, i, name, shape, p.dtype, path, text))
         return explanations
 
     def bytes_per_step(self) -> int:
         """Bytes that the last step's fused path has to read and write at least, by the declarations of its rules."""
-        if self._plan is None:
+        if self._plan is None or self._reasons is not None:
             return 0
         reasons, total = iter(self._plan.reasons()), 0
         for group in self.param_groups:
@@ -175,12 +190,12 @@ class FusedStep(Optimizer):
                 loss = closure()
 
         # Set by GradScaler around the step; None or 0 where there is nothing to unscale or to check.
-        if (found_inf := getattr(self, "found_inf", None)) is not None and float(found_inf):
-            return loss  # a gradient overflowed: this step does not happen
-        grad_scale = getattr(self, "grad_scale", None)
-        scale = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        scaling = NO_SCALING if grad_scale is None and found_inf is None else Scaling(grad_scale, found_inf)
+        if not scaling.on_gpu and scaling.overflowed():
+            return loss
 
-        numbers = []
+        numbers, counted = [], []
         everything = "fusedopt.native() or FUSEDOPT_DISABLE=1" if _native.get() else None
         for group in self.param_groups:
             _refuse_group_norm(group)
@@ -189,57 +204,55 @@ class FusedStep(Optimizer):
             if group["capturable"]:
                 refuse_capturable(group)
             numbers.append(self._numbers(group))
+            counted.append((scaling.on_gpu or group["capturable"]) and self._needs_count(group))
 
-        clips = self.defaults["max_grad_norm"] is not None
         if everything:
-            self._plan = None
+            if scaling.on_gpu and scaling.overflowed():
+                return loss
             params = [p for group in self.param_groups for p in group["params"]]
             self._reasons = ["no gradient" if p.grad is None else everything for p in params]
             leftover = [i for i, p in enumerate(params) if p.grad is not None]
-            torch_step(self, leftover, self._clip(leftover, scale) if clips else scale, guarded=False)
+            torch_step(self, leftover, gradient_scale(self, [], leftover, scaling)[0], guarded=False)
             return loss
 
         plan = self._plan
         if plan is None:
-            plan, self._reasons = _C.Plan(), None
-            self._plan = plan
-        leftover, missing = plan.refresh(self.param_groups, self.state, numbers, False)
-        if leftover or missing:
+            plan = self._plan = _C.Plan()
+        self._reasons = None
+        leftover, missing, uncounted = plan.refresh(self.param_groups, self.state, numbers, counted, False)
+        devices = plan.devices()
+        if devices and devices[-1] >= 0 and _C.is_capturing():
+            refuse_capture(self)
+        on_host = bool(leftover) or not devices or devices[0] < 0  # something is updated where no GPU decides
+        if on_host and scaling.on_gpu and scaling.overflowed():
+            return loss
+        if leftover or missing or uncounted:
             refuse_sparse(self, leftover)
             with new_states(self, missing):
-                leftover, _ = plan.refresh(self.param_groups, self.state, numbers, True)
-                scale = self._clip(leftover, scale) if clips else scale
+                if missing:
+                    leftover, _, uncounted = plan.refresh(self.param_groups, self.state, numbers, counted, True)
+                if uncounted:
+                    count_on_device(self, uncounted, missing)
+                    leftover, _, _ = plan.refresh(self.param_groups, self.state, numbers, counted, True)
+                scale, scalings = gradient_scale(self, devices, leftover, scaling)
                 if leftover:
                     torch_step(self, leftover, scale, guarded=True)
-                    plan.refresh(self.param_groups, self.state, numbers, True)
-        elif clips:
-            scale = self._clip(leftover, scale)
-        plan.run(scale)
+                    plan.refresh(self.param_groups, self.state, numbers, counted, True)
+        else:
+            scale, scalings = gradient_scale(self, devices, leftover, scaling)
+        plan.run(scale, scalings, self.defaults["max_grad_norm"] or 0.0, self._clip_epsilon)
         return loss
 
     # Rebuilt at need: torch drops whatever it does not know when an optimizer is copied or pickled.
     _plan: _C.Plan | None = None
     _reasons: list[str | None] | None = None
-    _grad_norm: float | None = None
+    _grad_norm: float | Tensor | None = None  # where a GPU keeps it, or a number
 
     def _init_states(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Gives parameters their first state, by torch's own code."""
         init = self._torch_class._init_group  # type: ignore[attr-defined]
         lists = len(inspect.signature(init).parameters) - 2
         init(self, {**group, "params": params}, *([] for _ in range(lists)))
-
-    def _clip(self, leftover: list[int], scale: float) -> float:
-        """Measures the norm over all groups, keeps it, and returns `scale` times the clip coefficient."""
-        fused = self._plan.square_sum() if self._plan else 0.0
-        norm = math.sqrt(fused + square_sum(self, leftover)) * abs(scale)
-        self._grad_norm = norm
-        return scale * self._clip_coefficient(norm, self.defaults["max_grad_norm"])
-
-    @staticmethod
-    def _clip_coefficient(norm: float, max_norm: float) -> float:
-        """torch.nn.utils.clip_grad_norm_'s: a norm that is not finite goes through, as there."""
-        coefficient = max_norm / (norm + 1e-6)
-        return 1.0 if coefficient > 1 else coefficient
 
 
 def _in_layout_of(param: Tensor, value: Any) -> Any:

@@ -130,6 +130,31 @@ def refuse_sparse(optimizer: FusedStep, indices: list[int]) -> None:
 
 def refuse_capturable(group: dict[str, Any]) -> None:
     """Raises what torch raises for capturable=True on a device that has no graphs, before anything is written."""
-    supported = _get_capturable_supported_devices()
+    supported = [*_get_capturable_supported_devices(), _C.GPU]
     if not group.get("fused") and any(p.grad is not None and p.device.type not in supported for p in group["params"]):
         raise AssertionError(f"If capturable=True, params and state_steps must be on supported devices: {supported}.")
+
+
+def refuse_capture(optimizer: Optimizer) -> None:
+    """Raises what torch raises where a CUDA graph is captured without capturable=True, before anything is written."""
+    if not all(group["capturable"] for group in optimizer.param_groups):
+        raise RuntimeError(
+            f"Attempting CUDA graph capture of step() for an instance of {type(optimizer).__name__} "
+            "but param_groups' capturable is False."
+        )
+
+
+def count_on_device(optimizer: Optimizer, indices: list[int], fresh: list[int]) -> None:
+    """Moves the step counts at `indices` to where their parameters are: a kernel will keep them.
+
+    Rules that keep no count get one, 0 for those whose first step is to come (`fresh`), else 1: only a kernel will know
+    whether a step with an overflow was the first.
+    """
+    first_steps = set(fresh)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for i in indices:
+        p, state = params[i], optimizer.state[params[i]]
+        if "step" in state:
+            state["step"] = state["step"].to(p.device)
+        else:
+            state["step"] = torch.full((), 0.0 if i in first_steps else 1.0, dtype=torch.float32, device=p.device)

@@ -137,6 +137,7 @@ class LAMB(FusedStep, _TorchLAMB):
     """
 
     _torch_class = _TorchLAMB
+    _clip_epsilon = 0.0  # apex's
 
     def __init__(
         self,
@@ -195,11 +196,6 @@ class LAMB(FusedStep, _TorchLAMB):
             low,
             high,
         )
-
-    @staticmethod
-    def _clip_coefficient(norm: float, max_norm: float) -> float:
-        """apex's rule, without an epsilon."""
-        return max_norm / norm if norm > max_norm else 1.0
 
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         return "LAMB does not support sparse gradients"

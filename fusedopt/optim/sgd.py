@@ -73,6 +73,10 @@ class SGD(FusedStep, torch.optim.SGD):
             group["maximize"],
         )
 
+    def _needs_count(self, group: dict[str, Any]) -> bool:
+        # From a buffer of zeros, the first step is like any other unless the others are dampened.
+        return bool(group["momentum"] != 0 and group["dampening"] != 0)
+
     def _init_states(self, group: dict[str, Any], params: list[Tensor]) -> None:
         # torch's first momentum buffer is a copy of the first gradient. The rule writes it, unread.
         for p in params:

@@ -1,5 +1,5 @@
-// bfloat16 and float16 to float and back, rounded to nearest even, as loops that the compiler vectorizes. Included
-// inside the namespace of an instruction set.
+// What a tensor is stored in and what it is computed in; bfloat16 and float16 to float and back, rounded to nearest
+// even, in arithmetic that compilers vectorize. Included inside the namespace of an instruction set or of the GPU.
 
 template <int>
 struct Half {
@@ -13,15 +13,24 @@ FUSEDOPT_HD float float_of(uint32_t bits) { return __builtin_bit_cast(float, bit
 
 FUSEDOPT_HD float widen(BFloat16 x) { return float_of(uint32_t{x.bits} << 16); }
 FUSEDOPT_HD BFloat16 narrow(float x, BFloat16) {
+#ifdef __CUDA_ARCH__
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+#endif
   const uint32_t u = bits_of(x);
   return {x != x ? uint16_t{0x7fc0} : uint16_t((u + 0x7fff + (u >> 16 & 1)) >> 16)};
 }
 
 FUSEDOPT_HD float widen(Float16 x) {
+#ifdef __CUDA_ARCH__
+  return __half2float(__ushort_as_half(x.bits));
+#endif
   const float scaled = float_of((x.bits & 0x7fffu) << 13) * 0x1p112f;  // right for subnormals too
   return float_of(bits_of(scaled) | (scaled >= 65536.f ? 0x7f800000u : 0) | (x.bits & 0x8000u) << 16);
 }
 FUSEDOPT_HD Float16 narrow(float x, Float16) {
+#ifdef __CUDA_ARCH__
+  return {__half_as_ushort(__float2half_rn(x))};
+#endif
   const uint32_t u = bits_of(x), magnitude = u & 0x7fffffffu;
   const uint32_t normal = (magnitude + 0xc8000fffu + (magnitude >> 13 & 1)) >> 13;
   const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
@@ -30,22 +39,19 @@ FUSEDOPT_HD Float16 narrow(float x, Float16) {
   return {uint16_t((magnitude < 0x47800000u ? finite : rest) | (u >> 16 & 0x8000u))};
 }
 
-inline void widen(const auto* in, float* out, int n, int i = 0) {
-  for (; i < n; ++i) out[i] = widen(in[i]);
-}
-inline void narrow(const float* in, auto* out, int n, int i = 0) {
-  for (; i < n; ++i) out[i] = narrow(in[i], out[i]);
-}
+FUSEDOPT_HD float widen(float x) { return x; }
+FUSEDOPT_HD double widen(double x) { return x; }
+FUSEDOPT_HD float narrow(float x, float) { return x; }
+FUSEDOPT_HD double narrow(double x, double) { return x; }
 
-#ifdef __F16C__
-inline void widen(const Float16* in, float* out, int n) {
-  for (int i = 0; i + 8 <= n; i += 8)
-    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
-  widen<Float16>(in, out, n, n & ~7);
+// By Dtype.
+template <int D>
+using Storage = std::tuple_element_t<D, std::tuple<float, double, BFloat16, Float16>>;
+template <int D>
+using Compute = std::conditional_t<D == 1, double, float>;
+
+// A computed value as it will be read back.
+template <int D>
+FUSEDOPT_HD Compute<D> stored(Compute<D> x) {
+  return widen(narrow(x, Storage<D>{}));
 }
-inline void narrow(const float* in, Float16* out, int n) {
-  for (int i = 0; i + 8 <= n; i += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(in + i), 0));
-  narrow<Float16>(in, out, n, n & ~7);
-}
-#endif

@@ -1,0 +1,147 @@
+#include "back_end.h"
+
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+
+#include "device.h"
+
+namespace fusedopt::cuda {
+
+void BackEnd::recut(const std::vector<Tensor>& tensors) {
+  std::vector<int32_t> order;
+  for (size_t t = 0; t < tensors.size(); ++t)
+    if (tensors[t].device == device_ && tensors[t].row >= 0) order.push_back(int32_t(t));
+  const auto kind = [&](int32_t t) { return std::tuple(tensors[t].rule, tensors[t].dtype); };
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return kind(a) < kind(b); });
+
+  batches_.clear(), first_chunks_.clear();
+  // A tensor without elements has a chunk too: its steps are counted.
+  const auto numel = [&](int32_t i) { return std::max<int64_t>(tensors[order[i]].numel, 1); };
+  chunks_ = cut(int32_t(order.size()), numel, kChunkSize);
+  for (int32_t c = 0; c < int32_t(chunks_.size()); ++c) {
+    const int32_t i = chunks_[c].tensor, t = order[i];
+    chunks_[c].tensor = t;
+    if (!tensors[t].numel) chunks_[c].count = 0;
+    if (!chunks_[c].begin) {
+      if (batches_.empty() || kind(t) != std::tuple(batches_.back().rule, batches_.back().dtype))
+        batches_.push_back({tensors[t].rule, tensors[t].dtype, c, 0, i, 0});
+      ++batches_.back().tensors;
+      first_chunks_.push_back(c);
+    }
+    ++batches_.back().chunks;
+  }
+  tables_.clear();
+}
+
+void BackEnd::refresh(const std::vector<Tensor>& tensors) {
+  current_ = nullptr;
+  if (chunks_.empty()) return;
+  const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
+  current_ = is_capturing() ? &captured_.emplace_back() : &tables_[current_stream()];
+  if (current_->memory.defined()) patch(*current_, tensors);
+  else build(*current_, tensors);
+  counts_ = std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& t) { return t.device == device_ && t.step; });
+}
+
+void BackEnd::build(DeviceTable& table, const std::vector<Tensor>& tensors) {
+  // What is uploaded, then what is only written on the device.
+  std::vector<char> bytes;
+  const auto append = [&](const void* data, size_t size) {
+    const size_t at = bytes.size();
+    bytes.resize(at + (size + 15) / 16 * 16);
+    if (data) std::memcpy(&bytes[at], data, size);
+    return at;
+  };
+  const size_t tensors_at = append(tensors.data(), tensors.size() * sizeof(Tensor));
+  const size_t chunks_at = append(chunks_.data(), chunks_.size() * sizeof(Chunk));
+  const size_t first_chunks_at = append(first_chunks_.data(), first_chunks_.size() * sizeof(int32_t));
+  const size_t square_sum_at = append(nullptr, sizeof(double)), done_at = append(nullptr, sizeof(unsigned));
+  const size_t sums_at = bytes.size(), step_sizes_at = sums_at + chunks_.size() * 2 * sizeof(double);
+  table.memory = allocate(device_, step_sizes_at + tensors.size() * sizeof(double));
+  char* base = static_cast<char*>(table.memory.data_ptr());
+  const auto at = [&]<class T>(T*& pointer, size_t offset) { pointer = reinterpret_cast<T*>(base + offset); };
+  at(table.view.tensors, tensors_at), at(table.view.chunks, chunks_at), at(table.view.first_chunks, first_chunks_at);
+  at(table.view.square_sum, square_sum_at), at(table.view.done, done_at);
+  at(table.view.sums, sums_at), at(table.view.step_sizes, step_sizes_at);
+  const auto scalar = [](const at::Tensor& bytes, size_t at) {
+    return bytes.narrow(0, int64_t(at), sizeof(double)).view(at::kDouble).squeeze();
+  };
+  table.square_sum = scalar(table.memory, square_sum_at);
+  if (!norm_.defined()) norm_ = scalar(allocate(device_, sizeof(double)), 0);
+  table.view.norm = norm_.data_ptr<double>();
+  copy(base, bytes.data(), bytes.size());
+  table.tensors = tensors;
+}
+
+void BackEnd::patch(DeviceTable& table, const std::vector<Tensor>& tensors) {
+  constexpr size_t kWords = sizeof(Tensor) / sizeof(uint64_t);
+  std::vector<int32_t> indices;
+  std::vector<uint64_t> values;
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    uint64_t now[kWords], before[kWords];
+    std::memcpy(now, &tensors[t], sizeof now), std::memcpy(before, &table.tensors[t], sizeof before);
+    for (size_t w = 0; w < kWords; ++w)
+      if (now[w] != before[w]) indices.push_back(int32_t(t * kWords + w)), values.push_back(now[w]);
+    table.tensors[t] = tensors[t];
+  }
+  uint64_t* words = reinterpret_cast<uint64_t*>(const_cast<Tensor*>(table.view.tensors));
+  for (size_t i = 0; i < indices.size(); i += kPatches)
+    cuda::patch(words, &indices[i], &values[i], int(std::min<size_t>(indices.size() - i, kPatches)), current_stream());
+}
+
+// In the order of the stream; for a capture at once, and not again in its replays.
+void BackEnd::copy(void* to, const void* from, size_t bytes) {
+  if (!is_capturing()) return upload(to, from, bytes, current_stream());
+  const BesideCapture beside;
+  upload(to, from, bytes, beside.stream());
+  wait(beside.stream());
+}
+
+std::pair<at::Tensor, at::Tensor> BackEnd::norm(const Scaling& scaling) {
+  const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
+  gradient_norm(current_->view, int32_t(chunks_.size()), scaling, current_stream());
+  return {current_->square_sum, norm_};
+}
+
+void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling) {
+  if (!current_) return;
+  const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
+  const bool folded = !counts_ && !scaling.grad_scale && !scaling.found_inf && !scaling.square_sum &&
+                      std::none_of(rows.begin(), rows.end(), [](const Row& row) { return row.lr; });
+  std::vector<char> bytes;
+  for (const Batch& batch : batches_) {
+    const bool is_double = batch.dtype == Dtype::kFloat64;
+    const int32_t stride = folded ? info(batch.rule).bytes[is_double] : int32_t{sizeof(DeviceRow)};
+    bytes.resize(rows.size() * stride);
+    for (size_t r = 0; r < rows.size(); ++r) {
+      const Row& row = rows[r];
+      if (row.rule != batch.rule || row.is_double != is_double) continue;  // another launch's
+      if (folded) {
+        info(batch.rule).fold[is_double](&bytes[r * stride], row.numbers, row.count, scaling.scale);
+      } else {
+        DeviceRow unfolded{{}, row.count, row.lr, row.double_lr};
+        std::copy_n(row.numbers, kMaxNumbers, unfolded.numbers);
+        std::memcpy(&bytes[r * stride], &unfolded, sizeof unfolded);
+      }
+    }
+    const Rows arguments{bytes.data(), int32_t(bytes.size()), stride, folded};
+    if (!fit_in_arguments(arguments)) {
+      std::vector<at::Tensor>& held = current_->rows;
+      if (is_capturing() || held.empty() || held.back().numel() < arguments.size)
+        held.push_back(allocate(device_, bytes.size()));
+      copy(held.back().data_ptr(), bytes.data(), bytes.size());
+      current_->view.rows = static_cast<const char*>(held.back().data_ptr());
+    }
+    cuda::update(current_->view, batch, arguments, scaling, counts_, current_stream());
+  }
+}
+
+size_t BackEnd::memory() const {
+  size_t bytes = batches_.capacity() * sizeof(Batch) + chunks_.capacity() * sizeof(Chunk) +
+                 first_chunks_.capacity() * sizeof(int32_t);
+  for (const auto& [stream, table] : tables_) bytes += table.tensors.capacity() * sizeof(Tensor);
+  return bytes;
+}
+
+}  // namespace fusedopt::cuda

@@ -1,0 +1,53 @@
+// One device's share of a plan: how its work is cut, and the tables of it in device memory.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <list>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "cuda.h"
+
+namespace fusedopt::cuda {
+
+class BackEnd {
+ public:
+  explicit BackEnd(int device) : device_(device) {}
+
+  // Cuts the tensors of this device that have a row. Call when there are others than before, or of other sizes.
+  void recut(const std::vector<Tensor>& tensors);
+  // Brings the table of the current stream up to date; norm() and update() work on it.
+  void refresh(const std::vector<Tensor>& tensors);
+  // The sum of squares of the gradients and, unscaled, their norm: float64 scalars on the device. Whatever stream or
+  // graph measures the norm, it is found in the same place.
+  std::pair<at::Tensor, at::Tensor> norm(const Scaling& scaling);
+  void update(const std::vector<Row>& rows, const Scaling& scaling);
+  // In host memory, in bytes.
+  size_t memory() const;
+
+ private:
+  // A stream has a table of its own, which only its own kernels read, so that it can be changed in the order of the
+  // stream. A capture has one for itself that is never changed.
+  struct DeviceTable {
+    at::Tensor memory, square_sum;
+    std::vector<at::Tensor> rows;  // where they are too many for the arguments of a launch
+    View view{};
+    std::vector<Tensor> tensors;  // as they lie on the device
+  };
+  void build(DeviceTable& table, const std::vector<Tensor>& tensors);
+  void patch(DeviceTable& table, const std::vector<Tensor>& tensors);
+  void copy(void* to, const void* from, size_t bytes);
+
+  int device_;
+  std::vector<Batch> batches_;
+  std::vector<Chunk> chunks_;
+  std::vector<int32_t> first_chunks_;
+  std::map<Stream, DeviceTable> tables_;
+  std::list<DeviceTable> captured_;
+  DeviceTable* current_ = nullptr;
+  at::Tensor norm_;
+  bool counts_ = false;
+};
+
+}  // namespace fusedopt::cuda

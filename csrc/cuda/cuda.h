@@ -1,0 +1,62 @@
+// The CUDA back end as plain C++, without torch: what a step launches. All of it is asynchronous on the stream.
+#pragma once
+#include "../chunks.h"
+
+namespace fusedopt::cuda {
+
+using Stream = void*;  // cudaStream_t
+
+// Chunks of one rule and one dtype, neighbours in the table: one launch. Its tensors begin at `first_chunks`[tensor].
+struct Batch {
+  RuleId rule;
+  Dtype dtype;
+  int32_t chunk, chunks, tensor, tensors;
+};
+
+// The table in device memory.
+struct View {
+  const Tensor* tensors;
+  const Chunk* chunks;
+  const int32_t* first_chunks;  // of every tensor that takes part, in the order of the batches
+  double* sums;                 // two per chunk: partial sums of squares
+  double* step_sizes;           // LAMB's, by tensor
+  double *square_sum, *norm;    // of all gradients as they are; their norm, unscaled
+  unsigned* done;               // blocks that have finished; zero between launches
+  const char* rows;             // those that do not fit into the arguments of a launch
+};
+
+// What the gradients are multiplied by. Pointers lie on the device and are null where they do not apply.
+struct Scaling {
+  double scale = 1;                    // known to the host
+  const float* grad_scale = nullptr;   // divides
+  const float* found_inf = nullptr;    // not 0: the step does not happen
+  const double* square_sum = nullptr;  // of the gradients as they are, for clipping
+  double max_norm = 0, epsilon = 0;    // clip_coefficient's
+};
+
+struct DeviceRow {  // a Row as a block needs it to make a rule
+  double numbers[kMaxNumbers], count;
+  const void* lr;
+  bool double_lr;
+};
+
+// The rows of a launch. Folded by the host, or, where it does not know everything, by each block from a DeviceRow.
+struct Rows {
+  const char* bytes;
+  int32_t size, stride;
+  bool folded;
+};
+// Whether they travel with the launch; otherwise they have to be in view.rows by then.
+bool fit_in_arguments(const Rows& rows);
+
+// One launch, of LAMB three. With `counts`, the last block to finish adds one to the steps that lie on the device.
+void update(const View& view, const Batch& batch, const Rows& rows, const Scaling& scaling, bool counts, Stream stream);
+// view.square_sum and view.norm, of the gradients of all chunks. One launch.
+void gradient_norm(const View& view, int32_t chunks, const Scaling& scaling, Stream stream);
+
+constexpr int kPatches = 2500;  // words that one launch replaces at most
+void patch(uint64_t* words, const int32_t* indices, const uint64_t* values, int count, Stream stream);
+void upload(void* device, const void* host, size_t bytes, Stream stream);
+void wait(Stream stream);
+
+}  // namespace fusedopt::cuda

@@ -1,0 +1,50 @@
+// What the back end asks torch for: memory, streams, and whether a stream is being captured.
+#pragma once
+#include <ATen/ops/empty.h>
+
+#include "cuda.h"
+
+#ifdef FUSEDOPT_CUDA_ON_CPU
+#include "executor_device.h"
+#else
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+namespace fusedopt::cuda {
+
+constexpr at::DeviceType kDeviceType = at::kCUDA;
+using DeviceGuard = c10::cuda::CUDAGuard;
+
+inline Stream current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+inline bool is_capturing() {
+  return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+}
+
+// Whether the device itself keeps a step count that lies there.
+inline bool counts(const at::TensorImpl& step, int device, bool) {
+  return step.device().is_cuda() && step.device().index() == device;
+}
+
+// A stream beside the capture that is under way, for work to be done now rather than in every replay.
+class BesideCapture {
+ public:
+  Stream stream() const { return stream_.stream(); }
+
+ private:
+  c10::cuda::CUDAStreamCaptureModeGuard relaxed_{cudaStreamCaptureModeRelaxed};
+  c10::cuda::CUDAStream stream_ = c10::cuda::getStreamFromPool();
+};
+
+}  // namespace fusedopt::cuda
+#endif
+
+namespace fusedopt::cuda {
+
+constexpr bool kIsBuilt = true;
+
+inline at::Tensor allocate(int device, size_t bytes) {
+  return at::empty({int64_t(bytes)}, at::TensorOptions(at::kByte).device(kDeviceType, c10::DeviceIndex(device)));
+}
+
+}  // namespace fusedopt::cuda

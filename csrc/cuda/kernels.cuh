@@ -1,0 +1,281 @@
+// The kernels. A block takes one chunk; what it does to an element stands in rules/.
+#pragma once
+#ifdef FUSEDOPT_CUDA_ON_CPU
+#include "executor.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#define SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
+#endif
+#include <tuple>
+#include <type_traits>
+
+#include "cuda.h"
+
+#ifndef FUSEDOPT_CUDA_THREADS
+#define FUSEDOPT_CUDA_THREADS 512
+#endif
+
+namespace fusedopt::cuda {
+
+#include "../half.h"
+
+constexpr int kThreads = FUSEDOPT_CUDA_THREADS, kWarps = kThreads / 32;
+// Registers are shared out so that this many blocks fit on a multiprocessor: half of its threads; double needs more.
+template <class F>
+constexpr int kBlocksPerSm = sizeof(F) == 8 ? 1 : 1024 / kThreads;
+constexpr int kArguments = 32764;  // bytes that a launch carries at most, since CUDA 12.1
+
+// What travels with a launch, with room for rows. Two sizes, because the driver copies all of it.
+struct Header {
+  View view;
+  Batch batch;
+  Scaling scaling;
+  const char* rows;  // in device memory, or null: inline
+  int32_t stride;
+  bool folded, counts;
+};
+template <int Bytes>
+struct Arguments : Header {
+  static constexpr int kCapacity = (Bytes - int(sizeof(Header))) / 8 * 8;
+  alignas(8) char inlined[kCapacity];
+};
+
+template <class T, int N, int Alignment>
+struct alignas(Alignment) Pack {
+  T x[N];
+};
+
+__device__ __forceinline__ double number(const void* at, bool is_double) {
+  return is_double ? *static_cast<const double*>(at) : double(*static_cast<const float*>(at));
+}
+
+__device__ __forceinline__ double gradient_scale(const Scaling& s) {
+  const double scale = s.grad_scale ? s.scale / *s.grad_scale : s.scale;
+  if (!s.square_sum) return scale;
+  return scale * clip_coefficient(square_root(*s.square_sum) * (scale < 0 ? -scale : scale), s.max_norm, s.epsilon);
+}
+
+__device__ __forceinline__ bool skipped(const Scaling& s) { return s.found_inf && *s.found_inf != 0; }
+
+// The rule of a tensor, made by one thread of the block for all of them.
+template <class Rule, class Args>
+__device__ __forceinline__ Rule rule_of(const Args& args, const Tensor& t) {
+  SHARED(folded, double[sizeof(Rule) / 8 + 1]);
+  const char* row = (args.rows ? args.rows : args.inlined) + int64_t{t.row} * args.stride;
+  if (threadIdx.x == 0) {
+    if (args.folded) {
+      __builtin_memcpy(folded, row, sizeof(Rule));
+    } else {
+      const DeviceRow& source = *reinterpret_cast<const DeviceRow*>(row);
+      typename Rule::Numbers numbers;
+      __builtin_memcpy(&numbers, source.numbers, sizeof numbers);
+      if (source.lr) numbers.lr = number(source.lr, source.double_lr);
+      const double count = t.step ? number(t.step, t.double_step) + 1 : source.count;
+      new (folded) Rule(numbers, count, gradient_scale(args.scaling));
+    }
+  }
+  __syncthreads();
+  return *reinterpret_cast<const Rule*>(folded);
+}
+
+// Loads N neighbours of every operand that is read, for U places kThreads * N apart, before it computes on any of them;
+// then stores those that are written.
+template <unsigned Reads, unsigned Writes, int N, int U, int Alignment, class T, class Body>
+__device__ __forceinline__ void visit(T* const (&p)[kMaxOperands], int begin, int end, Body& body) {
+  using F = decltype(widen(T{}));
+  using Neighbours = Pack<T, N, Alignment>;
+  for (int first = begin + int(threadIdx.x) * N; first < end; first += kThreads * N * U) {
+    Neighbours pack[U][kMaxOperands];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      const int i = first + u * kThreads * N;
+#pragma unroll
+      for (int k = 0; k < kMaxOperands; ++k)
+        if ((Reads >> k & 1) && i < end) pack[u][k] = *reinterpret_cast<const Neighbours*>(p[k] + i);
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      const int i = first + u * kThreads * N;
+      if (i >= end) break;
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        F x[kMaxOperands];
+#pragma unroll
+        for (int k = 0; k < kMaxOperands; ++k) x[k] = Reads >> k & 1 ? widen(pack[u][k].x[n]) : F(0);
+        body(x[0], x[1], x[2], x[3], x[4]);
+#pragma unroll
+        for (int k = 0; k < kMaxOperands; ++k)
+          if (Writes >> k & 1) pack[u][k].x[n] = narrow(x[k], T{});
+      }
+#pragma unroll
+      for (int k = 0; k < kMaxOperands; ++k)
+        if (Writes >> k & 1) *reinterpret_cast<Neighbours*>(p[k] + i) = pack[u][k];
+    }
+  }
+}
+
+// A chunk, in groups of 16 bytes, each one access where the addresses allow, and the rest element by element. Which
+// thread takes an element does not depend on the address, so that sums do not.
+template <unsigned Reads, unsigned Writes, int D, class Body>
+__device__ __forceinline__ void sweep(const Tensor& t, const Chunk& chunk, Body body) {
+  using T = Storage<D>;
+  constexpr int kNumber = 16 / sizeof(T), kReads = __builtin_popcount(Reads);
+  constexpr int kUnroll = kReads == 1 ? 4 : kReads < 4 ? 2 : 1;  // enough loads in flight to cover their latency
+  T* p[kMaxOperands];
+  uintptr_t address = 0;
+#pragma unroll
+  for (int k = 0; k < kMaxOperands; ++k) {
+    p[k] = static_cast<T*>(t.addr[k]) + chunk.begin;
+    if ((Reads | Writes) >> k & 1) address |= reinterpret_cast<uintptr_t>(p[k]);
+  }
+  const int grouped = chunk.count / kNumber * kNumber;
+  if (address % 16 == 0) visit<Reads, Writes, kNumber, kUnroll, 16>(p, 0, grouped, body);
+  else visit<Reads, Writes, kNumber, kUnroll, sizeof(T)>(p, 0, grouped, body);
+  visit<Reads, Writes, 1, 1, sizeof(T)>(p, grouped, chunk.count, body);
+}
+
+// Adds x and y over the threads of a block, in a fixed order. Valid in thread 0.
+__device__ __forceinline__ void block_sum(double& x, double& y) {
+  SHARED(partial, double[2][kWarps]);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (int offset = 16; offset; offset /= 2) {
+    x += __shfl_xor_sync(~0u, x, offset);
+    y += __shfl_xor_sync(~0u, y, offset);
+  }
+  if (lane == 0) partial[0][warp] = x, partial[1][warp] = y;
+  __syncthreads();
+  if (threadIdx.x) return;
+  x = y = 0;
+  for (int w = 0; w < kWarps; ++w) x += partial[0][w], y += partial[1][w];
+}
+
+// Whether this block is the last of the launch to come here. What the others wrote before is then visible.
+__device__ __forceinline__ bool is_last_block(unsigned* done) {
+  SHARED(last, bool[1]);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last[0] = atomicAdd(done, 1u) == gridDim.x - 1;
+    __threadfence();
+    if (last[0]) *done = 0;
+  }
+  __syncthreads();
+  return last[0];
+}
+
+// The end of a step: one block, when all others have read the counts, adds one to them.
+template <class Args>
+__device__ __forceinline__ void count_steps(const Args& args) {
+  if (!args.counts || !is_last_block(args.view.done)) return;
+  for (int i = threadIdx.x; i < args.batch.tensors; i += kThreads) {
+    const Tensor& t = args.view.tensors[args.view.chunks[args.view.first_chunks[args.batch.tensor + i]].tensor];
+    if (!t.step) continue;
+    if (t.double_step) *static_cast<double*>(t.step) += 1;
+    else *static_cast<float*>(t.step) += 1;
+  }
+}
+
+// Applies a rule; of LAMB the first pass, which leaves the sums of squares of parameters and updates.
+template <template <class> class Rule, int D, int Bytes>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<Compute<D>>)
+    apply(const __grid_constant__ Arguments<Bytes> args) {
+  using F = Compute<D>;
+  if (skipped(args.scaling)) return;
+  const int c = args.batch.chunk + blockIdx.x;
+  const Chunk chunk = args.view.chunks[c];
+  const Tensor& t = args.view.tensors[chunk.tensor];
+  const auto rule = rule_of<Rule<F>>(args, t);
+  constexpr Operands operands = Rule<F>::kOperands;
+  if constexpr (std::is_same_v<Rule<F>, Lamb<F>>) {
+    double param_sum = 0, update_sum = 0;
+    const auto body = [&](F& param, F& grad, F& exp_avg, F& exp_avg_sq, F& unused) {
+      rule(param, grad, exp_avg, exp_avg_sq, unused);
+      const F update = rule.update(param, stored<D>(exp_avg), stored<D>(exp_avg_sq));
+      param_sum += double(param) * double(param), update_sum += double(update) * double(update);
+    };
+    sweep<operands.reads, operands.writes, D>(t, chunk, body);
+    block_sum(param_sum, update_sum);
+    if (threadIdx.x == 0) args.view.sums[2 * c] = param_sum, args.view.sums[2 * c + 1] = update_sum;
+  } else {
+    sweep<operands.reads, operands.writes, D>(t, chunk, rule);
+    count_steps(args);
+  }
+}
+
+// A block for each tensor.
+template <int D, int Bytes>
+__global__ void __launch_bounds__(kThreads) lamb_step_sizes(const __grid_constant__ Arguments<Bytes> args) {
+  if (skipped(args.scaling)) return;
+  const int first = args.view.first_chunks[args.batch.tensor + blockIdx.x], tensor = args.view.chunks[first].tensor;
+  const Tensor& t = args.view.tensors[tensor];
+  double param_sum = 0, update_sum = 0;
+  for (int64_t c = threadIdx.x; c * kChunkSize < t.numel; c += kThreads)
+    param_sum += args.view.sums[2 * (first + c)], update_sum += args.view.sums[2 * (first + c) + 1];
+  block_sum(param_sum, update_sum);
+  const auto rule = rule_of<Lamb<Compute<D>>>(args, t);
+  if (threadIdx.x == 0) args.view.step_sizes[tensor] = rule.step_size(param_sum, update_sum);
+}
+
+// LAMB's second pass, backwards: what the first touched last is still in the cache.
+template <int D, int Bytes>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<Compute<D>>)
+    lamb_update(const __grid_constant__ Arguments<Bytes> args) {
+  using F = Compute<D>;
+  if (skipped(args.scaling)) return;
+  const Chunk chunk = args.view.chunks[args.batch.chunk + (gridDim.x - 1 - blockIdx.x)];
+  const Tensor& t = args.view.tensors[chunk.tensor];
+  const auto rule = rule_of<Lamb<F>>(args, t);
+  const F step_size = F(args.view.step_sizes[chunk.tensor]);
+  const auto body = [&](F& param, F&, F& exp_avg, F& exp_avg_sq, F&) {
+    param = madd(-step_size, rule.update(param, exp_avg, exp_avg_sq), param);
+  };
+  constexpr Operands operands = Lamb<F>::kUpdateOperands;
+  sweep<operands.reads, operands.writes, D>(t, chunk, body);
+  count_steps(args);
+}
+
+template <int D>
+__device__ __forceinline__ double square_sum(const Tensor& t, const Chunk& chunk) {
+  double sum = 0;
+  sweep<0b10, 0, D>(t, chunk, [&](auto&, auto& grad, auto&...) { sum += double(grad) * double(grad); });
+  return sum;
+}
+
+// The chunks' sums of squares; the last block adds them up in their order.
+__global__ void __launch_bounds__(kThreads) sum_squares(const View view, const Scaling scaling) {
+  const Chunk chunk = view.chunks[blockIdx.x];
+  const Tensor& t = view.tensors[chunk.tensor];
+  double sum = 0, unused = 0;
+  switch (t.dtype) {
+    case Dtype::kFloat32: sum = square_sum<0>(t, chunk); break;
+    case Dtype::kFloat64: sum = square_sum<1>(t, chunk); break;
+    case Dtype::kBFloat16: sum = square_sum<2>(t, chunk); break;
+    default: sum = square_sum<3>(t, chunk);
+  }
+  block_sum(sum, unused);
+  if (threadIdx.x == 0) view.sums[2 * blockIdx.x] = sum;
+  if (!is_last_block(view.done)) return;
+  sum = 0;
+  for (unsigned c = threadIdx.x; c < gridDim.x; c += kThreads) sum += __ldcg(view.sums + 2 * c);
+  block_sum(sum, unused);
+  if (threadIdx.x) return;
+  const double scale = gradient_scale(scaling);
+  *view.square_sum = sum, *view.norm = square_root(sum) * (scale < 0 ? -scale : scale);
+}
+
+// Words of the table that have changed.
+template <int Capacity>
+struct Patches {
+  uint64_t* words;
+  int count;
+  int32_t indices[Capacity];
+  uint64_t values[Capacity];
+};
+template <int Capacity>
+__global__ void __launch_bounds__(kThreads) patch_words(const __grid_constant__ Patches<Capacity> patches) {
+  for (int i = threadIdx.x; i < patches.count; i += kThreads) patches.words[patches.indices[i]] = patches.values[i];
+}
+
+}  // namespace fusedopt::cuda

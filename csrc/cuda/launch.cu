@@ -1,0 +1,90 @@
+// What is launched, with which arguments.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "kernels.cuh"
+
+namespace fusedopt::cuda {
+
+#ifndef FUSEDOPT_CUDA_ON_CPU
+template <class... P, class... A>
+void launch(void (*kernel)(P...), unsigned grid, unsigned threads, cudaStream_t stream, A&&... args) {
+  kernel<<<grid, threads, 0, stream>>>(args...);
+}
+#endif
+
+namespace {
+
+constexpr int kFewBytes = 1024;
+
+void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+template <class... P, class... A>
+void start(void (*kernel)(P...), unsigned grid, Stream stream, A&&... args) {
+  launch(kernel, grid, kThreads, static_cast<cudaStream_t>(stream), args...);
+  check(cudaGetLastError());
+}
+
+template <template <class> class Rule, int D, int Bytes>
+void update(const Header& header, const Rows& rows, Stream stream) {
+  Arguments<Bytes> args;
+  static_cast<Header&>(args) = header;
+  if (!header.rows) std::memcpy(args.inlined, rows.bytes, rows.size);
+  start(apply<Rule, D, Bytes>, header.batch.chunks, stream, args);
+  if constexpr (std::is_same_v<Rule<float>, Lamb<float>>) {
+    start(lamb_step_sizes<D, Bytes>, header.batch.tensors, stream, args);
+    start(lamb_update<D, Bytes>, header.batch.chunks, stream, args);
+  }
+}
+
+template <template <class> class Rule, int D>
+void update(const Header& header, const Rows& rows, Stream stream) {
+  if (header.rows || rows.size <= Arguments<kFewBytes>::kCapacity) update<Rule, D, kFewBytes>(header, rows, stream);
+  else update<Rule, D, kArguments>(header, rows, stream);
+}
+
+#define X(name, ...) \
+  {update<by_name::name, 0>, update<by_name::name, 1>, update<by_name::name, 2>, update<by_name::name, 3>},
+using Update = void (*)(const Header&, const Rows&, Stream);
+constexpr Update kUpdates[][int(Dtype::kCount)] = {FUSEDOPT_RULES(X)};
+#undef X
+
+template <int Capacity>
+void patch(uint64_t* words, const int32_t* indices, const uint64_t* values, int count, Stream stream) {
+  Patches<Capacity> patches{words, count, {}, {}};
+  std::copy_n(indices, count, patches.indices);
+  std::copy_n(values, count, patches.values);
+  start(patch_words<Capacity>, 1, stream, patches);
+}
+
+}  // namespace
+
+bool fit_in_arguments(const Rows& rows) { return rows.size <= Arguments<kArguments>::kCapacity; }
+
+void update(const View& view, const Batch& batch, const Rows& rows, const Scaling& scaling, bool counts,
+            Stream stream) {
+  const char* on_device = fit_in_arguments(rows) ? nullptr : view.rows;
+  const Header header{view, batch, scaling, on_device, rows.stride, rows.folded, counts};
+  kUpdates[int(batch.rule)][int(batch.dtype)](header, rows, stream);
+}
+
+void gradient_norm(const View& view, int32_t chunks, const Scaling& scaling, Stream stream) {
+  start(sum_squares, chunks, stream, view, scaling);
+}
+
+void patch(uint64_t* words, const int32_t* indices, const uint64_t* values, int count, Stream stream) {
+  if (count <= kPatches / 8) patch<kPatches / 8>(words, indices, values, count, stream);
+  else patch<kPatches>(words, indices, values, count, stream);
+}
+
+void upload(void* device, const void* host, size_t bytes, Stream stream) {
+  check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)));
+}
+
+void wait(Stream stream) { check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream))); }
+
+}  // namespace fusedopt::cuda

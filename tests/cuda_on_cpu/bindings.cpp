@@ -1,0 +1,23 @@
+// The executor's controls, as fusedopt._C.executor.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "executor.h"
+
+namespace py = pybind11;
+
+void bind_executor(py::module_& m) {
+  py::module_ e = m.def_submodule("executor");
+  e.def(
+      "counters",
+      [] {
+        const auto [launches, copies, memsets] = executor::counters;
+        executor::counters = {};
+        return std::tuple(launches, copies, memsets);
+      },
+      "Launches, copies and memsets since the last call.");
+  e.def("set_stream", [](int number) { executor::set_stream(number ? executor::stream(number) : nullptr); });
+  e.def("begin_capture", [] { executor::begin_capture(executor::current_stream()); });
+  e.def("end_capture", &executor::end_capture);
+  e.def("replay", &executor::replay);
+}

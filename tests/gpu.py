@@ -1,0 +1,73 @@
+"""The GPU that the tests of the CUDA back end run on: a real one, or the executor in a build for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fusedopt import _C
+
+ON_CPU = _C.GPU == "cpu"
+AVAILABLE = ON_CPU or (_C.GPU == "cuda" and torch.cuda.is_available())
+DEVICE = _C.GPU or "cpu"
+
+
+def work(step: Callable[[], Any]) -> tuple[int, int, int]:
+    """Kernel launches, copies and memsets of a call: by the executor's count, on a real GPU by the profiler's."""
+    if ON_CPU:
+        _C.executor.counters()
+        step()
+        return _C.executor.counters()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    names = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    copies, memsets = (sum(name.startswith(kind) for name in names) for kind in ("Memcpy", "Memset"))
+    return len(names) - copies - memsets, copies, memsets
+
+
+@contextmanager
+def stream(number: int) -> Iterator[None]:
+    """Makes another stream the current one."""
+    if ON_CPU:
+        _C.executor.set_stream(number)
+        try:
+            yield
+        finally:
+            _C.executor.set_stream(0)
+        return
+    other = torch.cuda.Stream()
+    other.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(other):
+        yield
+    torch.cuda.current_stream().wait_stream(other)
+
+
+class Graph:
+    """The captured work of a call, which capturing does not do."""
+
+    def __init__(self, step: Callable[[], Any]) -> None:
+        if ON_CPU:
+            _C.executor.set_stream(1)
+            try:
+                _C.executor.begin_capture()
+                try:
+                    step()
+                finally:
+                    self._graph = _C.executor.end_capture()
+            finally:
+                _C.executor.set_stream(0)
+            return
+        self._cuda_graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._cuda_graph):
+            step()
+
+    def replay(self) -> None:
+        if ON_CPU:
+            _C.executor.replay(self._graph)
+        else:
+            self._cuda_graph.replay()

@@ -1,0 +1,355 @@
+"""The CUDA back end where it differs from the CPU's: launches, device truth, capture, streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gpu
+import pytest
+import torch
+from cases import BY_NAME, Case
+from torch import Tensor
+from torch.optim import Optimizer
+
+import fusedopt
+
+CASES = [
+    BY_NAME[name]
+    for name in (
+        "sgd-nesterov",
+        "rmsprop-centered-momentum",
+        "adagrad-lr-decay",
+        "adam-amsgrad",
+        "adamw",
+        "lamb-no-clip",
+    )
+]
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+ELEMENTWISE = [case for case in CASES if case.cls is not fusedopt.LAMB]
+SHAPES = [(3,), (16, 7), (0,), (20_000,), (64,)]
+
+
+def make_params(shapes: Any = SHAPES, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    rng = torch.Generator().manual_seed(7)
+    return [torch.randn(s, generator=rng).to(gpu.DEVICE, dtype).requires_grad_() for s in shapes]
+
+
+def set_grads(params: list[Tensor], seed: int, *, scale: float = 1.0, in_place: bool = False) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    for p in params:
+        grad = (torch.randn(p.shape, generator=rng) * scale).to(p.device, p.dtype)
+        if in_place and p.grad is not None:
+            p.grad.copy_(grad)
+        else:
+            p.grad = grad
+
+
+def assert_equal(ours: Optimizer, theirs: Optimizer) -> None:
+    """Bit for bit, states included."""
+    for mine, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+        for p, q in zip(mine["params"], other["params"], strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=0)
+            torch.testing.assert_close(dict(ours.state[p]), dict(theirs.state[q]), rtol=0, atol=0)
+
+
+# ---- Launches ----
+
+
+def steady(optimizer: Optimizer) -> tuple[int, int, int]:
+    optimizer.step()
+    optimizer.step()
+    return gpu.work(optimizer.step)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@each_case
+def test_launches(case: Case, clip: float | None) -> None:
+    params = make_params([(40,)] * 161)
+    set_grads(params, 0)
+    launches = (3 if case.cls is fusedopt.LAMB else 1) + (clip is not None)
+    assert steady(case.make(params, max_grad_norm=clip)) == (launches, 0, 0)
+
+
+def test_one_launch_for_each_dtype() -> None:
+    params = make_params([(40,)] * 9) + make_params([(40,)] * 9, torch.bfloat16)
+    set_grads(params, 0)
+    assert steady(fusedopt.AdamW(params)) == (2, 0, 0)
+    assert steady(fusedopt.AdamW(params, max_grad_norm=1.0)) == (3, 0, 0)
+
+
+@pytest.mark.parametrize(("groups", "copies"), [(1, 0), (300, 0), (2000, 1)])
+def test_groups_share_a_launch(groups: int, copies: int) -> None:
+    """A copy more where the rows of hyper-parameters exceed what a launch carries."""
+    params = make_params([(5,)] * groups)
+    set_grads(params, 0)
+    ours = fusedopt.AdamW(
+        [{"params": [p], "lr": 1e-3 * (i + 1), "weight_decay": 0.01 * i} for i, p in enumerate(params)]
+    )
+    assert steady(ours) == (1, copies, 0)
+    twins = make_params([(5,)] * groups)
+    set_grads(twins, 0)
+    for i, (p, q) in enumerate(zip(params, twins, strict=True)):
+        if i % 97 == 0:
+            theirs = torch.optim.AdamW([q], lr=1e-3 * (i + 1), weight_decay=0.01 * i)
+            for _ in range(3):
+                theirs.step()
+            torch.testing.assert_close(p, q)
+
+
+def test_a_step_count_for_each_of_5000_tensors() -> None:
+    params = make_params([(3,)] * 5000)
+    set_grads(params, 0)
+    ours = fusedopt.AdamW(params)
+    ours.step()
+    for i, p in enumerate(params):
+        ours.state[p]["step"].fill_(float(i))
+    assert steady(ours) == (1, 1, 0)
+    assert [ours.state[p]["step"].item() for p in params] == [i + 3 for i in range(5000)]
+
+
+@pytest.mark.parametrize(("tensors", "patches"), [(161, 1), (2500, 1), (2501, 2), (5000, 2)])
+def test_changed_addresses_are_patched(tensors: int, patches: int) -> None:
+    params = make_params([(3,)] * tensors)
+    set_grads(params, 0)
+    ours = fusedopt.SGD(params, momentum=0.9)
+    steady(ours)
+    held = [p.grad for p in params]  # so that the new ones lie elsewhere
+    set_grads(params, 1)
+    assert gpu.work(ours.step) == (1 + patches, 0, 0)
+    assert len(held) == tensors
+
+
+def test_only_what_has_changed_is_patched() -> None:
+    params = make_params([(3,)] * 3000)
+    set_grads(params, 0)
+    ours = fusedopt.SGD(params, momentum=0.9)
+    assert steady(ours) == (1, 0, 0)
+    held = params[17].grad
+    params[17].grad = torch.ones_like(params[17])
+    assert gpu.work(ours.step) == (2, 0, 0)
+    assert gpu.work(ours.step) == (1, 0, 0)
+    assert held is not None
+
+
+# ---- Device truth ----
+
+
+def scaled(optimizer: Optimizer, params: list[Tensor], seed: int, *, overflow: bool, found_inf: Tensor) -> None:
+    """Sets what GradScaler would, and gradients times 1024."""
+    set_grads(params, seed, scale=1024.0, in_place=True)
+    if overflow:
+        params[0].grad.view(-1)[0] = torch.inf
+    found_inf.fill_(float(overflow))
+    optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {"sgd-nesterov": {"nesterov": False, "dampening": 0.5}}  # the first step differs
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("clip", [None, 0.5])
+@each_case
+def test_overflows(case: Case, clip: float | None, captured: bool) -> None:
+    """At steps 1, 2 and 7, against a run in float64 that leaves those out."""
+    options = OPTIONS.get(case.name, {}) | {"max_grad_norm": clip}
+    params, exact = make_params(), make_params(dtype=torch.float64)
+    ours, theirs = case.make(params, capturable=True, **options), case.make(exact, **options)
+    found_inf = torch.zeros((), device=gpu.DEVICE)
+    ours.grad_scale = torch.tensor(1024.0, device=gpu.DEVICE)  # type: ignore[attr-defined]
+    graph = None
+    for i in range(1, 10):
+        scaled(ours, params, i, overflow=i in (1, 2, 7), found_inf=found_inf)
+        before = [p.detach().clone() for p in params]
+        if not captured:
+            ours.step()
+        else:
+            if graph is None:
+                warm_up(ours, params, found_inf)
+                graph = gpu.Graph(ours.step)
+            graph.replay()
+        if i in (1, 2, 7):
+            assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+            continue
+        set_grads(exact, i)
+        theirs.step()
+        for p, q in zip(params, exact, strict=True):
+            torch.testing.assert_close(p, q.to(p.dtype), rtol=2e-5, atol=2e-6)
+            for name, value in theirs.state[q].items():
+                torch.testing.assert_close(
+                    ours.state[p][name], value.to(ours.state[p][name].dtype), rtol=2e-5, atol=2e-6
+                )
+
+
+def warm_up(optimizer: Optimizer, params: list[Tensor], found_inf: Tensor) -> None:
+    """A step that an overflow skips: it makes the states, and changes nothing."""
+    before = found_inf.clone()
+    found_inf.fill_(1.0)
+    optimizer.step()
+    found_inf.copy_(before)
+
+
+@pytest.mark.parametrize("double_step", [False, True])
+def test_empty_tensors_count_steps(double_step: bool) -> None:
+    params = make_params([(0,), (5,), (0, 3)])
+    set_grads(params, 0)
+    ours = fusedopt.AdamW(params, capturable=True)
+    ours.step()
+    if double_step:
+        for p in params:
+            ours.state[p]["step"] = ours.state[p]["step"].double()
+    ours.step()
+    assert [ours.state[p]["step"].item() for p in params] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each_case
+def test_lr_on_the_device(case: Case, dtype: torch.dtype) -> None:
+    params, twins = make_params(), make_params()
+    lr = torch.tensor(0.125, device=gpu.DEVICE, dtype=dtype)
+    ours, theirs = case.make(params, lr=lr, capturable=True), case.make(twins, lr=0.125, capturable=True)
+    for i in range(4):
+        set_grads(params, i)
+        set_grads(twins, i)
+        lr.fill_(0.125 / (i + 1))
+        theirs.param_groups[0]["lr"] = lr.item()
+        ours.step()
+        theirs.step()
+        assert_equal(ours, theirs)
+
+
+# ---- Capture ----
+
+
+class Pair:
+    """An optimizer whose steps are replayed, and one that takes them eagerly."""
+
+    def __init__(self, case: Case, **options: Any) -> None:
+        self.params, self.twins = make_params(), make_params()
+        self.ours = case.make(self.params, capturable=True, **options)
+        self.theirs = case.make(self.twins, capturable=True, **options)
+        self.eager(0)
+
+    def grads(self, seed: int, *, in_place: bool = True) -> None:
+        set_grads(self.params, seed, in_place=in_place)
+        set_grads(self.twins, seed)
+
+    def eager(self, seed: int) -> None:
+        self.grads(seed, in_place=False)
+        self.ours.step()
+        self.theirs.step()
+        assert_equal(self.ours, self.theirs)
+
+    def capture(self) -> gpu.Graph:
+        before = [p.detach().clone() for p in self.params]
+        graph = gpu.Graph(self.ours.step)
+        assert all(torch.equal(p, b) for p, b in zip(self.params, before, strict=True))
+        return graph
+
+    def replay(self, graph: gpu.Graph, grads: list[Tensor], seed: int) -> None:
+        for p, grad in zip(self.params, grads, strict=True):
+            p.grad = grad
+        self.grads(seed)
+        graph.replay()
+        self.theirs.step()
+        assert_equal(self.ours, self.theirs)
+
+    @property
+    def static(self) -> list[Tensor]:
+        return [p.grad for p in self.params if p.grad is not None]
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@each_case
+def test_capture(case: Case, clip: float | None) -> None:
+    """Replays between eager steps with fresh gradients, and a second graph in turn with the first."""
+    pair = Pair(case, max_grad_norm=clip)
+    first, grads = pair.capture(), pair.static
+    pair.replay(first, grads, 1)
+    pair.replay(first, grads, 2)
+    pair.eager(3)
+    pair.replay(first, grads, 4)
+    pair.grads(5, in_place=False)
+    second, others = pair.capture(), pair.static
+    for i in range(6, 10):
+        pair.replay(*((first, grads) if i % 2 else (second, others)), i)
+    if clip is not None:
+        norm = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in pair.params]))
+        torch.testing.assert_close(pair.ours.grad_norm, norm)
+
+
+def test_a_replay_is_one_launch() -> None:
+    pair = Pair(BY_NAME["adamw"])
+    graph = pair.capture()
+    assert gpu.work(graph.replay) == (1, 0, 0)
+
+
+@each_case
+def test_capture_with_an_lr_that_changes(case: Case) -> None:
+    lr = torch.tensor(0.1, device=gpu.DEVICE)
+    pair = Pair(case, lr=lr)
+    graph, grads = pair.capture(), pair.static
+    for i in range(3):
+        lr.mul_(0.5)
+        pair.replay(graph, grads, i)
+
+
+@each_case
+def test_a_graph_outlives_changes_of_the_optimizer(case: Case) -> None:
+    """`add_param_group` and `load_state_dict` make a new plan; an earlier graph goes on with what it captured."""
+    pair = Pair(case)
+    graph, grads = pair.capture(), pair.static
+    pair.replay(graph, grads, 1)
+    extra, twin = make_params([(50,)]), make_params([(50,)])
+    for optimizer, new in ((pair.ours, extra), (pair.theirs, twin)):
+        optimizer.add_param_group({"params": new})
+        set_grads(new, 3)
+    pair.eager(2)
+    for new in (*extra, *twin):
+        new.grad = None  # the graph knows nothing of it
+    pair.replay(graph, grads, 4)
+
+    saved = {id(p): {k: v.clone() for k, v in pair.ours.state[p].items()} for p in pair.params}
+    states = {id(p): dict(pair.ours.state[p]) for p in pair.params}  # what the graph updates
+    pair.ours.load_state_dict(pair.ours.state_dict())
+    pair.eager(5)
+    for p in pair.params:
+        for name, value in states[id(p)].items():
+            value.copy_(saved[id(p)][name])
+            pair.ours.state[p][name] = value
+    for p, q in zip(pair.params, pair.twins, strict=True):
+        q.data.copy_(p.data)
+        for name, value in pair.ours.state[p].items():
+            pair.theirs.state[q][name].copy_(value)
+    pair.replay(graph, grads, 6)
+
+
+def test_capturing_without_capturable_is_refused() -> None:
+    params = make_params()
+    set_grads(params, 0)
+    ours = fusedopt.AdamW(params)
+    ours.step()
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match="param_groups' capturable is False"):
+        gpu.Graph(ours.step)
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+    assert all(ours.state[p]["step"] == 1 for p in params)
+
+
+# ---- Streams ----
+
+
+def test_the_current_stream() -> None:
+    pair = Pair(BY_NAME["adamw"])
+    for i in range(1, 9):
+        with gpu.stream(i % 3):
+            pair.eager(i)
+
+
+def test_each_stream_has_a_table() -> None:
+    params = make_params()
+    set_grads(params, 0)
+    ours = fusedopt.AdamW(params)
+    assert steady(ours) == (1, 0, 0)
+    with gpu.stream(2):
+        assert gpu.work(ours.step) == (1, 1, 0)
+    assert gpu.work(ours.step) == (1, 0, 0)
