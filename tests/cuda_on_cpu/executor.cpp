@@ -119,7 +119,7 @@ void run_block(const std::vector<unsigned>& order) {
   std::ranges::fill(block->waiting, 0u);
   for (unsigned i = 0; i < block->size; ++i) {
     Thread& thread = block->threads[i];
-    if (!thread.fibre.started() && !thread.fibre.start(fibre_main)) die("no memory for the stack of a thread");
+    if (!thread.fibre.started() && !thread.fibre.start(fibre_main, i)) die("no memory for the stack of a thread");
     thread.index = i;
     thread.state = kReady;
     thread.fenced = false;
