@@ -95,8 +95,9 @@ void test_capture() {
     CHECK(value == 1 && reference == 1 && set == 2 && copied == 3 + replays);
     CHECK(executor::counters.launches == 1 + 2 * replays && executor::counters.copies == replays);
   }
+  reference = 0;
   executor::replay(second);
-  CHECK(value == 99);
+  CHECK(value == 99 && reference == 0);
   cudaHostUnregister(&source);
   cudaStreamSynchronize(stream);
 }
