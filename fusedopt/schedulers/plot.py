@@ -73,7 +73,7 @@ def _draw(panel: Axes, title: str, simulation: Simulation) -> None:
     for lr in simulation.lr.unbind(1):
         panel.plot(lr.tolist(), color=_LR, marker=marker, markersize=3, linewidth=1.2)
     panel.set_ylim(0, 1.08 * float(simulation.lr.max()) or 1)
-    panel.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    panel.yaxis.set_major_formatter("{x:g}")
     panel.set_ylabel("learning rate", color=_LR, fontsize=9)
     panel.locator_params(axis="x", integer=True)
     panel.spines[["top", "right"]].set_visible(False)
