@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from schedule_runs import parameter, run, sgd
+from schedule_runs import lrs, parameter, run, sgd
 from torch.optim.lr_scheduler import LambdaLR
 
 import fusedopt
@@ -24,22 +24,9 @@ def test_decays_of_the_slides():
     assert of(InverseDecayLR(sgd(0.1), 0.1)) == [0.1, 0.0909091, 0.0833333, 0.0769231, 0.0714286, 0.0666667]
 
 
+_EXP = "1 1.25892541 1.58489319 1.99526231 2.51188643 3.16227766 3.98107171 5.01187234 6.30957344 7.94328235 10"
 RAMPS = {
-    # fmt: off
-    "exp": [
-        1,
-        1.25892541,
-        1.58489319,
-        1.99526231,
-        2.51188643,
-        3.16227766,
-        3.98107171,
-        5.01187234,
-        6.30957344,
-        7.94328235,
-        10,
-    ],
-    # fmt: on
+    "exp": [float(factor) for factor in _EXP.split()],
     "linear": [1, 1.9, 2.8, 3.7, 4.6, 5.5, 6.4, 7.3, 8.2, 9.1, 10],
 }
 

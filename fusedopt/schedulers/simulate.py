@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 
 class Simulation(NamedTuple):
@@ -43,13 +43,15 @@ def simulate(schedule: LRScheduler, steps: int, metrics: Sequence[float] | None 
             metric, such as :class:`~torch.optim.lr_scheduler.ReduceLROnPlateau`.
 
     Raises:
-        ValueError: `steps` is below 1 or there are too few metrics; and what the schedule raises, as
+        ValueError: `steps` is below 1, or metrics are missing; and what the schedule raises, as
             :class:`~torch.optim.lr_scheduler.OneCycleLR` does beyond its end.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     if metrics is not None and len(metrics) < steps - 1:
         raise ValueError(f"{steps} steps need {steps - 1} metrics, not {len(metrics)}")
+    if metrics is None and isinstance(schedule, ReduceLROnPlateau):
+        raise ValueError("ReduceLROnPlateau needs a metric at each step; pass metrics")
     optimizer = schedule.optimizer
     groups = _Groups(optimizer)
     # Wherever the copied schedule refers to the optimizer, and those nested in it, the copy refers to the stand-in.
