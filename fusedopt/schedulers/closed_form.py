@@ -70,9 +70,9 @@ class ClosedFormLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything but the optimizer, and the groups' learning rates as `lrs`."""
-        # Copies: the state of a step must not change with the steps that follow.
+        # Copies, since later steps fill these tensors; all others are made anew at each step.
         lrs = [_copied(group["lr"]) for group in self.optimizer.param_groups]
-        return {**super().state_dict(), "base_lrs": [_copied(lr) for lr in self.base_lrs], "lrs": lrs}
+        return {**super().state_dict(), "lrs": lrs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` returned, and sets the groups' learning rates.
@@ -88,7 +88,6 @@ class ClosedFormLR(LRScheduler):
                 f"the optimizer has {len(groups)}; load it with an optimizer that is made as the saved one was"
             )
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "lrs"})
-        self.base_lrs = [_copied(lr) for lr in self.base_lrs]
         set_lrs(self.optimizer, state_dict["lrs"])
 
 
