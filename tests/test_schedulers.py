@@ -220,12 +220,13 @@ def test_a_tensor_of_one_element_follows(name):
     assert base.item() == pytest.approx(SCHEDULES[name][1](0.1, 5), rel=1e-15)
 
 
-def test_follows_an_optimizer_that_was_given_a_tensor_later():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_follows_an_optimizer_that_was_given_a_tensor_later(dtype):
     optimizer = sgd(0.1)
     schedule = InverseDecayLR(optimizer, 0.1)
-    tensor = torch.tensor(0.1)
+    tensor = torch.tensor(0.1, dtype=dtype)
     optimizer.param_groups[0]["lr"] = tensor
     for step in range(3000):
-        assert tensor.item() == torch.tensor(0.1 / (1 + 0.1 * step)).item(), step
+        assert tensor.item() == torch.tensor(0.1 / (1 + 0.1 * step), dtype=dtype).item(), step
         optimizer._opt_called = True
         schedule.step()

@@ -154,8 +154,9 @@ def test_bad_arguments_are_refused_and_the_optimizer_is_left(make, message):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (lambda: InverseDecayLR(sgd(0.1, 0.2), 0.1).state_dict(), r"for 2 parameter group\(s\), the optimizer has 1"),
-        (lambda: ExponentialLR(sgd(0.1), 0.5).state_dict(), "not a state of HalvingLR: lrs missing"),
+        (lambda: HalvingLR(sgd(0.1, 0.2)).state_dict(), r"for 2 parameter group\(s\), the optimizer has 1"),
+        (lambda: ExponentialLR(sgd(0.1), 0.5).state_dict(), "not a state of HalvingLR: every, lrs missing"),
+        (lambda: InverseDecayLR(sgd(0.1), 0.1).state_dict(), "not a state of HalvingLR: every missing"),
     ],
 )
 def test_another_state_is_refused_and_nothing_changes(state, message):

@@ -26,7 +26,7 @@ class ClosedFormLR(LRScheduler):
     `load_state_dict` puts the learning rates back as well, so that it does not matter whether the optimizer's state is
     loaded before or after.
 
-    Subclasses write `_formula`.
+    A schedule of your own is a subclass that writes `formula`.
 
     Args:
         optimizer: its groups' `initial_lr`, or `lr` where no scheduler has set that, are the base learning rates.
@@ -36,13 +36,13 @@ class ClosedFormLR(LRScheduler):
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
         super().__init__(optimizer, last_epoch)
 
-    def _formula(self, base: LR, step: int) -> LR:
+    def formula(self, base: LR, step: int) -> LR:
         """The learning rate after `step` steps, for a base learning rate; float64 in, float64 out."""
         raise NotImplementedError
 
     def _formulas(self, bases: Sequence[LR], step: int) -> list[LR]:
-        """`_formula` of each group."""
-        return [self._formula(base, step) for base in bases]
+        """`formula` of each group."""
+        return [self.formula(base, step) for base in bases]
 
     def lrs_at(self, step: int) -> list[LR]:
         """Returns what the schedule alone gives after `step` steps (from 0), one learning rate per group.
@@ -80,7 +80,7 @@ class ClosedFormLR(LRScheduler):
         Raises:
             ValueError: the state is for another number of groups, or of another scheduler. Nothing has changed then.
         """
-        check_state(self, state_dict, "base_lrs", "lrs", "last_epoch")
+        check_state(self, state_dict, *(name for name in self.state_dict() if not name.startswith("_")))
         groups = self.optimizer.param_groups
         if len(state_dict["lrs"]) != len(groups):
             raise ValueError(

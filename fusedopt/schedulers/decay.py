@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 from torch.optim import Optimizer
+from typing_extensions import override  # a requirement of torch
 
 from fusedopt.schedulers.arguments import above_zero, at_least, fraction
 from fusedopt.schedulers.closed_form import LR, ClosedFormLR
@@ -33,7 +34,8 @@ class ExponentialDecayLR(ClosedFormLR):
         self.every = at_least("every", every, 1)
         super().__init__(optimizer, last_epoch)
 
-    def _formula(self, base: LR, step: int) -> LR:
+    @override
+    def formula(self, base: LR, step: int) -> LR:
         return base * math.exp(-self.k * (step - step % self.every))
 
 
@@ -53,7 +55,8 @@ class HalvingLR(ClosedFormLR):
         self.every = at_least("every", every, 1)
         super().__init__(optimizer, last_epoch)
 
-    def _formula(self, base: LR, step: int) -> LR:
+    @override
+    def formula(self, base: LR, step: int) -> LR:
         return base * 0.5 ** (step // self.every)
 
 
@@ -73,7 +76,8 @@ class InverseDecayLR(ClosedFormLR):
         self.k = at_least("k", k, 0)
         super().__init__(optimizer, last_epoch)
 
-    def _formula(self, base: LR, step: int) -> LR:
+    @override
+    def formula(self, base: LR, step: int) -> LR:
         return base / (1 + self.k * step)
 
 
@@ -96,7 +100,8 @@ class InverseSqrtLR(ClosedFormLR):
         self.timescale = above_zero("timescale", timescale)
         super().__init__(optimizer, last_epoch)
 
-    def _formula(self, base: LR, step: int) -> LR:
+    @override
+    def formula(self, base: LR, step: int) -> LR:
         return base / math.sqrt(1 + step / self.timescale)
 
 
@@ -130,7 +135,8 @@ class FlatCosineLR(ClosedFormLR):
         self.final_factor = fraction("final_factor", final_factor)
         super().__init__(optimizer, last_epoch)
 
-    def _formula(self, base: LR, step: int) -> LR:
+    @override
+    def formula(self, base: LR, step: int) -> LR:
         flat_steps = self.flat * self.total_steps
         if step >= self.total_steps:
             return base * self.final_factor

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override  # a requirement of torch
 
 from fusedopt.schedulers.arguments import at_least, fraction, one_of, start_factor_in_range
 from fusedopt.schedulers.closed_form import LR, ClosedFormLR, check_state, set_lrs
@@ -61,7 +62,8 @@ class WarmupLR(ClosedFormLR):
             set_lrs(self.optimizer, self.base_lrs)  # SequentialLR has set them to `initial_lr`
         super()._initial_step()
 
-    def _formula(self, base: LR, step: int) -> LR:
+    @override
+    def formula(self, base: LR, step: int) -> LR:
         if step >= self.warmup_steps:
             return base
         done = step / self.warmup_steps
@@ -97,7 +99,7 @@ class WarmupLR(ClosedFormLR):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in :class:`ClosedFormLR`; the state must be with `after` if and only if this warm-up is."""
-        check_state(self, state_dict, "after", "warmup_steps")
+        check_state(self, state_dict, "after")
         after, state = self.after, state_dict["after"]
         if (after is None) != (state is None):
             raise ValueError(f"this state is {'without' if state is None else 'with'} a schedule `after` the warm-up")
@@ -144,7 +146,8 @@ class WarmupStableDecayLR(ClosedFormLR):
         self.final_factor = fraction("final_factor", final_factor)
         super().__init__(optimizer, last_epoch)
 
-    def _formula(self, base: LR, step: int) -> LR:
+    @override
+    def formula(self, base: LR, step: int) -> LR:
         if step < self.warmup_steps:
             return base * warmup_factor("linear", self.start_factor, step / self.warmup_steps)
         decayed = step - self.warmup_steps - self.stable_steps
