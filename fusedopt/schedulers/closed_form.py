@@ -33,9 +33,6 @@ class ClosedFormLR(LRScheduler):
         last_epoch: number of the last step taken, -1 for none; with another value the groups must hold `initial_lr`.
     """
 
-    def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
-        super().__init__(optimizer, last_epoch)
-
     def formula(self, base: LR, step: int) -> LR:
         """The learning rate after `step` steps, for a base learning rate; float64 in, float64 out."""
         raise NotImplementedError

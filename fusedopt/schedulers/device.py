@@ -88,7 +88,8 @@ def on_device(
     Args:
         schedule: any that needs no metric, at any step.
         steps: number of learning rates, that of the first step included; the last one stays.
-        dtype: of the learning rates; float64 keeps the schedule's values exactly.
+        dtype: of the learning rates; float64 keeps the schedule's values exactly. torch's own CUDA kernels, those of
+            `fused=True`, read a float32 one only.
         device: of the learning rates; by default that of the first parameter.
 
     Raises:

@@ -77,7 +77,6 @@ class WarmupLR(ClosedFormLR):
             super().step()
         else:
             self.last_epoch += 1
-            self._step_count += 1
             self.after.step(*args, **kwargs)
             self._last_lr = self.after.get_last_lr()
 
