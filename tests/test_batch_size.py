@@ -206,6 +206,11 @@ def test_a_batch_is_never_larger_than_the_epoch(drop_last):
     assert lrs(scheduler.optimizer) == pytest.approx([0.1 * 20 / 8 / 16])
 
 
+def test_a_batch_that_was_larger_than_the_epoch_stays_so():
+    scheduler = BatchSizeScheduler(HalvingLR(sgd(0.1)), loader(8, 5), max_batch_size=1000)
+    assert run(scheduler, 3) == [(8, [0.1]), (8, [0.05]), (8, [0.025])]
+
+
 def test_a_batch_sampler_alone():
     sampler = BatchSampler(RandomSampler(range(12)), 2, drop_last=False)
     scheduler = BatchSizeScheduler(HalvingLR(sgd(0.1)), sampler, max_batch_size=4)
