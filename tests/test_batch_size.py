@@ -147,6 +147,20 @@ def test_resumes_after_every_epoch(name):
         assert run(second, 11 - stop) == expected[stop:]
 
 
+def test_a_loaded_state_brings_its_arguments():
+    def make(batch_size, cap, base_momentum):
+        schedule = HalvingLR(sgd(0.1))
+        options = {"max_batch_size": cap, "base_momentum": base_momentum}
+        return BatchSizeScheduler(schedule, loader(batch_size), **options)
+
+    first, second = make(8, 50, 0.8), make(16, 99, 0.5)
+    expected = run(make(8, 50, 0.8), 6)
+    assert expected != run(make(16, 99, 0.5), 6)
+    run(first, 2)
+    second.load_state_dict(first.state_dict())
+    assert run(second, 4) == expected[2:]
+
+
 # Loaders
 
 
