@@ -87,6 +87,11 @@ def test_rising_learning_rates_stay_as_they_are():
     ]
 
 
+def test_a_learning_rate_may_start_at_zero():
+    schedule = LambdaLR(sgd(0.1), lambda t: t / 2)
+    assert run(BatchSizeScheduler(schedule, loader(), max_batch_size=99), 3) == [(8, [0.0]), (8, [0.05]), (8, [0.1])]
+
+
 def test_groups_that_decay_differently_share_the_batch_of_the_slowest():
     schedule = LambdaLR(sgd(0.1, 0.1), [lambda t: 0.5**t, lambda t: 0.25**t])
     assert run(BatchSizeScheduler(schedule, loader(), max_batch_size=999), 3) == [
