@@ -6,7 +6,7 @@ learning rate twice; by the batch sizes that `BatchSizeScheduler` makes of it; b
 batch size leaves the second decay to the learning rate; and, as a control, with neither.
 
     python benchmarks/batch_size.py                         # drawn hands, about four minutes on one core
-    python benchmarks/batch_size.py --dataset fashion-mnist --batch-size 64 --epochs 9 --seeds 1
+    python benchmarks/batch_size.py --dataset fashion-mnist --batch-size 64 --epochs 6 --seeds 1
 """
 
 import argparse
