@@ -5,11 +5,11 @@ from importlib.metadata import version
 
 import torch
 
-from fusedopt import _C
+from fusedopt import _C, schedulers
 from fusedopt.optim import LAMB, SGD, Adagrad, Adam, AdamW, Explanation, RMSprop, native
 
 __version__ = version("fusedopt")
-__all__ = ["LAMB", "SGD", "Adagrad", "Adam", "AdamW", "Explanation", "RMSprop", "info", "native"]
+__all__ = ["LAMB", "SGD", "Adagrad", "Adam", "AdamW", "Explanation", "RMSprop", "info", "native", "schedulers"]
 
 
 def info() -> dict[str, str]:

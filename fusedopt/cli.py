@@ -1,4 +1,4 @@
-"""The command line: `fusedopt train`, `fusedopt demo`, `fusedopt info`.
+"""The command line: `fusedopt train`, `fusedopt demo`, `fusedopt plot-schedule`, `fusedopt info`.
 
 Each command imports what it needs, so that `fusedopt --help` is quick and a missing extra only stops the commands that
 need it.
@@ -140,6 +140,34 @@ def demo(
         except OSError as error:
             typer.echo(f"fusedopt: the pictures cannot be written ({error}); name another folder with --out", err=True)
             raise typer.Exit(1) from error
+
+
+@app.command()
+def plot_schedule(
+    names: Annotated[list[str], typer.Argument(help="one-cycle, cosine, warmup-stable-decay, ...; `all`, `ours`.")],
+    steps: Annotated[int, typer.Option(min=2, help="Length of the run.")] = 32,
+    max_lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-3,
+    min_lr: Annotated[float | None, typer.Option(help="The lowest; a tenth of the highest by default.")] = None,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("schedule.png"),
+) -> None:
+    """Draw learning-rate schedules, torch's and this package's."""
+    with _one_line_errors():
+        from fusedopt.schedulers.gallery import GALLERY, OURS, simulate_named
+        from fusedopt.schedulers.plot import plot_simulations
+
+        titles = [title for name in names for title in {"all": list(GALLERY), "ours": list(OURS)}.get(name, [name])]
+        try:
+            low = max_lr / 10 if min_lr is None else min_lr
+            simulations = [simulate_named(title, steps, max_lr, low) for title in titles]
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        figure = plot_simulations(titles, simulations)
+        try:
+            figure.savefig(out, dpi=110)
+        except (OSError, ValueError) as error:
+            typer.echo(f"fusedopt: {out} cannot be written ({error}); name another file with --out", err=True)
+            raise typer.Exit(1) from error
+        typer.echo(f"{out}: {', '.join(titles)}; {steps} steps")
 
 
 @app.command()

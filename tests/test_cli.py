@@ -152,7 +152,10 @@ def test_info_prints_what_the_library_says():
     assert lines == [f"{key}: {value}" for key, value in fusedopt.info().items()]
 
 
-@pytest.mark.parametrize(("module", "command"), [("tqdm", ["train", "hands"]), ("matplotlib", ["demo"])])
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [("tqdm", ["train", "hands"]), ("matplotlib", ["demo"]), ("matplotlib", ["plot-schedule", "cosine"])],
+)
 def test_missing_extra_is_named(monkeypatch, module, command):
     for name in [n for n in sys.modules if n.startswith(("fusedopt.examples.", f"{module}."))]:
         monkeypatch.delitem(sys.modules, name)
