@@ -5,11 +5,36 @@ from importlib.metadata import version
 
 import torch
 
-from fusedopt import _C
+from fusedopt import _C, averages
+from fusedopt.gradients import (
+    ExponentialGradientNoise,
+    GradientNoise,
+    History,
+    capture,
+    clip_grad_norm_,
+    clip_grad_value_,
+)
 from fusedopt.optim import LAMB, SGD, Adagrad, Adam, AdamW, Explanation, RMSprop, native
 
 __version__ = version("fusedopt")
-__all__ = ["LAMB", "SGD", "Adagrad", "Adam", "AdamW", "Explanation", "RMSprop", "info", "native"]
+__all__ = [
+    "LAMB",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Explanation",
+    "ExponentialGradientNoise",
+    "GradientNoise",
+    "History",
+    "RMSprop",
+    "averages",
+    "capture",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "info",
+    "native",
+]
 
 
 def info() -> dict[str, str]:
