@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fusedopt.files import write_durably
+from fusedopt import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FORMAT = "fusedopt history 1"
 _BANDS = ((0.05, 0.95, "middle 90 %"), (0.25, 0.75, "middle 50 %"))
 _COLORS = {"gradients": "#c8553d", "parameters": "#1f6fb4"}
 
@@ -111,28 +108,20 @@ class History:
         """Writes the history to a file, whole or not at all.
 
         Raises:
-            OSError: it cannot be written; what was there before is still there.
+            fusedopt.files.FileError: it cannot be written; what was there before is still there.
         """
-        buffer = io.BytesIO()
         # Copies: a row is a view into the memory of all the records there may come to be.
         kinds = {kind: {name: rows.cpu().clone() for name, rows in of.items()} for kind, of in self._kinds().items()}
-        torch.save({"format": _FORMAT, "steps": self.steps, **kinds}, buffer)
-        write_durably(Path(path), buffer.getbuffer())
+        files.save(Path(path), "history", {"steps": self.steps, **kinds})
 
     @classmethod
     def load(cls, path: Path | str) -> History:
         """Reads what `save` wrote; the tensors are on the CPU. Code in the file is not run.
 
         Raises:
-            OSError: it cannot be read.
-            ValueError: it is not a history, or damaged.
+            fusedopt.files.FileError: it is missing, not a history, or damaged.
         """
-        try:
-            content = torch.load(io.BytesIO(Path(path).read_bytes()), map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise ValueError(f"{path}: not a history, or damaged; record and save it again") from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError(f"{path}: not a history; name a file written by History.save")
+        content = files.load(Path(path), "history")
         return cls(content["steps"], content["gradients"], content["parameters"])
 
     def _kinds(self) -> dict[str, dict[str, Tensor]]:
