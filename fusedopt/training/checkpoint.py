@@ -71,8 +71,8 @@ class Checkpoint:
         folder: made at the first save. One process writes to it.
         keep: how many of the last files to keep, at least 1. The best is kept besides.
         mode: whether a metric is better when it is larger ("max") or smaller ("min").
-        objects: by any name, what the run is made of: objects with `state_dict` and `load_state_dict`, and
-            `torch.Generator`s, such as a loader's.
+        objects: by any name, what the run is made of: objects with `state_dict` and `load_state_dict`, and generators
+            (`torch.Generator`).
 
     Raises:
         ValueError: `keep` or `mode` is out of range.
@@ -205,14 +205,14 @@ class Checkpoint:
     def _remove_old(self, paths: list[Path]) -> None:
         # The name tells a file that was the best when it was saved: the last of these is the best of all.
         best = [path for path in paths if path.stem.endswith("-best")][-1:]
-        try:
-            for path in paths[: -self.keep]:
-                if path not in best:
-                    path.unlink(missing_ok=True)
-            for partial in self.folder.glob(".*-step-*.pt.partial"):  # of a process that was killed
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            raise FileError(f"{error.filename}: this older file cannot be removed ({error.strerror})") from error
+        old = [path for path in paths[: -self.keep] if path not in best]
+        torn = self.folder.glob(".*-step-*.pt.partial")  # by a process that was killed
+        for path in [*old, *torn]:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                text = f"{path}: the run is saved, but this older file cannot be removed ({error.strerror}); remove it"
+                raise FileError(text) from error
 
     def _check(self, path: Path, saved: Mapping[str, Mapping[str, Any]]) -> None:
         """Raises FileError where what was saved is evidently not of these objects."""

@@ -17,20 +17,24 @@ class ResumableSampler(Sampler[int]):
     calls `advance` after each step, and saves the sampler with the rest.
 
         sampler = ResumableSampler(len(dataset), seed=0)
-        generator = torch.Generator()  # so that the loader draws none of the random numbers of the training
-        loader = DataLoader(dataset, batch_size=32, sampler=sampler, generator=generator)
+        loader = DataLoader(dataset, batch_size=32, sampler=sampler, generator=sampler.generator)
         for inputs, labels in loader:
             ...
             sampler.advance(len(labels))
 
+    A loader draws a seed for its workers whenever an iteration begins. Without a generator it takes it from the global
+    one, and a run that is resumed in the middle of an epoch has drawn one number more; from the sampler's, which goes
+    back to the beginning of the epoch with it, it draws the same seed again.
+
     Args:
         size: number of samples, at least 1.
-        seed: of the orders. The orders are those of `RandomSampler` with a generator of that seed.
+        seed: of the orders, which are `torch.randperm`s from one generator.
         shuffle: whether there is an order other than 0, 1, ...
 
     Attributes:
         epoch: number of epochs that are over.
         position: number of samples of the present epoch that have been trained on.
+        generator: what the orders are drawn from.
 
     Raises:
         ValueError: there are no samples.
@@ -41,13 +45,13 @@ class ResumableSampler(Sampler[int]):
             raise ValueError(f"there must be at least 1 sample, not {size}")
         self.size, self.seed, self.shuffle = size, seed, shuffle
         self.epoch = self.position = 0
-        self._generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
         self._stuck = False
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
-        self._start = self._generator.get_state()
-        order = torch.randperm(self.size, generator=self._generator) if self.shuffle else torch.arange(self.size)
+        self._start = self.generator.get_state()
+        order = torch.randperm(self.size, generator=self.generator) if self.shuffle else torch.arange(self.size)
         self._order = order
 
     def remaining(self) -> Tensor:
@@ -96,6 +100,6 @@ class ResumableSampler(Sampler[int]):
         for name in ("size", "seed", "shuffle"):
             if state[name] != getattr(self, name):
                 raise ValueError(f"the sampler was saved with {name}={state[name]}, not {getattr(self, name)}")
-        self._generator.set_state(state["generator"])
+        self.generator.set_state(state["generator"])
         self.epoch, self.position, self._stuck = state["epoch"], state["position"], False
         self._begin_epoch()
