@@ -1,5 +1,6 @@
 """`clip_grad_norm_` and `clip_grad_value_`, against torch's and against float64."""
 
+import clip as benchmark
 import pytest
 import torch
 from torch import nn
@@ -123,3 +124,13 @@ def test_value(device):
         limit = torch.tensor(0.7, dtype=p.dtype, device=device)
         assert torch.equal(p.grad, torch.where(g.abs() > limit, limit * g.sign(), g))
     assert any((g.abs() > 0.7).any() for g in before)
+
+
+def test_the_benchmark_prints_a_ratio_per_case(capsys, threads):
+    benchmark.main(["--sets", "lenet", "--threads", "1", "--repeats", "2", "--seconds", "0.01"])
+    output = capsys.readouterr().out
+    assert "# cpu:" in output
+    rows = [line.split() for line in output.splitlines() if line.startswith("lenet")]
+    assert [row[1:3] for row in rows] == [["clip_grad_norm_", "idle"], ["clip_grad_norm_", "clipped"]]
+    for row in rows:
+        assert float(row[5].removesuffix("x")) > 0

@@ -12,7 +12,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_ as torch_clip_grad_norm_
-from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_
+from torch.nn.utils import clip_grad_value_
 
 from fusedopt import _C
 
@@ -50,20 +50,19 @@ def clip_grad_norm_(
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set. The gradients are as they were.
     """
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    norm = _norm_in_one_pass(parameters) if float(norm_type) == 2.0 and foreach is None else None
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    on_cpu = gradients and all(gradient.is_cpu for gradient in gradients)
+    norm = _norm_in_one_pass(parameters) if on_cpu and float(norm_type) == 2.0 and foreach is None else None
     if norm is None or (error_if_nonfinite and not math.isfinite(norm)):
         return torch_clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
-    if not float(max_norm) / (norm + 1e-6) >= 1:  # NaN too
-        clip_grads_with_norm_(parameters, max_norm, torch.tensor(norm, dtype=torch.float64))
-    dtypes = {p.grad.dtype for p in parameters if p.grad is not None}
-    return torch.tensor(norm, dtype=reduce(torch.promote_types, dtypes))
+    coefficient = float(max_norm) / (norm + 1e-6)
+    if not coefficient >= 1:  # NaN too
+        torch._foreach_mul_(gradients, coefficient)
+    return torch.tensor(norm, dtype=reduce(torch.promote_types, {gradient.dtype for gradient in gradients}))
 
 
 def _norm_in_one_pass(parameters: list[Tensor]) -> float | None:
     """The 2-norm of all gradients, None where one of them is not for the fused path."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients or any(gradient.device.type != "cpu" for gradient in gradients):
-        return None
     plan = _C.Plan()
     leftover, missing = plan.refresh([{"params": parameters}], {}, [_GRADIENT_ONLY], True)
     return None if leftover or missing else math.sqrt(plan.square_sum())

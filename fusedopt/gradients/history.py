@@ -84,8 +84,8 @@ class History:
                 self._draw(axes, kind, name)
             row[0].set_ylabel(name)
         for kind, axes in zip(kinds, panels[0], strict=True):
-            axes.set_title(kind)
-            axes.legend(loc="upper right", fontsize=8, framealpha=0.8)
+            axes.set_title(kind, pad=24)
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9, frameon=False)
         for axes in panels[-1]:
             axes.set_xlabel("step")
         return figure
