@@ -69,7 +69,8 @@ def test_against_float64_with_trailing_dimensions(dtype):
         reference.append((weights[:, None, None] * exact[: t + 1]).sum(0) / weights.sum())
     result = averages.ewma(values, alpha=0.03, corrected=True)
     assert result.dtype == dtype
-    tolerance = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
+    # Half precision is rounded once, from float32: at most to the neighbour of the right value.
+    tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-14 if dtype == torch.float64 else 1e-6}
     torch.testing.assert_close(result, torch.tensor(np.array(reference)).to(dtype), **tolerance)
     sliding = np.array([exact[i : i + 7].mean(0) for i in range(44)])
     torch.testing.assert_close(averages.moving_average(values, 7), torch.tensor(sliding).to(dtype), **tolerance)

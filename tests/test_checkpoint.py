@@ -68,6 +68,12 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     assert read(folder / "000007-step-6-best.pt") == {"state": {"value": 4}}
 
 
+def test_nan_is_never_the_best(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path, state=State())
+    assert checkpoint.save(epoch=0, step=1, metric=float("nan")).name == "000001-step-1.pt"
+    assert checkpoint.save(epoch=0, step=2, metric=-1.0).name == "000002-step-2-best.pt"
+
+
 def test_smaller_may_be_better(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path, keep=1, mode="min", state=State())
     for step, metric in enumerate([2.0, 1.0, 3.0]):
