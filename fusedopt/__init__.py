@@ -5,11 +5,37 @@ from importlib.metadata import version
 
 import torch
 
-from fusedopt import _C, schedulers
+from fusedopt import _C, averages, schedulers
+from fusedopt.gradients import (
+    ExponentialGradientNoise,
+    GradientNoise,
+    History,
+    capture,
+    clip_grad_norm_,
+    clip_grad_value_,
+)
 from fusedopt.optim import LAMB, SGD, Adagrad, Adam, AdamW, Explanation, RMSprop, native
 
 __version__ = version("fusedopt")
-__all__ = ["LAMB", "SGD", "Adagrad", "Adam", "AdamW", "Explanation", "RMSprop", "info", "native", "schedulers"]
+__all__ = [
+    "LAMB",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Explanation",
+    "ExponentialGradientNoise",
+    "GradientNoise",
+    "History",
+    "RMSprop",
+    "averages",
+    "capture",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "info",
+    "native",
+    "schedulers",
+]
 
 
 def info() -> dict[str, str]:
@@ -19,7 +45,7 @@ def info() -> dict[str, str]:
         "fusedopt": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "back ends": "cpu",
+        "back ends": ", ".join(["cpu"] + [_C.GPU] * (_C.GPU is not None)),
         "instruction set": _C.isa(),
         "threads": str(torch.get_num_threads()),
         "devices": ", ".join(["cpu", *gpus]),

@@ -33,10 +33,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 def _one_line_errors() -> Iterator[None]:
     """Prints what the user can put right as one line and exits with 1; other errors are bugs, with a traceback."""
     from fusedopt.data import DataError
+    from fusedopt.files import FileError
 
     try:
         yield
-    except DataError as error:
+    except (DataError, FileError) as error:
         typer.echo(f"fusedopt: {error}", err=True)
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
@@ -71,6 +72,10 @@ def train(
             help="Folder that holds the data set's folder, read in place; by default FUSEDOPT_DATA, else a download."
         ),
     ] = None,
+    checkpoint_dir: Annotated[Path | None, typer.Option(help="Folder for a checkpoint after each epoch.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last epoch in --checkpoint-dir, with the same options.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
 ) -> None:
     """Train a LeNet, and say how much of the time went into optimizer.step()."""
@@ -80,6 +85,8 @@ def train(
     from fusedopt.training import make_optimizer, seeded
     from fusedopt.training import train as training
 
+    if resume and checkpoint_dir is None:
+        raise typer.BadParameter("--resume needs --checkpoint-dir, the folder to go on from")
     with _one_line_errors():
         from tqdm import tqdm
 
@@ -109,12 +116,17 @@ def train(
             batch_size=batch_size,
             seed=seed,
             progress=lambda batches, total: tqdm(batches, total=total, leave=False, disable=quiet),
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
         ):
             results.append(result)
             note(
-                f"epoch {len(results)}/{epochs}: loss {result.loss:.4f}, test accuracy {100 * result.accuracy:.2f} %, "
+                f"epoch {result.number}/{epochs}: loss {result.loss:.4f}, test accuracy {100 * result.accuracy:.2f} %, "
                 f"{result.seconds:.1f} s"
             )
+        if not results:
+            typer.echo(f"{checkpoint_dir} holds all of the {epochs} epochs; give a larger --epochs to train on")
+            return
         seconds, step_seconds = sum(r.seconds for r in results), sum(r.step_seconds for r in results)
         typer.echo(
             f"test accuracy {100 * results[-1].accuracy:.2f} %; {100 * step_seconds / seconds:.1f} % of the time in "

@@ -217,3 +217,19 @@ def test_table_compares_with_the_fastest_native():
     _, adamw, lamb = format_table({"adamw": row, "lamb": {OURS: timing(12.0)}}).splitlines()
     assert adamw.split() == ["AdamW", "10.0", "80.0", "50.0", "25.0", "2.50x"]
     assert lamb.split()[:6] == ["LAMB", "12.0", "-", "-", "-", "-"]
+
+
+def test_train_resumes_from_its_checkpoints(fashion, tmp_path):
+    folder = tmp_path / "run"
+    options = ("--batch-size", 20, "--checkpoint-dir", folder)
+    straight = train(fashion, "--batch-size", 20, "--epochs", 3).stdout.splitlines()
+    train(fashion, *options, "--epochs", 1)
+    resumed = train(fashion, *options, "--epochs", 3, "--resume").stdout.splitlines()
+    epochs = [[line.rpartition(",")[0] for line in lines if line.startswith("epoch")] for lines in (straight, resumed)]
+    assert len(epochs[0]) == 3
+    assert epochs[1] == epochs[0][1:]
+    assert "holds all of the 3 epochs" in train(fashion, *options, "--epochs", 3, "--resume").stdout
+    result = train(fashion, *options, code=1)
+    assert result.stderr.count("\n") == 1
+    assert "holds checkpoints of an earlier run; resume it, or name another folder" in result.stderr
+    assert "--resume needs --checkpoint-dir" in train(fashion, "--resume", code=2).stderr

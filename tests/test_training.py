@@ -6,6 +6,7 @@ import torch
 import fusedopt
 from fusedopt.data import make_hands
 from fusedopt.data.images import ImageData
+from fusedopt.files import FileError
 from fusedopt.models import GarmentClassifier, HandClassifier
 from fusedopt.training import (
     OPTIMIZERS,
@@ -262,3 +263,38 @@ def test_time_steps_needs_gradients():
 
 def test_machine_names_threads_and_version():
     assert f"{torch.get_num_threads()} thread(s), PyTorch {torch.__version__}" in machine()
+
+
+@pytest.mark.parametrize("where", ["after an epoch", "within an epoch"])
+def test_training_resumes_bit_for_bit(data, tmp_path, where):
+    def run(**options):
+        model = seeded(HandClassifier, 0)
+        optimizer = make_optimizer("adamw", model.parameters())
+        return model, train(model, optimizer, data, epochs=4, batch_size=16, **options)
+
+    class Interruption(Exception):
+        pass
+
+    calls = 0
+
+    def interrupt(epoch, total):
+        nonlocal calls
+        calls += 1
+        for number, batch in enumerate(epoch):
+            if calls == 3 and where == "within an epoch" and number == 4:
+                raise Interruption
+            yield batch
+
+    straight, epochs = run()
+    expected = [(e.number, e.loss, e.accuracy) for e in epochs]
+    _, epochs = run(checkpoint_dir=tmp_path, progress=interrupt)
+    next(epochs), next(epochs)
+    if where == "within an epoch":
+        with pytest.raises(Interruption):
+            next(epochs)
+    resumed, epochs = run(checkpoint_dir=tmp_path, resume=True)
+    assert [(e.number, e.loss, e.accuracy) for e in epochs] == expected[2:]
+    assert all(map(torch.equal, resumed.parameters(), straight.parameters()))
+    assert list(run(checkpoint_dir=tmp_path, resume=True)[1]) == []
+    with pytest.raises(FileError, match="an earlier run"):
+        next(run(checkpoint_dir=tmp_path)[1])

@@ -1,11 +1,16 @@
 """A training loop for small in-memory data sets, optimizers by name, and timing of `optimizer.step()`."""
 
+from fusedopt.training.checkpoint import Checkpoint, Position
 from fusedopt.training.loop import Epoch, Trajectory, accuracy, batches, predict, record_steps, seeded, train
 from fusedopt.training.optimizers import OPTIMIZERS, make_optimizer, optimizer_names
+from fusedopt.training.sampler import ResumableSampler
 
 __all__ = [
     "OPTIMIZERS",
+    "Checkpoint",
     "Epoch",
+    "Position",
+    "ResumableSampler",
     "Trajectory",
     "accuracy",
     "batches",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
 
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from fusedopt.data.images import ImageData, Normalize
+from fusedopt.training.checkpoint import Checkpoint
+from fusedopt.training.sampler import ResumableSampler
 
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]
@@ -33,12 +36,14 @@ class Epoch:
         accuracy: share of the test images classified correctly after the epoch, 0 to 1.
         seconds: wall time of the training, evaluation not included.
         step_seconds: the part of `seconds` that was spent inside `optimizer.step()`.
+        number: 1 for the first epoch of the training.
     """
 
     loss: float
     accuracy: float
     seconds: float
     step_seconds: float
+    number: int = 1
 
 
 @dataclass
@@ -76,9 +81,13 @@ def batches(
     Raises:
         ValueError: the batch size is below 1.
     """
+    order = torch.arange(len(labels)) if generator is None else torch.randperm(len(labels), generator=generator)
+    yield from _in_order(images, labels, order, batch_size)
+
+
+def _in_order(images: Tensor, labels: Tensor, order: Tensor, batch_size: int) -> Iterator[Batch]:
     if batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, not {batch_size}")
-    order = torch.arange(len(labels)) if generator is None else torch.randperm(len(labels), generator=generator)
     for index in torch.split(order, batch_size):
         yield images[index], labels[index]
 
@@ -92,6 +101,8 @@ def train(
     batch_size: int = 64,
     seed: int = 0,
     progress: Progress | None = None,
+    checkpoint_dir: Path | None = None,
+    resume: bool = False,
 ) -> Iterator[Epoch]:
     """Trains with cross-entropy; yields the results of each epoch as it ends.
 
@@ -105,16 +116,30 @@ def train(
         batch_size: images per step.
         seed: of the order of the images.
         progress: wraps the batches of each epoch.
+        checkpoint_dir: the folder for a checkpoint after each epoch; None saves none.
+        resume: go on after the last epoch in `checkpoint_dir`, and yield only those that follow. With the same
+            arguments as before, the weights come out bit for bit as without the interruption.
+
+    Raises:
+        fusedopt.files.FileError: a checkpoint cannot be written or loaded.
+        ValueError: there are no training images, or the batch size is below 1.
     """
     normalize = Normalize(data.train_images)
-    generator = torch.Generator().manual_seed(seed)
     count = len(data.train_labels)
-    for _ in range(epochs):
+    sampler = ResumableSampler(count, seed=seed)
+    checkpoint = None
+    if checkpoint_dir is not None:
+        checkpoint = Checkpoint(checkpoint_dir, model=model, optimizer=optimizer, sampler=sampler)
+        if resume:
+            checkpoint.load()
+        if sampler.epoch == 0:
+            checkpoint.save(epoch=0, step=0)  # a folder that cannot be used is found now, not after an epoch
+    while sampler.epoch < epochs:
         model.train()
         total = torch.zeros((), dtype=torch.float64)
         step_seconds = 0.0
         start = perf_counter()
-        epoch: Iterable[Batch] = batches(data.train_images, data.train_labels, batch_size, generator)
+        epoch: Iterable[Batch] = _in_order(data.train_images, data.train_labels, sampler.remaining(), batch_size)
         if progress is not None:
             epoch = progress(epoch, -(-count // batch_size))
         for images, labels in epoch:
@@ -125,7 +150,11 @@ def train(
             total += loss * len(labels)
         seconds = perf_counter() - start
         share = accuracy(model, data.test_images, data.test_labels, normalize)
-        yield Epoch(float(total) / count, share, seconds, step_seconds)
+        sampler.advance(count)
+        if checkpoint is not None:
+            steps = sampler.epoch * -(-count // batch_size)
+            checkpoint.save(epoch=sampler.epoch, step=steps, metric=share)
+        yield Epoch(float(total) / count, share, seconds, step_seconds, sampler.epoch)
 
 
 def record_steps(

@@ -1,0 +1,79 @@
+"""The pictures of the documentation: `python -m fusedopt.examples.pictures averages capture --out docs`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from fusedopt.averages import ewma, moving_average
+from fusedopt.data import make_hands
+from fusedopt.gradients import capture
+from fusedopt.models import HandClassifier
+from fusedopt.training import make_optimizer, seeded, train
+
+TEMPERATURES = (
+    (5, 11, 15, 6, 5, 3, 3, 0, 0, 3, 4, 2, 1, -1, -2, 2, 2, -2, -1, -1, 3, 4, -1, 2, 6, 4, 9, 11, 9, -2)
+)  # fmt: skip
+"""Thirty days, from D. Voigt Godoy, "Deep Learning with PyTorch Step-by-Step", volume II, chapter 6."""
+_PERIOD = 19
+
+
+def draw_averages(path: Path) -> None:
+    """Draws the temperatures with their moving average and their EWMA, with and without bias correction."""
+    days = range(1, len(TEMPERATURES) + 1)
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(days, TEMPERATURES, "o", color="#9a9a9a", markersize=5, label="temperature")
+    axes.plot(days[_PERIOD - 1 :], moving_average(TEMPERATURES, _PERIOD), color="#3a7d44", linewidth=2.5)
+    axes.plot(days, ewma(TEMPERATURES, period=_PERIOD), color="#c8553d", linewidth=2, linestyle="--")
+    axes.plot(days, ewma(TEMPERATURES, period=_PERIOD, corrected=True), color="#1f6fb4", linewidth=2.5)
+    labels = ("temperature", "moving average of 19 days", "EWMA, alpha = 0.1", "EWMA, alpha = 0.1, bias corrected")
+    for line, label in zip(axes.lines, labels, strict=True):
+        line.set_label(label)
+    axes.annotate(
+        "starts at 0: too low\nuntil it is corrected",
+        xy=(3, 2.9),
+        xytext=(4.5, -2.2),
+        arrowprops={"arrowstyle": "->", "color": "#c8553d"},
+        color="#c8553d",
+    )
+    axes.set(xlabel="day", ylabel="temperature (°C)", title="A moving average, and the EWMA of the same average age")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="upper center", ncols=2)
+    figure.savefig(path, dpi=110)
+
+
+def draw_capture(path: Path) -> None:
+    """Trains the LeNet on drawn hands with AdamW, and draws its gradients and weights over time."""
+    model = seeded(HandClassifier, 0)
+    with capture(model) as history:
+        for _ in train(model, make_optimizer("adamw", model.parameters()), make_hands(), epochs=6, batch_size=32):
+            pass
+    figure = history.plot()
+    figure.suptitle("LeNet on drawn hands, AdamW: what the optimizer is given, and what it moves")
+    figure.savefig(path, dpi=80)
+
+
+DRAWINGS = {"averages": draw_averages, "capture": draw_capture}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draws the pictures that are named, by default all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"by default all of {', '.join(DRAWINGS)}")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="the folder for the pictures")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(DRAWINGS):
+        parser.error(f"there is no picture {sorted(unknown)[0]!r}; choose from {', '.join(DRAWINGS)}")
+    torch.set_num_threads(1)  # the same picture on every machine
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.names or DRAWINGS:
+        DRAWINGS[name](options.out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

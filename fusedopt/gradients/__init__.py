@@ -1,0 +1,8 @@
+"""What is done to gradients between the backward pass and the step: noise, clipping, and watching them."""
+
+from fusedopt.gradients.capture import capture
+from fusedopt.gradients.clip import clip_grad_norm_, clip_grad_value_
+from fusedopt.gradients.history import History
+from fusedopt.gradients.noise import ExponentialGradientNoise, GradientNoise
+
+__all__ = ["ExponentialGradientNoise", "GradientNoise", "History", "capture", "clip_grad_norm_", "clip_grad_value_"]

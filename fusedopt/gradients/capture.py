@@ -1,0 +1,164 @@
+"""Watching a model train: what its gradients and parameters were, step after step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from fusedopt.gradients.history import History
+
+
+class capture:
+    """Records a model's gradients and parameters at the steps of any optimizer, while the `with` block runs.
+
+        with fusedopt.capture(model) as history:
+            train(model, optimizer)
+        history.plot().savefig("history.png")
+
+    A record is taken at the start of `optimizer.step()`: of the gradients that the step is given, after clipping by
+    the caller and before step hooks such as `GradientNoise`, and of the parameters that it is about to update. Where a
+    `GradScaler` leaves unscaling to the step, the gradients are recorded unscaled. A loop that steps in another way
+    calls `record()` itself. With a closure, the gradients
+    are those that were there when `step(closure)` was called.
+
+    Records stay on the parameters' device, in memory that is taken once: at most 4 * max_records * max_values bytes for
+    the gradients of a tensor and the same for its values. When `max_records` are full, every second one is dropped and
+    from then on half as many are taken, so that the whole training is covered, evenly, however long it is. Nothing in
+    a record waits for the device.
+
+    Args:
+        model: what trains.
+        layers: names of modules (as in `named_modules()`) or of parameters; None is all of the model.
+        gradients, parameters: whether to record them.
+        every: steps between two records, at the beginning.
+        max_records: the most records kept, an even number of at least 2.
+        max_values: the most elements recorded of each tensor; of a larger one, the same elements each time, drawn
+            evenly over it. None records all.
+
+    Raises:
+        ValueError: a layer does not exist or nothing is left to record, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str] | None = None,
+        gradients: bool = True,
+        parameters: bool = True,
+        every: int = 1,
+        max_records: int = 200,
+        *,
+        max_values: int | None = 1000,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, not {every}")
+        if max_records < 2 or max_records % 2:
+            raise ValueError(f"max_records must be an even number of at least 2, not {max_records}")
+        if max_values is not None and max_values < 1:
+            raise ValueError(f"max_values must be at least 1, or None for all, not {max_values}")
+        if not (gradients or parameters):
+            raise ValueError("there is nothing to record with gradients=False and parameters=False")
+        self._params = _selected(model, layers)
+        self._members = {id(p) for p in self._params.values()}
+        self._indices = {name: _sample(p, max_values) for name, p in self._params.items()}
+        self._rows: dict[str, dict[str, Tensor]] = {"gradients": {}, "parameters": {}}
+        self._kinds = [kind for kind, wanted in (("gradients", gradients), ("parameters", parameters)) if wanted]
+        self._capacity, self._every = max_records, every
+        self._step = 0
+        self.history = History()
+        self._hook: RemovableHandle | None = None
+
+    def __enter__(self) -> History:
+        """Begins to record, and returns the history that grows from now on."""
+        self._hook = register_optimizer_step_pre_hook(self._before_step)
+        return self.history
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stops recording; the history stays."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(id(p) in self._members for group in optimizer.param_groups for p in group["params"]):
+            self.record(getattr(optimizer, "grad_scale", None))
+
+    @torch.no_grad()
+    def record(self, grad_scale: Tensor | None = None) -> None:
+        """Counts a step, and records it if it is its turn. Called by the steps of torch optimizers.
+
+        Args:
+            grad_scale: what the gradients are to be divided by.
+        """
+        if self._step % self._every == 0 and len(self.history.steps) == self._capacity:
+            self._thin_out()
+        if self._step % self._every == 0:
+            row = len(self.history.steps)
+            self.history.steps.append(self._step)
+            for kind in self._kinds:
+                for name, param in self._params.items():
+                    self._write(kind, name, row, param, grad_scale)
+        self._step += 1
+
+    def _write(self, kind: str, name: str, row: int, param: nn.Parameter, grad_scale: Tensor | None) -> None:
+        index = self._indices[name]
+        rows = self._rows[kind].get(name)
+        if rows is None:
+            count = param.numel() if index is None else len(index)
+            dtype = torch.promote_types(param.dtype, torch.float32)
+            rows = torch.empty(self._capacity, count, dtype=dtype, device=param.device)
+            self._rows[kind][name] = rows
+        values = param.detach() if kind == "parameters" else param.grad
+        if values is None:
+            rows[row] = torch.nan
+        else:
+            values = (values.to_dense() if values.layout != torch.strided else values).reshape(-1)
+            rows[row] = values if index is None else values[index]
+            if grad_scale is not None and kind == "gradients":
+                rows[row] /= grad_scale.to(rows.device)
+        getattr(self.history, kind)[name] = rows[: row + 1]
+
+    def _thin_out(self) -> None:
+        self._every *= 2
+        del self.history.steps[1::2]
+        for kind in self._kinds:
+            for rows in self._rows[kind].values():
+                rows[: self._capacity // 2] = rows[::2].clone()
+
+
+def _selected(model: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.Parameter]:
+    if isinstance(layers, str):
+        layers = [layers]
+    params = dict(model.named_parameters())
+    if layers is not None:
+        for layer in layers:
+            if not any(name == layer or name.startswith(f"{layer}.") for name in params):
+                known = ", ".join(
+                    name for name, module in model.named_modules() if name and len(list(module.parameters()))
+                )
+                raise ValueError(f"the model has no layer {layer!r} with parameters; it has {known}")
+        params = {n: p for n, p in params.items() if any(n == layer or n.startswith(f"{layer}.") for layer in layers)}
+    if lazy := [name for name, p in params.items() if is_lazy(p)]:
+        raise ValueError(f"{lazy[0]} has no shape yet; run one batch through the model first")
+    params = {name: p for name, p in params.items() if p.is_floating_point() and p.numel()}
+    if not params:
+        raise ValueError("the model has no real floating-point parameters to record")
+    return params
+
+
+def _sample(param: nn.Parameter, count: int | None) -> Tensor | None:
+    """Flat indices of the elements to record, one drawn from each of `count` equal parts; None for all."""
+    if count is None or param.numel() <= count:
+        return None
+    offsets = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    positions = (torch.arange(count) + offsets) * (param.numel() / count)
+    return positions.long().clamp_(max=param.numel() - 1).to(param.device)
