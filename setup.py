@@ -73,11 +73,15 @@ class Build(BuildExtension):
 sources = [str(path) for path in sorted(Path("csrc").rglob("*.c*")) if path.suffix in (".cpp", ".cu")]
 sources = [path for path in sources if path not in ISA_FLAGS]
 macros = [("FUSEDOPT_CUDA", None)]
-if os.environ.get("FUSEDOPT_CUDA_ON_CPU") == "1":  # for the tests: the kernels run on the CPU, in place of its own loops
+if (
+    os.environ.get("FUSEDOPT_CUDA_ON_CPU") == "1"
+):  # for the tests: the kernels run on the CPU, in place of its own loops
     cuda = False
     sources = [path for path in sources if path.endswith(".cpp")] + [*map(str, Path("tests/cuda_on_cpu").glob("*.cpp"))]
     macros += [("FUSEDOPT_CUDA_ON_CPU", None), ("FUSEDOPT_CUDA_THREADS", "64")]
-    compile_args += ["-Wno-unknown-pragmas"] + [f"-I{Path(folder).absolute()}" for folder in ("csrc", "tests/cuda_on_cpu")]
+    compile_args += ["-Wno-unknown-pragmas"] + [
+        f"-I{Path(folder).absolute()}" for folder in ("csrc", "tests/cuda_on_cpu")
+    ]
 elif not cuda:
     sources = [path for path in sources if not path.startswith("csrc/cuda/")]
     macros = []

@@ -45,7 +45,7 @@ def info() -> dict[str, str]:
         "fusedopt": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "back ends": ", ".join(["cpu"] + [_C.GPU] * (_C.GPU is not None)),
+        "back ends": "cpu" if _C.GPU is None else f"cpu, {_C.GPU}",
         "instruction set": _C.isa(),
         "threads": str(torch.get_num_threads()),
         "devices": ", ".join(["cpu", *gpus]),
