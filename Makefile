@@ -1,5 +1,5 @@
 # make demo     set-up, then the main job: train on images that the package draws, and compare step times
-# make test     set-up, then the whole test suite
+# make test     set-up, then the whole test suite, the CUDA kernels' on the CPU included
 # make lint     ruff, mypy, clang-format
 # make sanitize the test suite under AddressSanitizer and UBSan
 # make bench    the benchmark of the optimizers' steps
@@ -10,13 +10,27 @@ PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.14.1
 JOBS   ?= 2
-SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
+SOURCES := $(wildcard csrc/*.* csrc/*/*.* tests/cuda_on_cpu/*.*)
 
 demo: $(VENV)/built
 	PYTHONPATH=. $(VENV)/bin/fusedopt demo  # the path for benchmarks/lamb_foreach.py, what PyTorch code can do
 
-test: $(VENV)/built
+test: $(VENV)/built test-cuda-on-cpu
 	$(VENV)/bin/python -m pytest -n $(JOBS) -q
+
+# The optimizers' tests with every step taken by the CUDA kernels, which run on the CPU.
+STEP_TESTS := gpu numerics contract amp clipping lamb optim_db properties regressions refusals state_dict fallback plan memory
+test-cuda-on-cpu: $(VENV)/ready
+	$(call copy,build/cuda_on_cpu)
+	cd build/cuda_on_cpu && FUSEDOPT_CUDA_ON_CPU=1 $(abspath $(VENV))/bin/python setup.py -q build_ext --inplace
+	cd build/cuda_on_cpu && PYTHONPATH=. $(abspath $(VENV))/bin/python -m pytest -n $(JOBS) -q $(STEP_TESTS:%=tests/test_%.py)
+
+# A tree of its own for another build of the extension, which would otherwise take the place of the real one.
+define copy
+	mkdir -p $(1) && cd $(1) && rm -rf csrc fusedopt tests benchmarks
+	cp -rp csrc fusedopt tests benchmarks setup.py pyproject.toml README.md LICENSE $(1)
+	rm -f $(1)/fusedopt/_C.*.so
+endef
 
 bench: $(VENV)/built
 	$(VENV)/bin/python benchmarks/step.py
@@ -27,11 +41,8 @@ lint: $(VENV)/ready
 	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(SOURCES)
 
-# In a copy, so that the instrumented extension does not take the place of the real one.
 sanitize: $(VENV)/ready
-	rm -rf build/sanitize && mkdir -p build/sanitize
-	cp -r csrc fusedopt tests benchmarks setup.py pyproject.toml README.md LICENSE build/sanitize
-	rm -f build/sanitize/fusedopt/_C.*.so
+	$(call copy,build/sanitize)
 	cd build/sanitize && FUSEDOPT_SANITIZE=1 $(abspath $(VENV))/bin/python setup.py -q build_ext --inplace
 	cd build/sanitize && \
 	    LD_PRELOAD="$$(for lib in asan ubsan stdc++; do gcc -print-file-name=lib$$lib.so; done | tr '\n' ' ')" \
@@ -52,4 +63,4 @@ $(VENV)/built: $(VENV)/ready setup.py $(SOURCES)
 clean:
 	rm -rf $(VENV) build *.egg-info fusedopt/_C.*.so
 
-.PHONY: demo test bench lint sanitize clean
+.PHONY: demo test test-cuda-on-cpu bench lint sanitize clean

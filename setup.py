@@ -9,8 +9,6 @@ from setuptools import setup
 # torch takes the folder above an nvcc on the PATH, which may be a wrapper without a toolkit around it.
 if "CUDA_HOME" not in os.environ and Path("/usr/local/cuda/bin/nvcc").exists():
     os.environ["CUDA_HOME"] = "/usr/local/cuda"
-# From Turing on; torch's own default asks the GPU, which need not be in this machine.
-os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0;10.0;12.0+PTX")
 
 try:
     import torch
@@ -36,8 +34,6 @@ def with_cuda() -> bool:
         raise SystemExit(f"FUSEDOPT_CUDA=1, but {missing}")
     return asked != "0" and not missing
 
-
-cuda = with_cuda()
 
 # No contraction: a multiply-add is fused where the source says so, on every device alike. Two math flags give up errno
 # and floating-point traps, which would forbid vectorizing a square root or a select; the values stay IEEE. Unswitching
@@ -70,21 +66,22 @@ class Build(BuildExtension):
         super().build_extensions()
 
 
+on_cpu = os.environ.get("FUSEDOPT_CUDA_ON_CPU") == "1"  # for tests: CPU tensors go through the CUDA kernels
+cuda = with_cuda() and not on_cpu
 sources = [str(path) for path in sorted(Path("csrc").rglob("*.c*")) if path.suffix in (".cpp", ".cu")]
-sources = [path for path in sources if path not in ISA_FLAGS]
-macros = [("FUSEDOPT_CUDA", None)]
-if (
-    os.environ.get("FUSEDOPT_CUDA_ON_CPU") == "1"
-):  # for the tests: the kernels run on the CPU, in place of its own loops
-    cuda = False
-    sources = [path for path in sources if path.endswith(".cpp")] + [*map(str, Path("tests/cuda_on_cpu").glob("*.cpp"))]
-    macros += [("FUSEDOPT_CUDA_ON_CPU", None), ("FUSEDOPT_CUDA_THREADS", "64")]
-    compile_args += ["-Wno-unknown-pragmas"] + [
-        f"-I{Path(folder).absolute()}" for folder in ("csrc", "tests/cuda_on_cpu")
-    ]
-elif not cuda:
-    sources = [path for path in sources if not path.startswith("csrc/cuda/")]
-    macros = []
+sources = [path for path in sources if path not in ISA_FLAGS and (cuda or not path.startswith("csrc/cuda/"))]
+macros = [("FUSEDOPT_CUDA", None)] if cuda else []
+
+if on_cpu:
+    sources += ["csrc/cuda/back_end.cpp", *map(str, Path("tests/cuda_on_cpu").glob("*.cpp"))]
+    macros = [("FUSEDOPT_CUDA", None), ("FUSEDOPT_CUDA_ON_CPU", None), ("FUSEDOPT_CUDA_THREADS", "64")]
+    folders = [Path("csrc").absolute(), Path("tests/cuda_on_cpu").absolute()]
+    compile_args += ["-Wno-unknown-pragmas", *(f"-I{folder}" for folder in folders)]
+
+if cuda:
+    # Every generation from Turing on that the toolkit knows. torch's own default asks the GPU of this machine for its.
+    newest = ";10.0;12.0+PTX" if tuple(map(int, torch.version.cuda.split("."))) >= (12, 8) else "+PTX"
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0" + newest)
 nvcc_args = ["-std=c++20", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "--threads=2"]
 
 setup(
