@@ -6,10 +6,24 @@ from importlib.metadata import version
 import torch
 
 from fusedopt import _C
+from fusedopt.lr_finder import LRFinder, LRFinderResult, find_lr
 from fusedopt.optim import LAMB, SGD, Adagrad, Adam, AdamW, Explanation, RMSprop, native
 
 __version__ = version("fusedopt")
-__all__ = ["LAMB", "SGD", "Adagrad", "Adam", "AdamW", "Explanation", "RMSprop", "info", "native"]
+__all__ = [
+    "LAMB",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Explanation",
+    "LRFinder",
+    "LRFinderResult",
+    "RMSprop",
+    "find_lr",
+    "info",
+    "native",
+]
 
 
 def info() -> dict[str, str]:
