@@ -34,7 +34,7 @@ def find_lr(
     diverge_th: float | None = 5,
     accumulation_steps: int = 1,
     steps_per_lr: int = 1,
-    method: str = "steepest",
+    method: str = "minimum",
     skip_start: int = 10,
     skip_end: int = 5,
     device: str | torch.device | None = None,
@@ -73,7 +73,8 @@ def find_lr(
             finite. None runs to the end whatever the loss.
         accumulation_steps: batches whose gradients are averaged for one optimizer step.
         steps_per_lr: optimizer steps at each learning rate; the mean of their losses is recorded.
-        method, skip_start, skip_end: of the suggestion, see `suggest_lr`.
+        method, skip_start, skip_end: of the suggestion, see `suggest_lr`. "minimum" is the most reliable one with the
+            smoothing here (docs/lr_finder.md has the comparison); "steepest" is torch_lr_finder's.
         device: where to run; None for where the model is.
         amp_dtype: runs forward passes under `torch.autocast`, in training and validation: `torch.bfloat16`, or
             `torch.float16` with a `grad_scaler`.

@@ -40,8 +40,8 @@ def plot_result(result: LRFinderResult, ax: Axes | None = None) -> Axes:
     ax.plot(lrs, smoothed, color=_CURVE, linewidth=1.2, alpha=0.55, linestyle=":", zorder=2)
     ax.plot(lrs[inner], smoothed[inner], color=_CURVE, linewidth=2.2, label="smoothed", zorder=2)
     mark_suggestions(ax, result.lrs, result.smoothed, result.suggestions, result.method)
-    mark_divergence(ax, result.lrs, result.smoothed, result.stopped)
     frame(ax, result.losses, result.smoothed)
+    mark_divergence(ax, result.lrs, result.smoothed, result.stopped)
     decorate(ax, log_lr=True)
     if result.method in result.refusals:
         ax.set_title("No suggestion: " + result.refusals[result.method].partition(":")[0], fontsize=10, color=_CHOSEN)
@@ -70,23 +70,25 @@ def mark_suggestions(
 
 
 def mark_divergence(ax: Axes, lrs: Sequence[float], losses: Sequence[float], stopped: str) -> None:
-    """Marks the last finite loss of a test that ended early."""
+    """Marks the end of a test that ended early, at the upper edge where the loss is beyond it."""
     finite = np.flatnonzero(np.isfinite(losses))
     if stopped == COMPLETED or not len(finite):
         return
     lr = lrs[-1]
     name = f"diverged at {lr:.2e}" if stopped == DIVERGED else f"not finite at {lr:.2e}"
-    ax.scatter(lr, losses[finite[-1]], s=80, marker="x", color="black", linewidth=2, zorder=3, label=name)
+    height = min(losses[finite[-1]], ax.get_ylim()[1])
+    ax.scatter(lr, height, s=80, marker="x", color="black", linewidth=2, zorder=3, clip_on=False, label=name)
 
 
 def frame(ax: Axes, losses: Sequence[float], smoothed: Sequence[float]) -> None:
-    """Limits for the smoothed curve: single losses of a diverging run would make it a flat line."""
+    """Limits that show the fall: up to the losses of a diverging run it would be a flat line."""
     finite = [value for value in smoothed if math.isfinite(value)]
     if not finite:
         return
-    low = min([value for value in losses if math.isfinite(value)] + finite)
-    margin = 0.06 * (max(finite) - min(finite)) or 0.1
-    ax.set_ylim(min(low, min(finite)) - margin, max(finite) + 2 * margin)
+    start, low = finite[0], min([*finite, *(value for value in losses if math.isfinite(value))])
+    top = min(max(finite), max(finite[: finite.index(min(finite)) + 1]) + max(start - low, 0.05 * abs(start)))
+    margin = 0.06 * (top - low) or 0.1
+    ax.set_ylim(low - margin, top + margin)
 
 
 def decorate(ax: Axes, log_lr: bool) -> None:

@@ -33,7 +33,7 @@ class LRFinderResult:
     losses: list[float]
     smoothed: list[float]
     stopped: str = COMPLETED
-    method: str = "steepest"
+    method: str = "minimum"
     skip_start: int = 10
     skip_end: int = 5
     noise: float = 0.0

@@ -32,8 +32,8 @@ def suggest_lr(
         lrs: learning rates, positive and increasing.
         losses: the loss at each, usually smoothed.
         method:
-            "steepest": where the loss falls fastest per unit of log(lr) (torch_lr_finder, fastai 1; on an exponential
-            ramp the same point as theirs).
+            "steepest": where the loss falls fastest per unit of log(lr), not beyond its minimum (torch_lr_finder,
+            fastai 1; the limit is pytorch-ignite's).
             "valley": half-way along the longest decreasing subsequence (fastai 2, after ESRI's).
             "slide": where a window of 15 points, slid from the right, first finds equal slopes at its ends: before
             the loss blows up (fastai 2, after the Novetta interval slide rule).
@@ -109,11 +109,13 @@ def refuse_without_fall(losses: Array, noise: float) -> None:
 
 def _steepest(lrs: Array, losses: Array) -> float:
     x = np.log(lrs)
+    lowest = int(losses.argmin())  # nothing beyond it: a loss may fall steeply, but not far, after it has exploded
     if np.allclose(np.diff(x), (x[-1] - x[0]) / (len(x) - 1), rtol=1e-6, atol=0):  # an exponential ramp
-        return lrs[np.gradient(losses).argmin()]  # type: ignore[no-any-return]
+        return lrs[np.gradient(losses)[: lowest + 1].argmin()]  # type: ignore[no-any-return]
     # Slopes between points that are crowded in log(lr) would be mostly noise: even steps give each the same weight.
     even = np.linspace(x[0], x[-1], len(x))
-    steepest = even[np.gradient(np.interp(even, x, losses)).argmin()]
+    slopes = np.gradient(np.interp(even, x, losses))
+    steepest = even[np.where(even <= x[lowest], slopes, np.inf).argmin()]
     return lrs[np.abs(x - steepest).argmin()]  # type: ignore[no-any-return]
 
 
@@ -141,6 +143,10 @@ def _slide(lrs: Array, losses: Array) -> float:
         left -= 1
         if left < 0:
             raise ValueError("the slope never settles from the end to the start; smooth the losses more (smooth_f)")
+    if found > losses.argmin():
+        raise ValueError(
+            "the slope settles only beyond the lowest loss; lower end_lr, or leave early stop on (diverge_th)"
+        )
     return lrs[found]  # type: ignore[no-any-return]
 
 
