@@ -97,7 +97,8 @@ class Run:
         np.random.seed(0)  # noqa: NPY002
         self.device, self.dtype = device, dtype
         self.model, self.criterion = Net().to(device, dtype), Learned().to(device, dtype)
-        self.optimizer = make_optimizer([*self.model.parameters(), *self.criterion.parameters()])
+        params = [*self.model.parameters(), *self.criterion.parameters()]
+        self.optimizer = make_optimizer([p for p in params if p is not self.model.last.bias])  # which gets gradients
         self.loader = DataLoader(Noisy(), 10, shuffle=True, generator=torch.Generator().manual_seed(5))
         self.losses = []
 

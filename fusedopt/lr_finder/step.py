@@ -52,6 +52,10 @@ class Task:
             raise ValueError("a criterion is needed, or closure=lambda model, batch: loss in its place")
         if self.closure is not None and (self.criterion is not None or self.batch_fn is not None):
             raise ValueError("closure computes the loss by itself: pass criterion=None and no batch_fn with it")
+        if self.autocast is not None and self.grad_scaler is None:
+            dtype = self.autocast.get("dtype") or torch.get_autocast_dtype(self.device.type)
+            if dtype == torch.float16:
+                raise ValueError("`grad_scaler` is required with float16: pass torch.amp.GradScaler(), or use bfloat16")
         if self.process_group is None:
             self.process_group = next(
                 (m.process_group for m in self.model.modules() if isinstance(m, DistributedDataParallel)), None
