@@ -180,12 +180,14 @@ def test_everything_is_put_back_at_once_and_into_the_same_objects(name):
     run.model.norm.eval()
     before = copy.deepcopy(run.everything())
     objects = [run.everything()[key] for key in ("parameters", "buffers", "gradients", "states")]
+    memory = [p.data_ptr() for p in run.model.parameters()]
     result = run.find()
     assert_same(run.everything(), before)
     for was, now in zip(
         objects, (run.everything()[key] for key in ("parameters", "buffers", "gradients")), strict=False
     ):
         assert all(a is b for a, b in zip(was, now, strict=True))
+    assert [p.data_ptr() for p in run.model.parameters()] == memory
     for was, now in zip(objects[3], run.everything()["states"], strict=True):
         assert was is now is None or all(was[key] is now[key] for key in was)
     assert_same(run.find().losses, result.losses)  # and so a second call finds the same
@@ -319,6 +321,8 @@ def test_a_loader_in_the_middle_of_a_pass_with_workers_that_persist():
         torch.manual_seed(0)
         loader = DataLoader(data, 4, shuffle=True, num_workers=1, persistent_workers=True)
         seen = []
+        if disturb:
+            find_lr(model, optimizer, nn.CrossEntropyLoss(), loader, num_iter=2)
         for _ in range(2):
             for i, (inputs, _) in enumerate(loader):
                 seen.append(inputs)
@@ -351,8 +355,9 @@ def test_frozen_layers_stay_frozen_and_a_model_in_evaluation_mode_is_trained():
         modes = []
         model.register_forward_hook(lambda model, *_, modes=modes: modes.append([m.training for m in model]))
         optimizer = fusedopt.SGD(model.parameters(), lr=0.1)
-        find_lr(model, optimizer, nn.CrossEntropyLoss(), [(torch.randn(8, 4), torch.randint(2, (8,)))], num_iter=2)
-        assert modes == [[True, not training, True, True]] * 2
+        batches = [(torch.randn(8, 4), torch.randint(2, (8,)))]
+        find_lr(model, optimizer, nn.CrossEntropyLoss(), batches, val_loader=batches, num_iter=2)
+        assert modes == [[True, not training, True, True], [False] * 4] * 2
         assert [m.training for m in model] == [training, False, training, training]
 
 

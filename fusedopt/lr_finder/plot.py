@@ -39,7 +39,10 @@ def plot_result(result: LRFinderResult, ax: Axes | None = None) -> Axes:
     ax.scatter(lrs, result.losses, s=9, color="#b5b5b5", label="loss of each step", zorder=1)
     ax.plot(lrs, smoothed, color=_CURVE, linewidth=1.2, alpha=0.55, linestyle=":", zorder=2)
     ax.plot(lrs[inner], smoothed[inner], color=_CURVE, linewidth=2.2, label="smoothed", zorder=2)
-    mark_suggestions(ax, result.lrs, result.smoothed, result.suggestions, result.method)
+    suggestions = result.suggestions
+    mark_suggestions(ax, result.lrs, result.smoothed, suggestions, result.method)
+    if result.method in suggestions:
+        ax.axvline(suggestions[result.method], color=_CHOSEN, linewidth=1, linestyle="--", alpha=0.6, zorder=0)
     frame(ax, result.losses, result.smoothed)
     mark_divergence(ax, result.lrs, result.smoothed, result.stopped)
     decorate(ax, log_lr=True)
@@ -52,7 +55,7 @@ def plot_result(result: LRFinderResult, ax: Axes | None = None) -> Axes:
 def mark_suggestions(
     ax: Axes, lrs: Sequence[float], losses: Sequence[float], suggestions: Mapping[str, float], chosen: str
 ) -> None:
-    """Marks and names each suggestion on the curve of losses, the chosen one with a line across the axes."""
+    """Marks and names each suggestion on the curve of losses."""
     finite = np.isfinite(losses)
     x, y = np.log(np.array(lrs)[finite]), np.array(losses)[finite]
     for method, lr in sorted(suggestions.items(), key=lambda item: item[1]):
