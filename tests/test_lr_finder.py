@@ -140,7 +140,7 @@ def test_golden_ramps():
 
 
 @pytest.mark.parametrize("mode", ["exp", "linear", "EXP"])
-@pytest.mark.parametrize(("start", "end"), [(1e-7, 10), (3e-4, 0.1), (1e-5, 0.7), (0.1, 0.3)])
+@pytest.mark.parametrize(("start", "end"), [(1e-7, 10), (3e-4, 0.1), (1e-4, 1.7), (0.0058, 0.3)])
 def test_ramps_begin_and_end_exactly(mode, start, end):
     for num_iter in (2, 3, 100, 137):
         lrs = ramp(start, end, num_iter, mode)
