@@ -61,6 +61,12 @@ def test_steepest_does_not_look_beyond_the_minimum():
     assert suggest(exploded, "steepest") == pytest.approx(1e-2)
 
 
+def test_steepest_does_not_look_beyond_the_minimum_of_a_linear_ramp():
+    lrs = ramp(0.001, 1.0, 300, "linear")
+    losses = [3 - 2 * sigmoid(lr, -1, 0.15) if lr < 0.4 else 40 - 30 * lr for lr in lrs]
+    assert suggest_lr(lrs, losses, "steepest", 0, 0) == pytest.approx(0.1, rel=0.05)
+
+
 def test_minimum_is_a_tenth_of_the_lowest():
     lowest = LRS[int(np.argmin(CURVE))]
     assert suggest(CURVE, "minimum") == lowest / 10
@@ -156,6 +162,20 @@ HOPELESS = {
 def test_refusals_say_what_to_change(method, losses):
     with pytest.raises(ValueError, match=r"start_lr|end_lr|num_iter|larger batches"):
         suggest(losses, method)
+
+
+@pytest.mark.parametrize(
+    ("losses", "reason"),
+    [
+        ([2.3] * len(LRS), "never falls"),
+        (np.linspace(1, 5, len(LRS)), "never falls"),
+        (np.linspace(2.3, 2.29, len(LRS)), r"falls by 0\.3\d % only"),
+        (np.linspace(2.3, 2.2, len(LRS)) + 0.1 * NOISE, "by chance"),
+    ],
+)
+def test_reasons(losses, reason):
+    with pytest.raises(ValueError, match=reason):
+        suggest(losses, "steepest")
 
 
 def test_a_fall_is_judged_by_the_noise_that_is_given():
