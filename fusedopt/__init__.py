@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 import torch
 
+<<<<<<< HEAD
 from fusedopt import _C, averages, schedulers
 from fusedopt.gradients import (
     ExponentialGradientNoise,
@@ -14,6 +15,10 @@ from fusedopt.gradients import (
     clip_grad_norm_,
     clip_grad_value_,
 )
+=======
+from fusedopt import _C
+from fusedopt.lr_finder import LRFinder, LRFinderResult, find_lr
+>>>>>>> finder
 from fusedopt.optim import LAMB, SGD, Adagrad, Adam, AdamW, Explanation, RMSprop, native
 
 __version__ = version("fusedopt")
@@ -24,6 +29,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Explanation",
+<<<<<<< HEAD
     "ExponentialGradientNoise",
     "GradientNoise",
     "History",
@@ -35,6 +41,14 @@ __all__ = [
     "info",
     "native",
     "schedulers",
+=======
+    "LRFinder",
+    "LRFinderResult",
+    "RMSprop",
+    "find_lr",
+    "info",
+    "native",
+>>>>>>> finder
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: `fusedopt train`, `fusedopt demo`, `fusedopt plot-schedule`, `fusedopt info`.
+"""The command line: `fusedopt train`, `find-lr`, `plot-schedule`, `demo`, `info`.
 
 Each command imports what it needs, so that `fusedopt --help` is quick and a missing extra only stops the commands that
 need it.
@@ -152,6 +152,56 @@ def demo(
         except OSError as error:
             typer.echo(f"fusedopt: the pictures cannot be written ({error}); name another folder with --out", err=True)
             raise typer.Exit(1) from error
+
+
+@app.command(name="find-lr")
+def find_learning_rate(
+    dataset: Annotated[str, typer.Argument(help="fashion-mnist, or hands: Rock-Paper-Scissors, drawn on the spot.")],
+    model: Annotated[str, typer.Option(help="lenet or mlp.")] = "lenet",
+    optimizer: Annotated[str, typer.Option(help="As in train.")] = "adamw",
+    start_lr: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
+    end_lr: Annotated[float, typer.Option(help="Last learning rate.")] = 10,
+    iterations: Annotated[int, typer.Option(min=2, help="Number of learning rates.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights and of the order of the images.")] = 0,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("find-lr.png"),
+    threads: Annotated[int, typer.Option(min=1, help=_THREADS_HELP)] = 1,
+    data_dir: Annotated[Path | None, typer.Option(help="As in train.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Find a learning rate by a range test, print what several methods suggest, and draw the curve."""
+    import torch
+
+    from fusedopt.examples.tasks import find_task
+
+    with _one_line_errors():
+        from tqdm import tqdm
+
+        from fusedopt.examples.find_lr import draw, find_on, report
+
+        torch.set_num_threads(threads)
+        try:
+            data = find_task(dataset).load(data_dir, typer.echo)
+            result = find_on(
+                data,
+                model,
+                optimizer,
+                batch_size=batch_size,
+                seed=seed,
+                start_lr=start_lr,
+                end_lr=end_lr,
+                num_iter=iterations,
+                progress=lambda steps, total: tqdm(steps, total=total, leave=False, disable=quiet),
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        typer.echo(report(result))
+        try:
+            draw(result, f"Range test: {optimizer} on {model}, {data.name}, batches of {batch_size}", out)
+        except OSError as error:
+            typer.echo(f"fusedopt: the picture cannot be written ({error}); name another file with --out", err=True)
+            raise typer.Exit(1) from error
+        typer.echo(f"picture: {out}")
 
 
 @app.command()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import fusedopt
+from fusedopt import _C
 
 FIVE = SIX[:-1]
 
@@ -244,6 +245,10 @@ def test_state_of_another_dtype(name: str, good: str) -> None:
     assert_refused(opt, params, RuntimeError, "dtype")
 
 
+no_graphs = pytest.mark.skipif(_C.GPU == "cpu", reason="this build captures work on CPU tensors")
+
+
+@no_graphs
 @good
 @started
 @each_class
@@ -255,6 +260,7 @@ def test_capturable_without_a_graph(case: Case, good: str, steps: int) -> None:
     )
 
 
+@no_graphs
 @pytest.mark.parametrize("name", ["rmsprop", "adam", "adamw"])
 @pytest.mark.parametrize("flags", [{}, {"foreach": True}, {"fused": True}], ids=str)
 def test_capturable_as_torch(name: str, flags: dict[str, bool]) -> None:

@@ -130,8 +130,10 @@ def refuse_sparse(optimizer: FusedStep, indices: list[int]) -> None:
 
 def refuse_capturable(group: dict[str, Any]) -> None:
     """Raises what torch raises for capturable=True on a device that has no graphs, before anything is written."""
-    supported = [*_get_capturable_supported_devices(), _C.GPU]
-    if not group.get("fused") and any(p.grad is not None and p.device.type not in supported for p in group["params"]):
+    supported = _get_capturable_supported_devices()
+    if not group.get("fused") and any(
+        p.grad is not None and p.device.type not in supported and p.device.type != _C.GPU for p in group["params"]
+    ):
         raise AssertionError(f"If capturable=True, params and state_steps must be on supported devices: {supported}.")
 
 

@@ -1,0 +1,126 @@
+"""The learning rate finder on the example data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
+from torch import Tensor, nn
+
+from fusedopt.data import ImageData, Normalize
+from fusedopt.lr_finder import LRFinderResult, find_lr
+from fusedopt.lr_finder.sweep import Progress
+from fusedopt.models import MLP, LeNet
+from fusedopt.training import batches, make_optimizer, seeded
+from fusedopt.training.loop import Batch
+
+MODELS: dict[str, Callable[[ImageData], nn.Module]] = {
+    "lenet": lambda data: LeNet(data.train_images.shape[1], len(data.classes)),
+    "mlp": lambda data: MLP(data.train_images[0].numel(), len(data.classes)),
+}
+
+
+class TrainingBatches:
+    """Normalised batches of the training images, in another order on each pass.
+
+    Args:
+        data: the images.
+        batch_size: images per batch.
+        seed: of the order.
+    """
+
+    def __init__(self, data: ImageData, batch_size: int, seed: int) -> None:
+        self._images, self._labels, self._batch_size = data.train_images, data.train_labels, batch_size
+        self._normalize = Normalize(data.train_images)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, labels in batches(self._images, self._labels, self._batch_size, self._generator):
+            yield self._normalize(images), labels
+
+
+def find_on(
+    data: ImageData,
+    model_name: str,
+    optimizer_name: str,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    start_lr: float = 1e-7,
+    end_lr: float = 10,
+    num_iter: int = 100,
+    progress: Progress | None = None,
+) -> LRFinderResult:
+    """Runs the finder on a fresh network.
+
+    Args:
+        data: the images.
+        model_name: a key of `MODELS`.
+        optimizer_name: one of `optimizer_names()`.
+        batch_size, seed: of the weights and of the order of the images.
+        start_lr, end_lr, num_iter, progress: as in `find_lr`.
+
+    Raises:
+        ValueError: a name is unknown, or an argument wrong.
+    """
+    model = make_model(model_name, data, seed)
+    optimizer = make_optimizer(optimizer_name, model.parameters())
+    loader = TrainingBatches(data, batch_size, seed)
+    criterion: Callable[[Tensor, Tensor], Tensor] = nn.CrossEntropyLoss()
+    return find_lr(
+        model,
+        optimizer,
+        criterion,
+        loader,
+        start_lr=start_lr,
+        end_lr=end_lr,
+        num_iter=num_iter,
+        progress=progress,
+    )
+
+
+def make_model(name: str, data: ImageData, seed: int) -> nn.Module:
+    """Makes a network for the images.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
+    return seeded(lambda: MODELS[name](data), seed)
+
+
+def report(result: LRFinderResult) -> str:
+    """The suggestions as a table, with what each method reads off the curve and why one has none."""
+    reads = {
+        "steepest": "where the loss falls fastest",
+        "valley": "half-way down the longest fall",
+        "slide": "before the slope at the end sets in",
+        "minimum": "a tenth of where the loss is lowest",
+    }
+    suggestions, refusals = result.suggestions, result.refusals
+    lines = [f"{len(result.lrs)} learning rates from {result.lrs[0]:.1e} to {result.lrs[-1]:.1e}: {result.stopped}"]
+    for method, meaning in reads.items():
+        if method in suggestions:
+            lines.append(f"  {method:<9} {suggestions[method]:.2e}  {meaning}")
+        else:
+            lines.append(f"  {method:<9} none: {refusals[method]}")
+    if result.method in suggestions:
+        lines.append(f"suggested learning rate: {suggestions[result.method]:.2e} ({result.method})")
+    else:
+        lines.append("no suggested learning rate")
+    return "\n".join(lines)
+
+
+def draw(result: LRFinderResult, title: str, path: Path) -> None:
+    """Writes the picture of a range test.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = result.plot(figure.subplots())
+    axes.set_title(title if not axes.get_title() else f"{title}\n{axes.get_title()}", fontsize=11)
+    figure.savefig(path, dpi=110)

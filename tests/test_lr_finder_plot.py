@@ -1,0 +1,231 @@
+"""What a range test shows: the result, its picture, torch_lr_finder's plot, and the command."""
+
+import builtins
+import math
+import re
+from dataclasses import replace
+
+import matplotlib
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+from typer.testing import CliRunner
+
+import fusedopt
+from fusedopt import cli
+from fusedopt.data.images import ImageData
+from fusedopt.examples import find_lr as example
+from fusedopt.examples import tasks
+from fusedopt.lr_finder import LRFinder, LRFinderResult, suggest_lr
+from fusedopt.lr_finder.curve import ramp
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+matplotlib.use("Agg")
+
+
+def typical(stopped="diverged"):
+    lrs = ramp(1e-6, 1.0, 61)
+    smoothed = [2.3 - 1.8 / (1 + (1e-2 / lr) ** 1.5) + (1.5 * math.log10(lr / 0.1) if lr > 0.1 else 0) for lr in lrs]
+    losses = [loss + 0.1 * math.sin(7 * i) for i, loss in enumerate(smoothed)]
+    if stopped == "diverged":
+        smoothed[-1] = 30.0
+    if stopped == "loss not finite":
+        losses[-1] = smoothed[-1] = math.nan
+    return LRFinderResult(lrs, losses, smoothed, stopped, noise=0.01)
+
+
+@pytest.fixture
+def axes():
+    return Figure().subplots()
+
+
+@pytest.fixture(autouse=True)
+def no_window(monkeypatch):
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setattr(plt, "show", lambda *args, **kwargs: pytest.fail("a plot called show()"))
+    yield
+    plt.close("all")
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_suggestions_of_all_methods_and_reasons_of_the_others():
+    result = replace(typical(), skip_start=32, skip_end=15)
+    methods = ("steepest", "valley", "minimum")
+    lrs = {m: suggest_lr(result.lrs, result.smoothed, m, 32, 15, noise=0.01) for m in methods}
+    assert result.suggestions == lrs
+    assert list(result.refusals) == ["slide"]
+    assert result.suggestion == lrs["minimum"]
+    with pytest.raises(ValueError, match="window is 15 wide"):
+        result.suggest("slide")
+
+
+def test_the_picture_has_both_curves_each_suggestion_by_name_and_the_divergence(axes):
+    result = typical()
+    assert result.plot(axes) is axes
+    labels = legend(axes)
+    assert labels[:2] == ["loss of each step", "smoothed"]
+    for method, lr in result.suggestions.items():
+        (label,) = [text for text in labels if text.startswith(f"{method}: {lr:.2e}")]
+        assert ("suggested" in label) == (method == "minimum")
+    assert labels[-1] == "diverged at 1.00e+00"
+    assert axes.get_xscale() == "log"
+    low, high = axes.get_ylim()
+    assert low < min(result.losses)
+    assert max(result.smoothed[:40]) < high < 6  # not up to the 30 of the last point
+
+
+def test_the_picture_of_a_test_that_completed_or_met_nan(axes):
+    typical("completed").plot(axes)
+    assert not any("diverged" in text for text in legend(axes))
+    other = typical("loss not finite").plot(Figure().subplots())
+    assert legend(other)[-1] == "not finite at 1.00e+00"
+
+
+def test_without_axes_a_figure_is_made():
+    assert typical().plot().figure is not None
+
+
+def test_a_curve_without_a_suggestion_is_drawn_with_the_reason(axes):
+    lrs = ramp(1e-5, 1.0, 40)
+    flat = LRFinderResult(lrs, [1.0] * 40, [1.0] * 40)
+    flat.plot(axes)
+    assert axes.get_title() == "No suggestion: the loss never falls"
+    LRFinderResult([], [], []).plot(Figure().subplots())
+    LRFinderResult([1.0], [math.nan], [math.nan], "loss not finite").plot(Figure().subplots())
+
+
+def test_without_matplotlib_the_message_says_what_to_install(monkeypatch):
+    real = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name="matplotlib")
+        return real(name, *args, **kwargs)
+
+    result = typical()
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(ModuleNotFoundError, match=r"fusedopt\[examples\]") as caught:
+        result.plot()
+    assert caught.value.name == "matplotlib"
+
+
+@pytest.fixture
+def finder():
+    torch.manual_seed(0)
+    model = nn.Linear(8, 1)
+    inputs = torch.randn(64, 8)
+    finder = LRFinder(model, fusedopt.SGD(model.parameters(), lr=1e-4, momentum=0.5), nn.MSELoss())
+    finder.range_test([(inputs, inputs.sum(1, keepdim=True))], end_lr=100, num_iter=100)
+    return finder
+
+
+def test_plot_returns_what_torch_lr_finders_does(finder, axes, capsys):
+    ax, lr = finder.plot(ax=axes)
+    assert ax is axes
+    assert lr == suggest_lr(finder.history["lr"], finder.history["loss"])
+    assert f"LR suggestion: steepest gradient\nSuggested LR: {lr:.2E}" in capsys.readouterr().out
+    (line,) = ax.lines
+    assert list(line.get_xdata()) == finder.history["lr"][10:-5]
+    assert list(line.get_ydata()) == finder.history["loss"][10:-5]
+    assert any(text.startswith("steepest") for text in legend(ax))
+    only_axes = finder.plot(
+        skip_start=0, skip_end=0, suggest_lr=False, log_lr=False, show_lr=0.5, ax=Figure().subplots()
+    )
+    assert len(only_axes.lines) == 2
+    assert list(only_axes.lines[0].get_xdata()) == finder.history["lr"]
+    assert list(only_axes.lines[1].get_xdata()) == [0.5, 0.5]
+    assert only_axes.get_xscale() == "linear"
+    assert "diverged" in legend(only_axes)[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"skip_start": -1}, ValueError, "skip_start cannot be negative"),
+        ({"skip_end": -1}, ValueError, "skip_end cannot be negative"),
+        ({"show_lr": "0.1"}, ValueError, "show_lr must be float"),
+        ({"skip_start": 90}, RuntimeError, "Need at least 97 iterations"),
+    ],
+)
+def test_plot_refuses_what_torch_lr_finders_does(finder, options, error, message):
+    with pytest.raises(error, match=message):
+        finder.plot(**options)
+
+
+def test_plot_of_a_history_without_a_suggestion_warns(finder, axes):
+    finder.history = {"lr": ramp(1e-5, 1.0, 40), "loss": [1.0] * 40}
+    with pytest.warns(UserWarning, match="never falls"):
+        ax, lr = finder.plot(ax=axes)
+    assert (ax, lr) == (axes, None)
+
+
+def test_the_finder_says_that_it_stopped_early(capsys, finder):
+    assert finder.result.stopped == "diverged"
+    finder.reset()
+    finder.range_test([(torch.randn(4, 8), torch.zeros(4, 1))], end_lr=1e-3, num_iter=3)
+    out = capsys.readouterr().out
+    assert out.count("Stopping early, the loss has diverged") == 1
+    assert out.count("Learning rate search finished") == 2
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A small data set in the place of Fashion-MNIST: the brightness tells the class."""
+    labels = torch.arange(400) % 10
+    images = (labels * 25).to(torch.uint8)[:, None, None, None].expand(-1, 1, 28, 28).contiguous()
+    data = ImageData("bright", tuple("0123456789"), images, labels, images, labels)
+    monkeypatch.setitem(tasks.TASKS, "fashion-mnist", tasks.Task(lambda *_: data, lambda: None))
+    return data
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli.app, ["find-lr", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.mark.parametrize("model", ["lenet", "mlp"])
+def test_command_prints_suggestions_and_writes_the_picture(small, tmp_path, model):
+    out = tmp_path / "curve.png"
+    output = run("fashion-mnist", "--model", model, "--optimizer", "sgd", "--out", out, "--quiet").stdout
+    suggested = re.search(r"suggested learning rate: (\S+) \(minimum\)", output)
+    assert suggested is not None
+    found = example.find_on(small, model, "sgd")
+    assert suggested[1] == f"{found.suggestion:.2e}"
+    for method, lr in found.suggestions.items():
+        assert f"{method:<9} {lr:.2e}" in output
+    for method in found.refusals:
+        assert f"{method:<9} none: " in output
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_with_a_range_that_finds_nothing(small, tmp_path):
+    out = tmp_path / "curve.png"
+    output = run("fashion-mnist", "--end-lr", "1e-6", "--iterations", 20, "--out", out, "--quiet").stdout
+    assert output.count("none: ") == 4
+    assert "no suggested learning rate" in output
+    assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "alexnet"], "choose one of lenet, mlp"),
+        (["--optimizer", "adamm"], "unknown optimizer"),
+        (["--start-lr", "20"], "end_lr must be larger"),
+    ],
+)
+def test_command_refuses_wrong_arguments(small, tmp_path, arguments, message):
+    result = run("fashion-mnist", "--out", tmp_path / "x.png", *arguments, code=2)
+    assert message in re.sub(r"[\s│]+", " ", result.stderr)
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_command_says_when_the_picture_cannot_be_written(small, tmp_path):
+    arguments = ["--iterations", 5, "--end-lr", 1e-5, "--quiet", "--out", tmp_path / "missing" / "x.png"]
+    assert "name another file with --out" in run("fashion-mnist", *arguments, code=1).stderr
