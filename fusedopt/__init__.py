@@ -5,7 +5,6 @@ from importlib.metadata import version
 
 import torch
 
-<<<<<<< HEAD
 from fusedopt import _C, averages, schedulers
 from fusedopt.gradients import (
     ExponentialGradientNoise,
@@ -15,10 +14,7 @@ from fusedopt.gradients import (
     clip_grad_norm_,
     clip_grad_value_,
 )
-=======
-from fusedopt import _C
 from fusedopt.lr_finder import LRFinder, LRFinderResult, find_lr
->>>>>>> finder
 from fusedopt.optim import LAMB, SGD, Adagrad, Adam, AdamW, Explanation, RMSprop, native
 
 __version__ = version("fusedopt")
@@ -29,26 +25,20 @@ __all__ = [
     "Adam",
     "AdamW",
     "Explanation",
-<<<<<<< HEAD
     "ExponentialGradientNoise",
     "GradientNoise",
     "History",
+    "LRFinder",
+    "LRFinderResult",
     "RMSprop",
     "averages",
     "capture",
     "clip_grad_norm_",
     "clip_grad_value_",
-    "info",
-    "native",
-    "schedulers",
-=======
-    "LRFinder",
-    "LRFinderResult",
-    "RMSprop",
     "find_lr",
     "info",
     "native",
->>>>>>> finder
+    "schedulers",
 ]
 
 
