@@ -41,10 +41,11 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Plan>(m, "Plan")
       .def(py::init<>())
       .def("refresh", &Plan::refresh)
-      .def("devices", &Plan::devices)
+      .def_property_readonly("devices", &Plan::devices)
       .def("square_sum", &Plan::square_sum)
       .def("norm", &Plan::norm)
       .def("run", &Plan::run)
+      .def("run", [](Plan& plan, double scale) { plan.run(scale, {}, 0, 0); })
       .def("reasons", &Plan::reasons)
       .def("memory", &Plan::memory);
 #ifdef FUSEDOPT_CUDA_ON_CPU

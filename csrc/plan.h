@@ -27,8 +27,8 @@ class Plan {
   // its hyper-parameters, `counted` whether a GPU is to count its steps. Returns the indices of the parameters that
   // torch has to update, of those without a state, and of those whose `step` has to be moved to their device. Once
   // states have been made, `initialized` says so, and the coming step is their first.
-  std::tuple<Indices, Indices, Indices> refresh(py::list groups, py::dict state, py::list numbers,
-                                                const std::vector<bool>& counted, bool initialized);
+  std::tuple<Indices, Indices, Indices> refresh(py::list groups, py::dict state, py::list numbers, py::list counted,
+                                                bool initialized);
   // The devices on which the fused path has work, -1 for the CPU.
   const std::vector<int>& devices() const { return devices_; }
   // The sum of squares of the gradients on the fused path of the CPU; of a GPU that and their norm, unscaled, as

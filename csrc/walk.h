@@ -11,23 +11,30 @@
 
 namespace fusedopt {
 
-// Whether a tensor has the dispatch keys of an ordinary dense one on its device. Anything else has other keys: sparse
-// and mkldnn layouts, conjugate views, functorch wrappers, fake and meta tensors, subclasses with __torch_dispatch__.
+// Reasons that are not final.
+inline constexpr char kNoGradient[] = "no gradient";
+inline constexpr char kNoState[] = "no state yet";
+inline constexpr char kHostStep[] = "the step count is not on the GPU yet";
+
+// The dispatch keys of an ordinary dense CPU tensor. Anything else has other keys: other devices, sparse and mkldnn
+// layouts, conjugate views, functorch wrappers, fake and meta tensors, subclasses with __torch_dispatch__.
+static const c10::DispatchKeySet kPlain = at::empty({0}).key_set();
+
 INLINE bool is_plain(const at::TensorImpl& t) {
-  static const c10::DispatchKeySet cpu = at::empty({0}).key_set();
-  if (t.key_set() == cpu) return true;
-  if (t.device().type() != gpu::kDeviceType || !t.has_storage()) return false;
-  static const c10::DispatchKeySet other = at::empty({0}, at::device(gpu::kDeviceType)).key_set();
-  return t.key_set() == other;
+  if (t.key_set() == kPlain) return true;
+  if (t.device().type() != gpu::kDeviceType) return false;
+  static const c10::DispatchKeySet on_gpu = at::empty({0}, at::device(gpu::kDeviceType)).key_set();
+  return t.key_set() == on_gpu;
 }
 
 enum class Match { kNo, kSizes, kLayout };  // nothing alike; all but the memory layout; everything
 
-// Compares an operand with its parameter. Strides must agree wherever a dimension has more than one element.
-INLINE Match match(const at::TensorImpl& a, const at::TensorImpl& b) {
+// Compares an operand with its parameter, which is on the GPU of that number, -1 for the CPU. Strides must agree
+// wherever a dimension has more than one element.
+INLINE Match match(const at::TensorImpl& a, const at::TensorImpl& b, int8_t gpu) {
   const auto sizes = a.sizes(), others = b.sizes(), x = a.strides(), y = b.strides();
-  if (b.key_set() != a.key_set() || a.device() != b.device() || a.dtype() != b.dtype() || sizes.size() != others.size())
-    return Match::kNo;
+  if (b.key_set() != a.key_set() || a.dtype() != b.dtype() || sizes.size() != others.size()) return Match::kNo;
+  if (gpu >= 0 && gpu_index(b.device()) != gpu) return Match::kNo;
   bool layout = true;
   for (size_t i = 0; i < sizes.size(); ++i) {
     if (sizes[i] != others[i]) return Match::kNo;

@@ -1,5 +1,5 @@
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 from torch import Tensor
 
@@ -23,9 +23,13 @@ class Plan:
         counted: list[bool],
         initialized: bool,
     ) -> tuple[list[int], list[int], list[int]]: ...
+    @property
     def devices(self) -> list[int]: ...
     def square_sum(self) -> float: ...
     def norm(self, device: int, scale: float, grad_scale: Tensor | None) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def run(self, scale: float) -> None: ...
+    @overload
     def run(
         self,
         scale: float,

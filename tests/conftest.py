@@ -2,12 +2,9 @@
 
 from collections.abc import Iterator
 
-import gpu
 import hypothesis
 import pytest
 import torch
-
-collect_ignore = [] if gpu.AVAILABLE else ["test_gpu.py"]
 
 # The same examples on every run, and no deadline: how fast a busy machine is decides nothing.
 hypothesis.settings.register_profile("fusedopt", deadline=None, derandomize=True, database=None)

@@ -13,6 +13,9 @@ from torch.optim import Optimizer
 
 import fusedopt
 
+if not gpu.AVAILABLE:
+    pytest.skip("no GPU; make test runs this on the CPU in a build of its own", allow_module_level=True)
+
 CASES = [
     BY_NAME[name]
     for name in (

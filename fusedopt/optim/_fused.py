@@ -204,7 +204,7 @@ class FusedStep(Optimizer):
             if group["capturable"]:
                 refuse_capturable(group)
             numbers.append(self._numbers(group))
-            counted.append((scaling.on_gpu or group["capturable"]) and self._needs_count(group))
+            counted.append((group["capturable"] or scaling.on_gpu) and self._needs_count(group))
 
         if everything:
             if scaling.on_gpu and scaling.overflowed():
@@ -220,7 +220,7 @@ class FusedStep(Optimizer):
             plan = self._plan = _C.Plan()
         self._reasons = None
         leftover, missing, uncounted = plan.refresh(self.param_groups, self.state, numbers, counted, False)
-        devices = plan.devices()
+        devices = plan.devices
         if devices and devices[-1] >= 0 and _C.is_capturing():
             refuse_capture(self)
         on_host = bool(leftover) or not devices or devices[0] < 0  # something is updated where no GPU decides
@@ -238,6 +238,9 @@ class FusedStep(Optimizer):
                 if leftover:
                     torch_step(self, leftover, scale, guarded=True)
                     plan.refresh(self.param_groups, self.state, numbers, counted, True)
+        elif scaling is NO_SCALING and self.defaults["max_grad_norm"] is None:
+            plan.run(1.0)
+            return loss
         else:
             scale, scalings = gradient_scale(self, devices, leftover, scaling)
         plan.run(scale, scalings, self.defaults["max_grad_norm"] or 0.0, self._clip_epsilon)
