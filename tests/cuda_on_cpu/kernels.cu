@@ -1,0 +1,134 @@
+// A step of Adam and of LAMB in the library's own kernels, on tensors that fill their memory exactly: for sanitizers,
+// which the executor's blocks of 64 threads make quick enough.
+#include <cmath>
+#include <cstdio>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "cuda/kernels.cuh"
+
+namespace {
+
+using namespace fusedopt;
+using namespace fusedopt::cuda;
+
+constexpr int kTensors = 4;
+constexpr int kNumels[kTensors] = {int(kChunkSize) + 11, 64, 1, 1003};
+constexpr int kMisaligned = 3;  // this tensor's operands begin one element into their memory
+constexpr double kGradScale = 8, kMaxNorm = 1;
+
+#define CHECK(condition) ((condition) ? void() : (std::printf("%s:%d: wrong\n", __FILE__, __LINE__), std::exit(1)))
+
+template <template <class> class Rule, int D>
+class Step {
+  using T = Storage<D>;
+  using F = Compute<D>;
+
+ public:
+  Step() {
+    for (int t = 0; t < kTensors; ++t) {
+      const int offset = t == kMisaligned;
+      for (int k = 0; k < 4; ++k) {
+        operands_.emplace_back(new T[kNumels[t] + offset]);
+        tensors_[t].addr[k] = operands_.back().get() + offset;
+        for (int i = 0; i < kNumels[t]; ++i) at(t, k, i) = narrow(F((i * 37 + t * 11 + k) % 101) / F(50), T{});
+      }
+      steps_[t].reset(new float(4));
+      tensors_[t].step = steps_[t].get(), tensors_[t].numel = kNumels[t], tensors_[t].row = 0;
+      tensors_[t].dtype = Dtype(D);
+    }
+    chunks_ = cut(kTensors, [](int32_t t) { return kNumels[t]; }, kChunkSize);
+    for (int32_t c = 0; c < int32_t(chunks_.size()); ++c)
+      if (!chunks_[c].begin) first_chunks_.push_back(c);
+    sums_.reset(new double[2 * chunks_.size()]), step_sizes_.reset(new double[kTensors]);
+    args_.view = {tensors_.get(), chunks_.data(),     first_chunks_.data(), sums_.get(), step_sizes_.get(),
+                  scalars_.get(), scalars_.get() + 1, done_.get(),          nullptr};
+    args_.batch = {RuleId{}, Dtype(D), 0, int32_t(chunks_.size()), 0, kTensors};
+    args_.scaling = {1, grad_scale_.get(), found_inf_.get(), scalars_.get(), kMaxNorm, 1e-6};
+    args_.rows = nullptr, args_.stride = sizeof(DeviceRow), args_.folded = false, args_.counts = true;
+    typename Rule<F>::Numbers numbers{};
+    numbers.lr = 0.1, numbers.beta1 = 0.5, numbers.beta2 = 0.9, numbers.eps = 1e-3, numbers.weight_decay = 0.1;
+    DeviceRow row{};
+    std::memcpy(row.numbers, &numbers, sizeof numbers);
+    std::memcpy(args_.inlined, &row, sizeof row);
+    numbers_ = numbers;
+  }
+
+  void run() {
+    const unsigned blocks = unsigned(chunks_.size());
+    double square_sum = 0;
+    for (int t = 0; t < kTensors; ++t)
+      for (int i = 0; i < kNumels[t]; ++i) square_sum += double(widen(at(t, 1, i))) * double(widen(at(t, 1, i)));
+    auto unscaled = args_.scaling;
+    unscaled.square_sum = nullptr;
+    launch(sum_squares, blocks, kThreads, nullptr, args_.view, unscaled);
+    const double norm = square_root(square_sum) / kGradScale;
+    CHECK(std::abs(scalars_[0] / square_sum - 1) < 1e-12 && std::abs(scalars_[1] / norm - 1) < 1e-12);
+
+    const Rule<F> rule(numbers_, 5, clip_coefficient(scalars_[1], kMaxNorm, 1e-6) / kGradScale);
+    std::vector<F> expected;
+    F unused = 0;
+    for (int t = 0; t < kTensors; ++t)
+      for (int i = 0; i < kNumels[t]; ++i) {
+        F x[] = {widen(at(t, 0, i)), widen(at(t, 1, i)), widen(at(t, 2, i)), widen(at(t, 3, i))};
+        rule(x[0], x[1], x[2], x[3], unused);
+        for (const int k : {0, 2, 3}) expected.push_back(stored<D>(x[k]));
+      }
+    launch(apply<Rule, D, 1024>, blocks, kThreads, nullptr, args_);
+    auto value = expected.begin();
+    for (int t = 0; t < kTensors; ++t)
+      for (int i = 0; i < kNumels[t]; ++i)
+        for (const int k : {0, 2, 3}) CHECK(std::abs(widen(at(t, k, i)) - *value++) <= F(1e-6));
+
+    if constexpr (std::is_same_v<Rule<F>, Lamb<F>>) {
+      for (int t = 0; t < kTensors; ++t) {
+        double param = 0, update = 0;
+        for (int i = 0; i < kNumels[t]; ++i) {
+          const F p = widen(at(t, 0, i)), u = rule.update(p, widen(at(t, 2, i)), widen(at(t, 3, i)));
+          param += double(p) * double(p), update += double(u) * double(u);
+        }
+        expected.push_back(F(rule.step_size(param, update)));
+      }
+      launch(lamb_step_sizes<D, 1024>, kTensors, kThreads, nullptr, args_);
+      for (int t = 0; t < kTensors; ++t) CHECK(std::abs(F(step_sizes_[t]) - *value++) <= F(1e-6));
+      launch(lamb_update<D, 1024>, blocks, kThreads, nullptr, args_);
+    }
+    for (int t = 0; t < kTensors; ++t) CHECK(*steps_[t] == 5);
+    CHECK(*done_ == 0);
+  }
+
+ private:
+  T& at(int t, int k, int i) { return static_cast<T*>(tensors_[t].addr[k])[i]; }
+
+  std::vector<std::unique_ptr<T[]>> operands_;
+  std::unique_ptr<Tensor[]> tensors_{new Tensor[kTensors]};
+  std::unique_ptr<float> steps_[kTensors];
+  std::vector<Chunk> chunks_;
+  std::vector<int32_t> first_chunks_;
+  std::unique_ptr<double[]> sums_, step_sizes_, scalars_{new double[2]{}};
+  std::unique_ptr<float> grad_scale_{new float(kGradScale)}, found_inf_{new float(0)};
+  std::unique_ptr<unsigned> done_{new unsigned(0)};
+  Arguments<1024> args_;
+  typename Rule<F>::Numbers numbers_;
+};
+
+void patch() {
+  std::vector<uint64_t> words(500, 7);
+  Patches<300> patches{words.data(), 300, {}, {}};
+  for (int i = 0; i < 300; ++i) patches.indices[i] = 499 - i, patches.values[i] = uint64_t(i);
+  launch(patch_words<300>, 1, kThreads, nullptr, patches);
+  for (int i = 0; i < 500; ++i) CHECK(words[i] == (i < 200 ? 7u : uint64_t(499 - i)));
+}
+
+}  // namespace
+
+int main() {
+  Step<by_name::adam, 0>().run();
+  Step<by_name::adam, 2>().run();
+  Step<Lamb, 0>().run();
+  Step<Lamb, 3>().run();
+  patch();
+}

@@ -1,0 +1,92 @@
+"""The CUDA kernels' own source, run on the CPU under sanitizers: quiet as it is, and bugs planted in it are caught."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).parent / "cuda_on_cpu"
+CSRC = Path(__file__).parents[1] / "csrc"
+FLAGS = ["-std=c++20", "-O1", "-g", "-Wno-unknown-pragmas", "-ffp-contract=off"]
+DEFINES = ["-DFUSEDOPT_CUDA_ON_CPU", "-DFUSEDOPT_CUDA_THREADS=64"]
+BUILDS = {
+    "plain": [],
+    "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "tsan": ["-fsanitize=thread"],
+}
+WRONG = r"kernels\.cu:\d+: wrong"
+RACE = "ThreadSanitizer: data race"
+
+# What is planted: the right text in kernels.cuh and the wrong one; the build that catches it, and what that says.
+PLANTED = {
+    "store out of bounds": (
+        "sizeof(T)>(p, grouped, chunk.count, body)",
+        "sizeof(T)>(p, grouped, chunk.count + 1, body)",
+        "asan",
+        "AddressSanitizer: heap-buffer-overflow",
+    ),
+    "misaligned vector": ("if (address % 16 == 0)", "if (true)", "asan", "misaligned address"),
+    "missing barrier before the rule is read": (
+        "__syncthreads();\n  return *reinterpret_cast<const Rule*>(folded);",
+        "return *reinterpret_cast<const Rule*>(folded);",
+        "tsan",
+        RACE,
+    ),
+    "missing barrier in a sum": (
+        "__syncthreads();\n  if (threadIdx.x) return;",
+        "if (threadIdx.x) return;",
+        "tsan",
+        RACE,
+    ),
+    "missing fence before the last block is known": (
+        "__threadfence();\n    last[0] =",
+        "last[0] =",
+        "tsan",
+        RACE,
+    ),
+    "steps counted before all blocks have read them": ("== gridDim.x - 1", "== 0", "tsan", RACE),
+    "unclipped": ("if (!s.square_sum) return scale;", "return scale;", "plain", WRONG),
+}
+
+
+def build(name: str, csrc: Path, folder: Path) -> Path:
+    program = folder / name
+    sources = [a for file in ("kernels.cu", "executor.cpp", "streams.cpp") for a in ("-x", "c++", str(SOURCES / file))]
+    includes = ["-I", str(csrc), "-I", str(SOURCES)]
+    command = ["g++", *FLAGS, *DEFINES, *BUILDS[name], *includes, *sources, "-o", str(program), "-pthread"]
+    subprocess.run(command, check=True)
+    return program
+
+
+def run(program: Path, order: str) -> subprocess.CompletedProcess[str]:
+    settings = {"FUSEDOPT_EXECUTOR_ORDER": order, "TSAN_OPTIONS": "halt_on_error=1:atexit_sleep_ms=0", "LD_PRELOAD": ""}
+    done = subprocess.run([program], env=os.environ | settings, capture_output=True, text=True, timeout=120)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("g++'s ThreadSanitizer does not run on this kernel: vm.mmap_rnd_bits is above 28")
+    return done
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_quiet(name: str, tmp_path: Path) -> None:
+    program = build(name, CSRC, tmp_path)
+    for order in ("forward", "reverse", "1", "2"):
+        done = run(program, order)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_caught(planted: str, tmp_path: Path) -> None:
+    right, wrong, name, message = PLANTED[planted]
+    shutil.copytree(CSRC, tmp_path / "csrc")
+    kernels = tmp_path / "csrc" / "cuda" / "kernels.cuh"
+    source = kernels.read_text()
+    assert source.count(right) == 1
+    kernels.write_text(source.replace(right, wrong))
+    program = build(name, tmp_path / "csrc", tmp_path)
+    for order in ("forward", "reverse", "1", "2"):
+        done = run(program, order)
+        assert done.returncode != 0
+        assert re.search(message, done.stdout + done.stderr), done.stdout + done.stderr
