@@ -15,7 +15,9 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.* tests/cuda_on_cpu/*.*)
 demo: $(VENV)/built
 	PYTHONPATH=. $(VENV)/bin/fusedopt demo  # the path for benchmarks/lamb_foreach.py, what PyTorch code can do
 
-test: $(VENV)/built test-cuda-on-cpu
+test: test-cpu test-cuda-on-cpu
+
+test-cpu: $(VENV)/built
 	$(VENV)/bin/python -m pytest -n $(JOBS) -q
 
 # The optimizers' tests with every step taken by the CUDA kernels, which run on the CPU.
@@ -63,4 +65,4 @@ $(VENV)/built: $(VENV)/ready setup.py $(SOURCES)
 clean:
 	rm -rf $(VENV) build *.egg-info fusedopt/_C.*.so
 
-.PHONY: demo test test-cuda-on-cpu bench lint sanitize clean
+.PHONY: demo test test-cpu test-cuda-on-cpu bench lint sanitize clean

@@ -83,6 +83,7 @@ if cuda:
     newest = ";10.0;12.0+PTX" if tuple(map(int, torch.version.cuda.split("."))) >= (12, 8) else "+PTX"
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0" + newest)
 nvcc_args = ["-std=c++20", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "--threads=2"]
+nvcc_args += ["-Xfatbin=-compress-all"]
 
 setup(
     ext_modules=[

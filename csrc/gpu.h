@@ -32,6 +32,7 @@ struct Gpu {
   explicit Gpu(int) {}
   void recut(const std::vector<Tensor>&) {}
   void refresh(const std::vector<Tensor>&) {}
+  void abandon() {}
   void update(const std::vector<Row>&, const gpu::Scaling&) {}
   std::pair<at::Tensor, at::Tensor> norm(const gpu::Scaling&) { return {}; }
   size_t memory() const { return 0; }

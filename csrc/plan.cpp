@@ -44,6 +44,7 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
   rows_.clear();
   row_of_.clear();
   held_.clear();
+  for (auto& [device, gpu] : gpus_) gpu.abandon();
   changed_ = false;
 
   size_t index = 0;

@@ -35,8 +35,7 @@ void BackEnd::recut(const std::vector<Tensor>& tensors) {
 }
 
 void BackEnd::refresh(const std::vector<Tensor>& tensors) {
-  current_ = nullptr;
-  if (chunks_.empty()) return;
+  if (current_ || chunks_.empty()) return;
   const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
   current_ = is_capturing() ? &captured_.emplace_back() : &tables_[current_stream()];
   if (current_->memory.defined()) patch(*current_, tensors);
@@ -112,7 +111,7 @@ void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling) {
   std::vector<char> bytes;
   for (const Batch& batch : batches_) {
     const bool is_double = batch.dtype == Dtype::kFloat64;
-    const int32_t stride = folded ? info(batch.rule).bytes[is_double] : int32_t{sizeof(DeviceRow)};
+    const int32_t stride = (folded ? info(batch.rule).bytes[is_double] + 7 : int(sizeof(DeviceRow))) / 8 * 8;
     bytes.resize(rows.size() * stride);
     for (size_t r = 0; r < rows.size(); ++r) {
       const Row& row = rows[r];
@@ -135,6 +134,7 @@ void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling) {
     }
     cuda::update(current_->view, batch, arguments, scaling, counts_, current_stream());
   }
+  current_ = nullptr;
 }
 
 size_t BackEnd::memory() const {

@@ -17,8 +17,10 @@ class BackEnd {
 
   // Cuts the tensors of this device that have a row. Call when there are others than before, or of other sizes.
   void recut(const std::vector<Tensor>& tensors);
-  // Brings the table of the current stream up to date; norm() and update() work on it.
+  // Brings the table of the current stream up to date, once for norm() and update(), which work on it.
   void refresh(const std::vector<Tensor>& tensors);
+  // A step that did not come to its update is over.
+  void abandon() { current_ = nullptr; }
   // The sum of squares of the gradients and, unscaled, their norm: float64 scalars on the device. Whatever stream or
   // graph measures the norm, it is found in the same place.
   std::pair<at::Tensor, at::Tensor> norm(const Scaling& scaling);

@@ -7,6 +7,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
+#define ASSUME_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))  // or every access asks which memory it is in
 #endif
 #include <tuple>
 #include <type_traits>
@@ -22,9 +23,10 @@ namespace fusedopt::cuda {
 #include "../half.h"
 
 constexpr int kThreads = FUSEDOPT_CUDA_THREADS, kWarps = kThreads / 32;
-// Registers are shared out so that this many blocks fit on a multiprocessor: half of its threads; double needs more.
-template <class F>
-constexpr int kBlocksPerSm = sizeof(F) == 8 ? 1 : 1024 / kThreads;
+// Registers are shared out so that this many blocks fit on a multiprocessor: half of its threads. Double needs more of
+// them, and so do eight elements of five half-precision operands.
+template <int D, unsigned Reads>
+constexpr int kBlocksPerSm = D == 1 || (D > 1 && Reads == 0b11111) ? 1 : 1024 / kThreads;
 constexpr int kArguments = 32764;  // bytes that a launch carries at most, since CUDA 12.1
 
 // What travels with a launch, with room for rows. Two sizes, because the driver copies all of it.
@@ -33,7 +35,7 @@ struct Header {
   Batch batch;
   Scaling scaling;
   const char* rows;  // in device memory, or null: inline
-  int32_t stride;
+  int32_t stride;    // of rows, in bytes, a multiple of 8
   bool folded, counts;
 };
 template <int Bytes>
@@ -62,15 +64,15 @@ __device__ __forceinline__ bool skipped(const Scaling& s) { return s.found_inf &
 // The rule of a tensor, made by one thread of the block for all of them.
 template <class Rule, class Args>
 __device__ __forceinline__ Rule rule_of(const Args& args, const Tensor& t) {
-  SHARED(folded, double[sizeof(Rule) / 8 + 1]);
+  constexpr int kWords = (sizeof(Rule) + 7) / 8;
+  SHARED(folded, uint64_t[kWords]);
   const char* row = (args.rows ? args.rows : args.inlined) + int64_t{t.row} * args.stride;
   if (threadIdx.x == 0) {
     if (args.folded) {
-      __builtin_memcpy(folded, row, sizeof(Rule));
+      for (int w = 0; w < kWords; ++w) folded[w] = reinterpret_cast<const uint64_t*>(row)[w];
     } else {
       const DeviceRow& source = *reinterpret_cast<const DeviceRow*>(row);
-      typename Rule::Numbers numbers;
-      __builtin_memcpy(&numbers, source.numbers, sizeof numbers);
+      auto numbers = *reinterpret_cast<const typename Rule::Numbers*>(source.numbers);
       if (source.lr) numbers.lr = number(source.lr, source.double_lr);
       const double count = t.step ? number(t.step, t.double_step) + 1 : source.count;
       new (folded) Rule(numbers, count, gradient_scale(args.scaling));
@@ -122,12 +124,14 @@ template <unsigned Reads, unsigned Writes, int D, class Body>
 __device__ __forceinline__ void sweep(const Tensor& t, const Chunk& chunk, Body body) {
   using T = Storage<D>;
   constexpr int kNumber = 16 / sizeof(T), kReads = __builtin_popcount(Reads);
-  constexpr int kUnroll = kReads == 1 ? 4 : kReads < 4 ? 2 : 1;  // enough loads in flight to cover their latency
+  // Enough loads in flight to cover their latency, and no more than there are registers for.
+  constexpr int kUnroll = kReads == 1 ? 4 : kReads == 2 || (kReads == 3 && sizeof(T) > 2) ? 2 : 1;
   T* p[kMaxOperands];
   uintptr_t address = 0;
 #pragma unroll
   for (int k = 0; k < kMaxOperands; ++k) {
     p[k] = static_cast<T*>(t.addr[k]) + chunk.begin;
+    ASSUME_GLOBAL(p[k]);
     if ((Reads | Writes) >> k & 1) address |= reinterpret_cast<uintptr_t>(p[k]);
   }
   const int grouped = chunk.count / kNumber * kNumber;
@@ -179,7 +183,7 @@ __device__ __forceinline__ void count_steps(const Args& args) {
 
 // Applies a rule; of LAMB the first pass, which leaves the sums of squares of parameters and updates.
 template <template <class> class Rule, int D, int Bytes>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<Compute<D>>)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Rule<float>::kOperands.reads>)
     apply(const __grid_constant__ Arguments<Bytes> args) {
   using F = Compute<D>;
   if (skipped(args.scaling)) return;
@@ -220,7 +224,7 @@ __global__ void __launch_bounds__(kThreads) lamb_step_sizes(const __grid_constan
 
 // LAMB's second pass, backwards: what the first touched last is still in the cache.
 template <int D, int Bytes>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<Compute<D>>)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Lamb<float>::kUpdateOperands.reads>)
     lamb_update(const __grid_constant__ Arguments<Bytes> args) {
   using F = Compute<D>;
   if (skipped(args.scaling)) return;

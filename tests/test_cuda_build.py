@@ -1,0 +1,70 @@
+"""What nvcc made of the kernels, read from the extension: no GPU is needed for that."""
+
+import os
+import re
+import subprocess
+from importlib.metadata import files
+from pathlib import Path
+
+import pytest
+
+from fusedopt import _C
+
+if _C.GPU != "cuda":
+    pytest.skip("this build has no CUDA kernels", allow_module_level=True)
+
+MAX_REGISTERS = 64  # of 65,536, so that 1,024 threads share a multiprocessor
+RULES = ("sgd", "sgd_momentum", "rmsprop", "adagrad", "adam", "lamb")
+
+
+def cuobjdump(*arguments: str) -> str:
+    tools = [Path(str(f.locate())) for name in ("cuobjdump", "nvdisasm") for f in files(f"nvidia-cuda-{name}") or ()]
+    folders = {str(tool.parent) for tool in tools if tool.name in ("cuobjdump", "nvdisasm")}
+    path = os.pathsep.join([*folders, os.environ["PATH"]])
+    command = ["cuobjdump", *arguments, _C.__file__]
+    return subprocess.run(command, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def resources() -> list[tuple[str, str, int, int]]:
+    """Of every kernel: GPU, mangled name, registers, bytes of stack."""
+    text = cuobjdump("-res-usage")
+    rows = []
+    for part in re.split(r"^arch = ", text, flags=re.MULTILINE)[1:]:
+        gpu = part.split()[0]
+        for name, registers, stack in re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", part):
+            rows.append((gpu, name, int(registers), int(stack)))
+    return rows
+
+
+def test_every_generation(resources: list[tuple[str, str, int, int]]) -> None:
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    generations = {gpu for gpu, *_ in resources}
+    assert generations >= {"sm_75", "sm_80", "sm_90"} or asked
+    per_generation = {gpu: sum(other == gpu for other, *_ in resources) for gpu in generations}
+    assert len(set(per_generation.values())) == 1
+
+
+def test_no_spills(resources: list[tuple[str, str, int, int]]) -> None:
+    assert not [row for row in resources if row[3]]
+
+
+def test_registers_leave_room_for_two_blocks(resources: list[tuple[str, str, int, int]]) -> None:
+    apply = re.compile(r"5apply.*?Li(\d)ELi\d+E")
+    kernels = [(row, int(m[1])) for row in resources if (m := apply.search(row[1]))]
+    # Double needs more registers, and so do five half-precision operands: there one block has them all.
+    wide = ("amsgrad", "centered_momentum")
+    narrow = [row for row, dtype in kernels if dtype == 0 or (dtype > 1 and not any(name in row[1] for name in wide))]
+    assert len(narrow) > 100 * len({row[0] for row in resources}) / 5
+    assert max(row[2] for row in narrow) <= MAX_REGISTERS
+
+
+@pytest.mark.parametrize("dtype", [0, 2], ids=["float32", "bfloat16"])
+def test_sixteen_byte_accesses(resources: list[tuple[str, str, int, int]], dtype: int) -> None:
+    newest = max({gpu for gpu, *_ in resources}, key=lambda gpu: int(gpu[3:]))
+    kernels = {name for gpu, name, *_ in resources if gpu == newest and re.search(rf"5apply.*?Li{dtype}ELi1024E", name)}
+    assert len(kernels) >= 10
+    for name in kernels:
+        code = cuobjdump("-sass", "-arch", newest, "-fun", name)
+        assert "LDG.E.128" in code, name
+        assert "STG.E.128" in code, name
