@@ -43,7 +43,7 @@
   static char name##_identity; \
   auto& name = *static_cast<std::add_pointer_t<__VA_ARGS__>>(executor::shared(&name##_identity, sizeof(__VA_ARGS__)))
 
-#define ASSUME_GLOBAL(pointer) void(pointer)
+#define ASSUME_GLOBAL(pointer) static_cast<void>(pointer)
 
 struct uint3 {
   unsigned x, y, z;
