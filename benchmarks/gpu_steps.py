@@ -2,11 +2,11 @@
 
     python benchmarks/gpu_steps.py --set resnet50 --dtypes float32 bfloat16 --lines rows.jsonl
 
-Implementations share parameters and gradients. What fails is written down as such, and the rest goes on. A step is timed
-    (a) on the device, by events, with nothing of it in the cache (``devices.py``);
-    (b) by the clock until the device is done, and until the host can go on: over calls that follow one another, and
+Implementations share parameters and gradients. What fails is written down as such, and the rest goes on. A step is
+    (a) timed on the device, by events, with nothing of it in the cache (``devices.py``);
+    (b) timed by the clock until the device is done, and until the host can go on: over calls that follow one another, and
         alone after a real backward into gradients of ``None``, which then lie elsewhere;
-    (c) its kernels, copies and memsets are counted by the profiler.
+    (c) taken apart by the profiler, which counts kernels, copies and memsets.
 """
 
 import argparse
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--optimizers", nargs="+", choices=CASES, default=list(GPU_CASES), metavar="NAME")
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--compiled", action="store_true", help="torch.compile's foreach against ours, foreach, fused")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for the repeats of a case")
+    parser.add_argument("--seconds", type=float, default=0.6, help="for the repeats of a case")
     parser.add_argument("--device", choices=DEVICES, default="cuda")
     parser.add_argument("--lines", type=Path, required=True, metavar="FILE", help="append a JSON line per result")
     options = parser.parse_args(arguments)
@@ -261,7 +261,9 @@ def summary(line: dict[str, Any]) -> str:
     """A line for the log."""
     shown = {name: value for name, value in line.items() if value is not None and not isinstance(value, dict)}
     medians = {name: value["median"] for name, value in line.items() if isinstance(value, dict) and "median" in value}
-    return ", ".join(f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in (shown | medians).items())
+    return ", ".join(
+        f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in (shown | medians).items()
+    )
 
 
 if __name__ == "__main__":
