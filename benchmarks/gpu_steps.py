@@ -4,8 +4,8 @@
 
 Implementations share parameters and gradients. What fails is written down as such, and the rest goes on. A step is
     (a) timed on the device, by events, with nothing of it in the cache (``devices.py``);
-    (b) timed by the clock until the device is done, and until the host can go on: over calls that follow one another, and
-        alone after a real backward into gradients of ``None``, which then lie elsewhere;
+    (b) timed by the clock until the device is done, and until the host can go on: over calls that follow one another,
+        and alone after a real backward into gradients of ``None``, which then lie elsewhere;
     (c) taken apart by the profiler, which counts kernels, copies and memsets.
 """
 

@@ -3,15 +3,19 @@
 from collections.abc import Iterator
 
 import gpu
-import hypothesis
 import pytest
 import torch
 
-collect_ignore = [] if gpu.AVAILABLE else ["test_gpu.py"]
+collect_ignore = ([] if gpu.AVAILABLE else ["test_gpu.py"]) + ([] if gpu.REAL else ["test_real_gpu.py"])
 
-# The same examples on every run, and no deadline: how fast a busy machine is decides nothing.
-hypothesis.settings.register_profile("fusedopt", deadline=None, derandomize=True, database=None)
-hypothesis.settings.load_profile("fusedopt")
+try:
+    import hypothesis
+except ImportError:  # on a machine with a GPU there may be no more than pytest, and no test there needs it
+    pass
+else:
+    # The same examples on every run, and no deadline: how fast a busy machine is decides nothing.
+    hypothesis.settings.register_profile("fusedopt", deadline=None, derandomize=True, database=None)
+    hypothesis.settings.load_profile("fusedopt")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,6 +26,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def default_device() -> None:
+    if gpu.TEST_DEVICE != "cpu":
+        torch.set_default_device(gpu.TEST_DEVICE)
 
 
 @pytest.fixture
