@@ -47,8 +47,8 @@ class Cuda:
 
     MAX_HEAD_START = 0.05  # seconds; a host that needs longer is what limits the step
 
-    def __init__(self) -> None:
-        self.device = torch.device("cuda", torch.cuda.current_device())
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cuda", torch.cuda.current_device())
         cache = torch.cuda.get_device_properties(self.device).L2_cache_size
         self._cold = torch.ones(max(cache, 2**20), device=self.device)  # float32: four times the bytes
         self._cycles_per_second = 2e9

@@ -30,7 +30,8 @@ from parameter_sets import GPU_SETS
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-CONTRACTS = ("contract", "amp", "clipping", "lamb", "state_dict", "numerics", "fallback", "refusals", "plan")
+CONTRACTS = ("contract", "amp", "clipping", "lamb", "state_dict", "fallback", "refusals", "plan", "regressions")
+NUMERICS = "test_yardstick and fast or test_every_half or test_states_at_odd_offsets"  # of tests/test_numerics.py
 WITHOUT_GRAPHS = "(test_overflows or test_lr_on_the_device) and not True"  # of tests/test_gpu.py
 REFUSED = re.compile(r"device not supported|unable to find.*sanitizer|sanitizer: not found|error 999", re.IGNORECASE)
 
@@ -91,6 +92,7 @@ def stages(
         "all",
     ]
     checked = [*pytest, "tests/test_gpu.py", "-k", WITHOUT_GRAPHS]
+    on_cuda = {"FUSEDOPT_TEST_DEVICE": "cuda"}
     every_access = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # or an overrun would end in a neighbour's memory
     return [
         Stage(
@@ -99,8 +101,9 @@ def stages(
             210,
             {"TORCH_CUDA_ARCH_LIST": architecture, "FUSEDOPT_CUDA": "1"},
         ),
-        Stage("CUDA tests", [*pytest, *workers, "tests/test_gpu.py"], 100),
-        Stage("contracts on CUDA", [*pytest, *workers, *contracts], 100, {"FUSEDOPT_TEST_DEVICE": "cuda"}),
+        Stage("CUDA tests", [*pytest, *workers, "tests/test_gpu.py", "tests/test_real_gpu.py"], 100),
+        Stage("contracts on CUDA", [*pytest, *workers, *contracts], 100, on_cuda),
+        Stage("numerics on CUDA", [*pytest, *workers, "tests/test_numerics.py", "-k", NUMERICS], 60, on_cuda),
         *benchmark,
         *(
             Stage(f"compute-sanitizer {tool}", [*sanitizer, "--tool", tool, *checked], 45, every_access, optional=True)
@@ -114,10 +117,9 @@ def run_stage(stage: Stage, log: Path, seconds: float) -> Outcome:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | stage.environment
     start = time.perf_counter()
     with log.open("a+") as file:
-        file.seek(0, os.SEEK_END)
-        begin = file.tell()
         file.write(f"\n==== {stage.name}: {' '.join(stage.command)}\n")
         file.flush()
+        begin = file.tell()
         try:
             process = subprocess.Popen(
                 stage.command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
