@@ -10,6 +10,7 @@ Implementations share parameters and gradients. What fails is written down as su
 """
 
 import argparse
+import gc
 import json
 import random
 import time
@@ -232,6 +233,7 @@ def run(device: Device, options: argparse.Namespace) -> Iterator[dict[str, Any]]
                 device, case, parameter_set, parameters, bandwidth, seconds=options.seconds, compiled=options.compiled
             ):
                 yield row.as_dict()
+            gc.collect()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -245,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=DEVICES, default="cuda")
     parser.add_argument("--lines", type=Path, required=True, metavar="FILE", help="append a JSON line per result")
     options = parser.parse_args(arguments)
+    gc.disable()  # run() collects between the cases
     append(options.lines, run(DEVICES[options.device](), options))
 
 
