@@ -3,9 +3,10 @@
     make gpu                      # at most nine minutes; needs torch, nvcc and a GPU, no network
     make gpu OUT=somewhere PYTHON=python3.12
 
-Each stage is a process of its own with a time limit. What fails or takes too long is reported, and the run goes on; the
-results are on disk as they come: OUT/gpu.jsonl (a line per result), OUT/gpu.log (what the stages print), and at the end
-OUT/gpu.json and OUT/gpu.md, the report, which is printed last. The exit status is not 0 if a stage failed.
+Each stage is a process of its own with a time limit. What fails or takes too long is reported, and the run goes on. In
+OUT, after each stage: gpu.json (all results), gpu.md (the report, which is printed last) and gpu.log (what the stages
+print); during a stage gpu.jsonl has a line for each result as it comes. The exit status is not 0 if a stage failed. To
+run some stages again, where it is built: python benchmarks/gpu.py --only 'steps gpt2-xl|training'.
 """
 
 import argparse
@@ -70,8 +71,8 @@ def stages(
     def worker(script: str, *arguments: str) -> list[str]:
         return [python, str(BENCHMARKS / script), *arguments, "--device", device, "--lines", str(lines)]
 
-    benchmark = [Stage(f"steps {name}", worker("gpu_steps.py", "--set", name), 70) for name in sets]
-    benchmark += [Stage(f"training {name}", worker("gpu_training.py", "--model", name), 50) for name in models]
+    benchmark = [Stage(f"training {name}", worker("gpu_training.py", "--model", name), 45) for name in models]
+    benchmark += [Stage(f"steps {name}", worker("gpu_steps.py", "--set", name), 70) for name in sets]
     small = [name for name in ("lenet", "resnet50") if name in sets]
     compiled = ["--compiled", "--optimizers", "AdamW", "--dtypes", "float32"]
     benchmark += [
@@ -80,20 +81,28 @@ def stages(
     if architecture is None:
         return benchmark
 
-    workers = ["-n", "6"] if importlib.util.find_spec("xdist") else []
+    workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []
     # Warnings of another torch than the one that CI has are no errors here.
     pytest = [python, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "-p", "no:benchmark"]
     contracts = [f"tests/test_{name}.py" for name in CONTRACTS]
-    sanitizer = [
-        shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer",
-        "--error-exitcode",
-        "9",
-        "--target-processes",
-        "all",
-    ]
-    checked = [*pytest, "tests/test_gpu.py", "-k", WITHOUT_GRAPHS]
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     on_cuda = {"FUSEDOPT_TEST_DEVICE": "cuda"}
-    every_access = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # or an overrun would end in a neighbour's memory
+
+    def checked(tool: str) -> Stage:
+        command = [
+            sanitizer,
+            "--tool",
+            tool,
+            "--error-exitcode",
+            "9",
+            *pytest,
+            "tests/test_gpu.py",
+            "-k",
+            WITHOUT_GRAPHS,
+        ]
+        every_access = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # or an overrun would end in a neighbour's memory
+        return Stage(f"compute-sanitizer {tool}", command, 70, every_access, optional=True)
+
     return [
         Stage(
             "build",
@@ -104,11 +113,9 @@ def stages(
         Stage("CUDA tests", [*pytest, *workers, "tests/test_gpu.py", "tests/test_real_gpu.py"], 100),
         Stage("contracts on CUDA", [*pytest, *workers, *contracts], 100, on_cuda),
         Stage("numerics on CUDA", [*pytest, *workers, "tests/test_numerics.py", "-k", NUMERICS], 60, on_cuda),
+        checked("memcheck"),
         *benchmark,
-        *(
-            Stage(f"compute-sanitizer {tool}", [*sanitizer, "--tool", tool, *checked], 45, every_access, optional=True)
-            for tool in ("memcheck", "racecheck")
-        ),
+        checked("racecheck"),
     ]
 
 
@@ -207,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def record(line: dict[str, Any]) -> None:
         with lines.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write("\n" + json.dumps(line) + "\n")  # the stage before may have been ended within a line
 
     record({"kind": "machine", "machine": machine})
     planned = stages(architecture, lines, sets=options.sets, models=options.models, device=options.device)
@@ -228,6 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(log.read_text()[-6000:], flush=True)
             break  # nothing of it would be of this source
     print("\n" + write_report(out, lines))
+    lines.unlink()
     return 0 if outcomes and all(outcome.ok for outcome in outcomes) else 1
 
 

@@ -189,10 +189,10 @@ def test_other_packages_are_made_with_their_own_names(monkeypatch: pytest.Monkey
     def fake(name: str) -> Callable[..., Any]:
         return lambda parameters, **options: calls.append((name, options))
 
-    for package, module, classes in implementations.RIVALS:
-        assert implementations.importlib.util.find_spec(package) is None, "a test of what is not installed"
+    for _, module, classes in implementations.RIVALS:
         fakes = {name: fake(f"{module}.{name}") for name, _ in classes.values()}
         monkeypatch.setitem(sys.modules, module, SimpleNamespace(**fakes))
+    monkeypatch.setattr(implementations.importlib.util, "find_spec", lambda package: None)
     assert implementations.rivals("AdamW") == {}
     monkeypatch.setattr(implementations.importlib.util, "find_spec", lambda package: package)
     for case in GPU_CASES:
@@ -393,6 +393,7 @@ def test_the_stages_of_a_gpu(tmp_path: Path) -> None:
     assert [s.name for s in planned][:4] == ["build", "CUDA tests", "contracts on CUDA", "numerics on CUDA"]
     assert planned[0].environment == {"TORCH_CUDA_ARCH_LIST": "9.0", "FUSEDOPT_CUDA": "1"}
     assert planned[2].environment == {"FUSEDOPT_TEST_DEVICE": "cuda"}
+    assert [s.optional for s in planned if s.name.startswith("compute-sanitizer")] == [True, True]
     for s in planned:
         for argument in s.command:
             if argument.endswith(".py"):
@@ -402,8 +403,8 @@ def test_the_stages_of_a_gpu(tmp_path: Path) -> None:
 def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
     lines = tmp_path / "lines"
     assert driver.read(lines) == []
-    lines.write_text('{"kind": "copy"}\n{"kind": "st')
-    assert driver.read(lines) == [{"kind": "copy"}]
+    lines.write_text('{"kind": "copy"}\n{"kind": "st\n{"kind": "stage"}\n')
+    assert driver.read(lines) == [{"kind": "copy"}, {"kind": "stage"}]
 
 
 def test_without_a_gpu_it_says_so_and_fails(tmp_path: Path) -> None:
@@ -439,6 +440,7 @@ def test_the_whole_flow(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     modes = {(line["implementation"], line["mode"]) for line in results if line["kind"] == "training" and line["us"]}
     # Without a graph to capture, ours refuses capturable=True on the CPU, and that is in the report.
     assert modes == {(i, "eager") for i in (OURS, "foreach", "fused")} | {("foreach", "graph"), ("fused", "graph")}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.log", "gpu.md"]
     report = (tmp_path / "gpu.md").read_text()
     assert capsys.readouterr().out.endswith(report + "\n")
     assert "| broken | failed with status 3:  | 0 |" in report
