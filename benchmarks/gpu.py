@@ -112,7 +112,7 @@ def stages(
         ),
         Stage("CUDA tests", [*pytest, *workers, "tests/test_gpu.py", "tests/test_real_gpu.py"], 100),
         Stage("contracts on CUDA", [*pytest, *workers, *contracts], 100, on_cuda),
-        Stage("numerics on CUDA", [*pytest, *workers, "tests/test_numerics.py", "-k", NUMERICS], 60, on_cuda),
+        Stage("numerics on CUDA", [*pytest, *workers, "tests/test_numerics.py", "-k", NUMERICS], 80, on_cuda),
         checked("memcheck"),
         *benchmark,
         checked("racecheck"),
