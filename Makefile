@@ -3,6 +3,7 @@
 # make lint     ruff, mypy, clang-format
 # make sanitize the test suite under AddressSanitizer and UBSan
 # make bench    the benchmark of the optimizers' steps
+# make gpu      on a machine with a GPU, with that machine's own Python: build, CUDA tests, benchmark; results in OUT
 #
 # Another torch: make test VENV=.venv-2.13 TORCH=torch==2.13.0 (in a checkout of its own: the extension is built in place)
 
@@ -10,6 +11,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.14.1
 JOBS   ?= 2
+OUT    ?= benchmarks/results/
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* tests/cuda_on_cpu/*.*)
 
 demo: $(VENV)/built
@@ -36,6 +38,9 @@ endef
 
 bench: $(VENV)/built
 	$(VENV)/bin/python benchmarks/step.py
+
+gpu:
+	$(PYTHON) benchmarks/gpu.py --out "$(OUT)"
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
@@ -65,4 +70,4 @@ $(VENV)/built: $(VENV)/ready setup.py $(SOURCES)
 clean:
 	rm -rf $(VENV) build *.egg-info fusedopt/_C.*.so
 
-.PHONY: demo test test-cpu test-cuda-on-cpu bench lint sanitize clean
+.PHONY: demo test test-cpu test-cuda-on-cpu bench gpu lint sanitize clean

@@ -1,6 +1,8 @@
 """The optimizers that are timed, the implementations of each, and the memory that each rule has to move."""
 
 import functools
+import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,19 +36,23 @@ class OptimizerCase:
         """Reads and writes per element, the least that the rule can do with."""
         return sum(reads + writes for reads, writes in self.passes)
 
-    def factories(self) -> dict[str, Factory]:
-        """How to make each implementation that exists, ours first."""
+    def factories(self, capturable: bool = False) -> dict[str, Factory]:
+        """How to make each implementation that exists, ours first; on request fit for a CUDA graph."""
         options = {"lr": LR, **self.options}
-        factories: dict[str, Factory] = {OURS: functools.partial(_fusedopt, self.class_name, options)}
+        graph = {"capturable": True} if capturable else {}
+        factories: dict[str, Factory] = {OURS: functools.partial(_fusedopt, self.class_name, {**options, **graph})}
         native = getattr(torch.optim, self.class_name, None)
         if native is None:
             factories["for-loop"] = functools.partial(LambForeach, bucket_elements=0, **options)
             factories["foreach"] = functools.partial(LambForeach, **options)
             return factories
-        factories["for-loop"] = functools.partial(native, foreach=False, **options)
-        factories["foreach"] = functools.partial(native, foreach=True, **options)
-        if "fused" in inspect.signature(native).parameters:
-            factories["fused"] = functools.partial(native, fused=True, **options)
+        parameters = inspect.signature(native).parameters
+        if "capturable" in parameters:
+            options |= graph
+        factories["for-loop"] = functools.partial(_native, native, {**options, "foreach": False})
+        factories["foreach"] = functools.partial(_native, native, {**options, "foreach": True})
+        if "fused" in parameters:
+            factories["fused"] = functools.partial(_native, native, {**options, "fused": True})
         return factories
 
 
@@ -57,12 +63,28 @@ def _fusedopt(class_name: str, options: Mapping[str, Any], parameters: Sequence[
     return optimizer
 
 
+def _native(
+    native: Callable[..., Optimizer], options: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter]
+) -> Optimizer:
+    """torch's class; with ``max_grad_norm``, torch's own clipping comes before every step."""
+    optimizer = native(parameters, **{name: value for name, value in options.items() if name != "max_grad_norm"})
+    if "max_grad_norm" in options:
+
+        def clip(*_: Any) -> None:
+            torch.nn.utils.clip_grad_norm_(parameters, options["max_grad_norm"])
+
+        optimizer.register_step_pre_hook(clip)
+    return optimizer
+
+
 # Weight decay is not 0 for Nesterov: without it torch's foreach path adds the momentum to the gradients in place, and
 # gradients that are used again grow without bound.
 CASES: dict[str, OptimizerCase] = {
     case.name: case
     for case in (
         OptimizerCase("AdamW", "AdamW", {"weight_decay": 0.01}, ((4, 3),)),
+        # The limit is above the norm: gradients that are used again must not shrink.
+        OptimizerCase("AdamW-clip", "AdamW", {"weight_decay": 0.01, "max_grad_norm": 1e4}, ((1, 0), (4, 3))),
         OptimizerCase("Adam", "Adam", {}, ((4, 3),)),
         OptimizerCase("SGD", "SGD", {}, ((2, 1),)),
         OptimizerCase("SGD-Nesterov", "SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}, ((3, 2),)),
@@ -73,3 +95,42 @@ CASES: dict[str, OptimizerCase] = {
     )
 }
 DEFAULT_CASES = ("AdamW", "SGD-Nesterov", "RMSprop", "LAMB")
+GPU_CASES = (*DEFAULT_CASES, "AdamW-clip")
+
+# Other packages that have an optimizer of this kind: package, module, and by case the class and its options.
+_ADAMW = {"weight_decay": 0.01}
+_NESTEROV = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+_LAMB = {"weight_decay": 0.01, "max_grad_norm": 1.0}
+RIVALS: tuple[tuple[str, str, dict[str, tuple[str, dict[str, Any]]]], ...] = (
+    (
+        "apex",
+        "apex.optimizers",
+        {"AdamW": ("FusedAdam", _ADAMW), "SGD-Nesterov": ("FusedSGD", _NESTEROV), "LAMB": ("FusedLAMB", _LAMB)},
+    ),
+    ("deepspeed", "deepspeed.ops.adam", {"AdamW": ("FusedAdam", _ADAMW)}),
+    ("deepspeed", "deepspeed.ops.lamb", {"LAMB": ("FusedLamb", _LAMB)}),
+    (
+        "transformer_engine",
+        "transformer_engine.pytorch.optimizers",
+        {"AdamW": ("FusedAdam", _ADAMW), "SGD-Nesterov": ("FusedSGD", _NESTEROV)},
+    ),
+    (
+        "bitsandbytes",
+        "bitsandbytes.optim",
+        {"AdamW": ("AdamW", _ADAMW), "RMSprop": ("RMSprop", {}), "LAMB": ("LAMB", {"weight_decay": 0.01})},
+    ),
+)
+
+
+def rivals(case: str) -> dict[str, Factory]:
+    """How to make a case's optimizer with each other package that is installed and has it."""
+
+    def make(module: str, name: str, options: dict[str, Any], parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
+        optimizer: Optimizer = getattr(importlib.import_module(module), name)(parameters, lr=LR, **options)
+        return optimizer
+
+    return {
+        package: functools.partial(make, module, *classes[case])
+        for package, module, classes in RIVALS
+        if case in classes and importlib.util.find_spec(package) is not None
+    }

@@ -27,10 +27,10 @@ class ParameterSet:
 
         Gradients are N(0, 1e-6): their squares stay far above the subnormal numbers, which are slow to compute with.
         """
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
 
         def normal(shape: Shape, deviation: float) -> torch.Tensor:
-            return torch.randn(shape, generator=generator).mul_(deviation).to(device, dtype)
+            return torch.randn(shape, generator=generator, device=device).mul_(deviation).to(dtype)
 
         parameters = [torch.nn.Parameter(normal(shape, 0.05)) for shape in self.shapes]
         for parameter in parameters:
@@ -63,8 +63,20 @@ def _resnet50() -> Iterator[Shape]:
     yield from ((1000, 2048), (1000,))
 
 
+def _bert_large(width: int = 1024, layers: int = 24, vocabulary: int = 30522, context: int = 512) -> Iterator[Shape]:
+    """BERT-large with its two pre-training heads; the output layer shares the word embedding."""
+    norm = ((width,), (width,))
+    square = ((width, width), (width,))
+    yield from ((vocabulary, width), (context, width), (2, width), *norm)
+    for _ in range(layers):
+        yield from (*square, *square, *square, *square, *norm)
+        yield from ((4 * width, width), (4 * width,), (width, 4 * width), (width,), *norm)
+    yield from square  # the pooler
+    yield from ((vocabulary,), *square, *norm, (2, width), (2,))
+
+
 def _gpt2(width: int = 768, layers: int = 12, vocabulary: int = 50257, context: int = 1024) -> Iterator[Shape]:
-    """GPT-2 124M; the output layer shares the token embedding."""
+    """GPT-2, as it stands 124M; the output layer shares the token embedding."""
     norm = ((width,), (width,))
     yield from ((vocabulary, width), (context, width))
     for _ in range(layers):
@@ -83,5 +95,17 @@ SETS: dict[str, ParameterSet] = {
         ParameterSet("resnet50", "ResNet-50", tuple(_resnet50())),
         ParameterSet("large", "1 x 2^24", ((2**24,),)),
         ParameterSet("gpt2", "GPT-2 124M", tuple(_gpt2())),
+    )
+}
+
+GPU_SETS: dict[str, ParameterSet] = {
+    parameter_set.name: parameter_set
+    for parameter_set in (
+        SETS["lenet"],
+        ParameterSet("thousand", "1,000 x 3,500", ((3500,),) * 1000),
+        SETS["resnet50"],
+        ParameterSet("bert-large", "BERT-large", tuple(_bert_large())),
+        ParameterSet("gpt2-xl", "GPT-2 XL", tuple(_gpt2(width=1600, layers=48))),
+        ParameterSet("giant", "1 x 2^30", ((2**30,),)),
     )
 }

@@ -65,7 +65,7 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
     entries_.shrink_to_fit(), table_.tensors.shrink_to_fit();
     std::set<int> devices;
     for (size_t i = 0; i < index; ++i)
-      if (entries_[i].path == kFused) devices.insert(table_.tensors[i].device);
+      if (entries_[i].path == kFused && !entries_[i].overlaps) devices.insert(table_.tensors[i].device);
     devices_.assign(devices.begin(), devices.end());
   }
   Indices left_over, stateless, host_steps;

@@ -2,13 +2,20 @@
 
 from collections.abc import Iterator
 
-import hypothesis
+import gpu
 import pytest
 import torch
 
-# The same examples on every run, and no deadline: how fast a busy machine is decides nothing.
-hypothesis.settings.register_profile("fusedopt", deadline=None, derandomize=True, database=None)
-hypothesis.settings.load_profile("fusedopt")
+collect_ignore = [] if gpu.REAL else ["test_real_gpu.py"]
+
+try:
+    import hypothesis
+except ImportError:  # on a machine with a GPU there may be no more than pytest, and no test there needs it
+    pass
+else:
+    # The same examples on every run, and no deadline: how fast a busy machine is decides nothing.
+    hypothesis.settings.register_profile("fusedopt", deadline=None, derandomize=True, database=None)
+    hypothesis.settings.load_profile("fusedopt")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -19,6 +26,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def default_device() -> None:
+    if gpu.TEST_DEVICE != "cpu":
+        torch.set_default_device(gpu.TEST_DEVICE)
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ class Reference:
             torch.nn.utils.clip_grad_norm_(self.params, max_norm)
             return
         grads = [p.grad for p in self.params if p.grad is not None]
-        norm = float(np.sqrt(sum(np.square(grad.numpy(), dtype=np.longdouble).sum() for grad in grads)))
+        norm = float(np.sqrt(sum(np.square(grad.cpu().numpy(), dtype=np.longdouble).sum() for grad in grads)))
         for grad in grads:
             grad.mul_(min(max_norm / (norm + 1e-6), 1.0))
 

@@ -1,10 +1,11 @@
-"""GradScaler on the CPU: unscaling inside the step, and steps that an overflow skips."""
+"""GradScaler: unscaling inside the step, and steps that an overflow skips."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import gpu
 import pytest
 import torch
 from cases import BY_NAME, Case
@@ -14,14 +15,13 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 import fusedopt
-from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
 
 SCALE = 1000.0  # not a power of two
 
 
 def make_scaler(**kwargs: Any) -> GradScaler:
-    scaler = GradScaler("cpu", init_scale=SCALE, growth_interval=1000, **kwargs)
+    scaler = GradScaler(gpu.TEST_DEVICE, init_scale=SCALE, growth_interval=1000, **kwargs)
     scaler.scale(torch.zeros(()))  # it makes its scale at the first use
     return scaler
 
@@ -44,14 +44,14 @@ def everything(opt: Optimizer) -> dict[tuple[int, str], tuple[Tensor, int]]:
 
 def assert_unchanged(opt: Optimizer, before: dict[tuple[int, str], tuple[Tensor, int]]) -> None:
     after = everything(opt)
-    if isinstance(opt, FusedStep) and _C.GPU == "cpu":
+    if isinstance(opt, FusedStep) and gpu.ASYNCHRONOUS:
         # The host, which does not wait for the GPU, has made the first states and counted versions.
         for key in after.keys() - before.keys():
             assert not after.pop(key)[0].any()
         after = {key: (t, before[key][1]) for key, (t, _) in after.items()}
     assert after.keys() == before.keys()
     for (a, a_version), (b, b_version) in zip(after.values(), before.values(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+        torch.testing.assert_close(a, b, rtol=0, atol=0, check_device=False)
         assert a_version == b_version
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import gpu
 import pytest
 import torch
 from cases import BY_NAME, Case
@@ -47,7 +48,8 @@ def transposed_twins() -> list[Tensor]:
 
 
 def real_view_of_complex() -> list[Tensor]:
-    base = torch.randn(4, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    base = torch.randn(4, dtype=torch.complex64, generator=torch.Generator().manual_seed(0), device="cpu")
+    base = base.to(gpu.TEST_DEVICE)
     return [nn.Parameter(base), nn.Parameter(torch.view_as_real(base)), *make_params([(3,)])]
 
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import gpu
 import pytest
 import torch
 from test_contract import Pair, counts_steps, each_class, make_params, make_twin, set_grads
@@ -169,7 +170,7 @@ def test_gradient_replaced(case: Any, kind: str) -> None:
         for opt, params in pair:
             for p in params:
                 rng = torch.Generator().manual_seed(seed)
-                grad = torch.randn(p.shape, generator=rng)
+                grad = torch.randn(p.shape, generator=rng, device="cpu").to(gpu.TEST_DEVICE)
                 if kind == "new tensor":
                     p.grad = grad
                 elif kind == "in place":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 
+import gpu
 import pytest
 import torch
 from cases import BY_NAME, Case
@@ -79,7 +80,7 @@ def test_parameter_without_gradient_is_left_alone(case: Case) -> None:
 @each_class
 def test_compiled_training_step(case: Case) -> None:
     pair = Pair(case, [(4, 3), (3,)])
-    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), device="cpu").to(gpu.TEST_DEVICE)
     for opt, (weight, bias) in pair:
 
         def train(opt: Optimizer = opt, weight: Tensor = weight, bias: Tensor = bias) -> None:

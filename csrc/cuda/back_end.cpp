@@ -2,11 +2,20 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
+#include <stdexcept>
 #include <tuple>
 
 #include "device.h"
 
 namespace fusedopt::cuda {
+namespace {
+
+at::Tensor scalar(const at::Tensor& bytes, size_t at) {
+  return bytes.narrow(0, int64_t(at), sizeof(double)).view(at::kDouble).squeeze();
+}
+
+}  // namespace
 
 void BackEnd::recut(const std::vector<Tensor>& tensors) {
   std::vector<int32_t> order;
@@ -57,19 +66,13 @@ void BackEnd::build(DeviceTable& table, const std::vector<Tensor>& tensors) {
   const size_t first_chunks_at = append(first_chunks_.data(), first_chunks_.size() * sizeof(int32_t));
   const size_t square_sum_at = append(nullptr, sizeof(double)), done_at = append(nullptr, sizeof(unsigned));
   const size_t sums_at = bytes.size(), step_sizes_at = sums_at + chunks_.size() * 2 * sizeof(double);
-  table.memory = allocate(device_, step_sizes_at + tensors.size() * sizeof(double));
+  table.memory = copy(bytes, step_sizes_at + tensors.size() * sizeof(double) - bytes.size());
   char* base = static_cast<char*>(table.memory.data_ptr());
   const auto at = [&]<class T>(T*& pointer, size_t offset) { pointer = reinterpret_cast<T*>(base + offset); };
   at(table.view.tensors, tensors_at), at(table.view.chunks, chunks_at), at(table.view.first_chunks, first_chunks_at);
   at(table.view.square_sum, square_sum_at), at(table.view.done, done_at);
   at(table.view.sums, sums_at), at(table.view.step_sizes, step_sizes_at);
-  const auto scalar = [](const at::Tensor& bytes, size_t at) {
-    return bytes.narrow(0, int64_t(at), sizeof(double)).view(at::kDouble).squeeze();
-  };
   table.square_sum = scalar(table.memory, square_sum_at);
-  if (!norm_.defined()) norm_ = scalar(allocate(device_, sizeof(double)), 0);
-  table.view.norm = norm_.data_ptr<double>();
-  copy(base, bytes.data(), bytes.size());
   table.tensors = tensors;
 }
 
@@ -89,16 +92,22 @@ void BackEnd::patch(DeviceTable& table, const std::vector<Tensor>& tensors) {
     cuda::patch(words, &indices[i], &values[i], int(std::min<size_t>(indices.size() - i, kPatches)), current_stream());
 }
 
-// In the order of the stream; for a capture at once, and not again in its replays.
-void BackEnd::copy(void* to, const void* from, size_t bytes) {
-  if (!is_capturing()) return upload(to, from, bytes, current_stream());
-  const BesideCapture beside;
-  upload(to, from, bytes, beside.stream());
-  wait(beside.stream());
+// Device memory with these bytes, and room behind them. In the order of the stream; for a capture at once, and not
+// again in its replays.
+at::Tensor BackEnd::copy(const std::vector<char>& bytes, size_t room) {
+  std::optional<BesideCapture> beside;
+  if (is_capturing()) beside.emplace();
+  at::Tensor memory = allocate(device_, bytes.size() + room);
+  upload(memory.data_ptr(), bytes.data(), bytes.size(), current_stream());
+  if (beside) beside->wait();
+  return memory;
 }
 
 std::pair<at::Tensor, at::Tensor> BackEnd::norm(const Scaling& scaling) {
+  if (!current_) throw std::logic_error("there is no gradient on the GPU to take the norm of");
   const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
+  if (!norm_.defined()) norm_ = scalar(copy(std::vector<char>(sizeof(double)), 0), 0);
+  current_->view.norm = norm_.data_ptr<double>();
   gradient_norm(current_->view, int32_t(chunks_.size()), scaling, current_stream());
   return {current_->square_sum, norm_};
 }
@@ -126,11 +135,9 @@ void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling) {
     }
     const Rows arguments{bytes.data(), int32_t(bytes.size()), stride, folded};
     if (!fit_in_arguments(arguments)) {
-      std::vector<at::Tensor>& held = current_->rows;
-      if (is_capturing() || held.empty() || held.back().numel() < arguments.size)
-        held.push_back(allocate(device_, bytes.size()));
-      copy(held.back().data_ptr(), bytes.data(), bytes.size());
-      current_->view.rows = static_cast<const char*>(held.back().data_ptr());
+      if (!is_capturing()) current_->rows.clear();
+      current_->rows.push_back(copy(bytes, 0));
+      current_->view.rows = static_cast<const char*>(current_->rows.back().data_ptr());
     }
     cuda::update(current_->view, batch, arguments, scaling, counts_, current_stream());
   }

@@ -39,7 +39,7 @@ class BackEnd {
   };
   void build(DeviceTable& table, const std::vector<Tensor>& tensors);
   void patch(DeviceTable& table, const std::vector<Tensor>& tensors);
-  void copy(void* to, const void* from, size_t bytes);
+  at::Tensor copy(const std::vector<char>& bytes, size_t room);
 
   int device_;
   std::vector<Batch> batches_;

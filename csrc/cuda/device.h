@@ -26,14 +26,17 @@ inline bool counts(const at::TensorImpl& step, int device, bool) {
   return step.device().is_cuda() && step.device().index() == device;
 }
 
-// A stream beside the capture that is under way, for work to be done now rather than in every replay.
+// Makes a stream beside the capture that is under way the current one: for work to be done now rather than in every
+// replay, and for memory from the ordinary pool. A graph's own pool hands out again what was freed earlier in the
+// capture, and each replay would write over it.
 class BesideCapture {
  public:
-  Stream stream() const { return stream_.stream(); }
+  void wait() { stream_.synchronize(); }
 
  private:
   c10::cuda::CUDAStreamCaptureModeGuard relaxed_{cudaStreamCaptureModeRelaxed};
   c10::cuda::CUDAStream stream_ = c10::cuda::getStreamFromPool();
+  c10::cuda::CUDAStreamGuard guard_{stream_};
 };
 
 }  // namespace fusedopt::cuda

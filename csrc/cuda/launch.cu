@@ -85,6 +85,4 @@ void upload(void* device, const void* host, size_t bytes, Stream stream) {
   check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)));
 }
 
-void wait(Stream stream) { check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream))); }
-
 }  // namespace fusedopt::cuda
