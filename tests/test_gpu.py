@@ -356,3 +356,16 @@ def test_each_stream_has_a_table() -> None:
     with gpu.stream(2):
         assert gpu.work(ours.step) == (1, 1, 0)
     assert gpu.work(ours.step) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_nothing_but_overlapping_parameters(clip: float | None) -> None:
+    base = torch.randn(10, device=gpu.DEVICE)
+    params = [torch.nn.Parameter(base[:6]), torch.nn.Parameter(base[4:])]
+    ours = fusedopt.SGD(params, lr=0.1, max_grad_norm=clip)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    before = base.clone()
+    ours.step()
+    assert {e.path for e in ours.explain()} == {"torch"}
+    assert not torch.equal(base, before)
