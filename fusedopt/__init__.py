@@ -14,7 +14,7 @@ from fusedopt.gradients import (
     clip_grad_norm_,
     clip_grad_value_,
 )
-from fusedopt.optim import LAMB, SGD, Adagrad, Adam, AdamW, Explanation, RMSprop, native
+from fusedopt.optim import LAMB, SGD, Adagrad, Adam, AdamW, DeltaBarDelta, Explanation, RMSprop, native
 
 __version__ = version("fusedopt")
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "DeltaBarDelta",
     "Explanation",
     "ExponentialGradientNoise",
     "GradientNoise",
