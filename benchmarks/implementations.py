@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class OptimizerCase:
     class_name: str
     options: Mapping[str, Any]
     passes: tuple[Pass, ...]
+    ours: Mapping[str, Any] = field(default_factory=dict)
+    """Options that torch's class does not have, and that at a constant learning rate do not change what is computed."""
 
     @property
     def accesses(self) -> int:
@@ -37,8 +39,11 @@ class OptimizerCase:
     def factories(self) -> dict[str, Factory]:
         """How to make each implementation that exists, ours first."""
         options = {"lr": LR, **self.options}
-        factories: dict[str, Factory] = {OURS: functools.partial(_fusedopt, self.class_name, options)}
+        factories: dict[str, Factory] = {OURS: functools.partial(_fusedopt, self.class_name, {**options, **self.ours})}
         native = getattr(torch.optim, self.class_name, None)
+        if self.class_name == "DeltaBarDelta":
+            factories["for-loop"] = functools.partial(_plain_delta_bar_delta, options)
+            return factories
         if native is None:
             factories["for-loop"] = functools.partial(LambForeach, bucket_elements=0, **options)
             factories["foreach"] = functools.partial(LambForeach, **options)
@@ -57,6 +62,18 @@ def _fusedopt(class_name: str, options: Mapping[str, Any], parameters: Sequence[
     return optimizer
 
 
+def _plain_delta_bar_delta(options: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
+    """What stands in for torch's for-loop: the plain PyTorch one that fusedopt falls back to."""
+    import fusedopt
+
+    class Plain(fusedopt.DeltaBarDelta):
+        def step(self, closure: Any = None) -> Any:
+            with fusedopt.native():
+                return super().step(closure)
+
+    return Plain(parameters, **options)
+
+
 # Weight decay is not 0 for Nesterov: without it torch's foreach path adds the momentum to the gradients in place, and
 # gradients that are used again grow without bound.
 CASES: dict[str, OptimizerCase] = {
@@ -66,6 +83,9 @@ CASES: dict[str, OptimizerCase] = {
         OptimizerCase("Adam", "Adam", {}, ((4, 3),)),
         OptimizerCase("SGD", "SGD", {}, ((2, 1),)),
         OptimizerCase("SGD-Nesterov", "SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}, ((3, 2),)),
+        OptimizerCase("SGD-classic", "SGD", {"momentum": 0.9}, ((3, 2),), ours={"momentum_form": "classic"}),
+        OptimizerCase("DeltaBarDelta", "DeltaBarDelta", {}, ((4, 3),)),
+        OptimizerCase("DeltaBarDelta-momentum", "DeltaBarDelta", {"momentum": 0.9}, ((5, 4),)),
         OptimizerCase("RMSprop", "RMSprop", {}, ((3, 2),)),
         OptimizerCase("Adagrad", "Adagrad", {}, ((3, 2),)),
         # The norm of the gradients; the moments and the norms of parameter and update; the step itself.

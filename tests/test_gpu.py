@@ -22,6 +22,8 @@ CASES = [
         "adam-amsgrad",
         "adamw",
         "lamb-no-clip",
+        "sgd-classic-dampening",
+        "delta-bar-delta-momentum",
     )
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
