@@ -84,8 +84,8 @@ CASES: dict[str, OptimizerCase] = {
         OptimizerCase("SGD", "SGD", {}, ((2, 1),)),
         OptimizerCase("SGD-Nesterov", "SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}, ((3, 2),)),
         OptimizerCase("SGD-classic", "SGD", {"momentum": 0.9}, ((3, 2),), ours={"momentum_form": "classic"}),
-        OptimizerCase("DeltaBarDelta", "DeltaBarDelta", {}, ((4, 3),)),
-        OptimizerCase("DeltaBarDelta-momentum", "DeltaBarDelta", {"momentum": 0.9}, ((5, 4),)),
+        OptimizerCase("DBD", "DeltaBarDelta", {}, ((4, 3),)),
+        OptimizerCase("DBD-momentum", "DeltaBarDelta", {"momentum": 0.9}, ((5, 4),)),
         OptimizerCase("RMSprop", "RMSprop", {}, ((3, 2),)),
         OptimizerCase("Adagrad", "Adagrad", {}, ((3, 2),)),
         # The norm of the gradients; the moments and the norms of parameter and update; the step itself.

@@ -160,6 +160,22 @@ def test_lr_as_a_tensor(lr: Tensor, path: str) -> None:
     assert p.item() == q.item() == 0.5
 
 
+def test_differentiable_over_several_steps() -> None:
+    """By finite differences, in the gradients and in the rate: what a later step overwrites must have been copied."""
+
+    def train(x: Tensor, lr: Tensor) -> Tensor:
+        opt = DeltaBarDelta([torch.ones(2, dtype=F64)], lr=0.1, momentum=0.9, differentiable=True)
+        p = torch.ones(2, dtype=F64) * 1.0
+        opt.param_groups[0]["params"], opt.param_groups[0]["lr"] = [p], lr
+        for factor in (1.0, 2.0, -1.0):
+            p.grad = factor * x**2
+            opt.step()
+        return p
+
+    x = torch.tensor([1.0, 2.0], dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(train, (x, torch.tensor(0.5, dtype=F64, requires_grad=True)))
+
+
 @pytest.mark.parametrize("name", ["gain", "grad_sign"])
 def test_a_missing_state_is_refused(name: str) -> None:
     params = make_params()

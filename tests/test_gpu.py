@@ -121,6 +121,14 @@ def test_changed_addresses_are_patched(tensors: int, patches: int) -> None:
     assert len(held) == tensors
 
 
+def test_gains_need_no_step_count() -> None:
+    params = make_params()
+    set_grads(params, 0)
+    optimizer = fusedopt.DeltaBarDelta(params, lr=0.1, capturable=True)
+    optimizer.step()
+    assert all(list(optimizer.state[p]) == ["gain", "grad_sign"] for p in params)
+
+
 def test_only_what_has_changed_is_patched() -> None:
     params = make_params([(3,)] * 3000)
     set_grads(params, 0)

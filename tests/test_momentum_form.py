@@ -241,6 +241,27 @@ def test_a_copy_keeps_its_form() -> None:
         assert torch.equal(state["momentum_buffer"], other["momentum_buffer"])
 
 
+def test_a_copy_from_before_there_was_a_choice_has_the_torch_form() -> None:
+    opt, params = saved_at("torch", RATES)
+    for options in opt.param_groups[0], opt.defaults:
+        del options["momentum_form"]
+    twin = copy.deepcopy(opt)
+    assert twin.param_groups[0]["momentum_form"] == "torch"
+    for each in opt, twin:
+        go(each, RATES)
+    torch.testing.assert_close(twin.param_groups[0]["params"], params, rtol=0, atol=0)
+
+
+@each_path
+def test_lr_as_a_tensor_of_one_element(native: bool) -> None:
+    p = torch.ones((), dtype=F64)
+    opt = SGD([p], lr=torch.tensor([0.5]), momentum=0.9, momentum_form="classic")
+    p.grad = torch.ones((), dtype=F64)
+    with fusedopt.native() if native else torch.no_grad():
+        opt.step()
+    assert p.item() == opt.state[p]["momentum_buffer"].item() == 0.5
+
+
 def test_an_unknown_form_is_refused() -> None:
     params, match = make_params(), "Invalid momentum_form: 'modern'; it must be 'torch' or 'classic'"
     with pytest.raises(ValueError, match=match):
