@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ class OptimizerCase:
     class_name: str
     options: Mapping[str, Any]
     passes: tuple[Pass, ...]
+    ours: Mapping[str, Any] = field(default_factory=dict)
+    """Options that torch's class does not have, and that at a constant learning rate do not change what is computed."""
 
     @property
     def accesses(self) -> int:
@@ -39,9 +41,12 @@ class OptimizerCase:
     def factories(self, capturable: bool = False) -> dict[str, Factory]:
         """How to make each implementation that exists, ours first; on request fit for a CUDA graph."""
         options = {"lr": LR, **self.options}
-        graph = {"capturable": True} if capturable else {}
-        factories: dict[str, Factory] = {OURS: functools.partial(_fusedopt, self.class_name, {**options, **graph})}
+        ours = {**options, **self.ours, **({"capturable": True} if capturable else {})}
+        factories: dict[str, Factory] = {OURS: functools.partial(_fusedopt, self.class_name, ours)}
         native = getattr(torch.optim, self.class_name, None)
+        if self.class_name == "DeltaBarDelta":
+            factories["for-loop"] = functools.partial(_plain_delta_bar_delta, options)
+            return factories
         if native is None:
             factories["for-loop"] = functools.partial(LambForeach, bucket_elements=0, **options)
             factories["foreach"] = functools.partial(LambForeach, **options)
@@ -77,6 +82,18 @@ def _native(
     return optimizer
 
 
+def _plain_delta_bar_delta(options: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
+    """What stands in for torch's for-loop: the plain PyTorch one that fusedopt falls back to."""
+    import fusedopt
+
+    class Plain(fusedopt.DeltaBarDelta):
+        def step(self, closure: Any = None) -> Any:
+            with fusedopt.native():
+                return super().step(closure)
+
+    return Plain(parameters, **options)
+
+
 # Weight decay is not 0 for Nesterov: without it torch's foreach path adds the momentum to the gradients in place, and
 # gradients that are used again grow without bound.
 CASES: dict[str, OptimizerCase] = {
@@ -88,6 +105,9 @@ CASES: dict[str, OptimizerCase] = {
         OptimizerCase("Adam", "Adam", {}, ((4, 3),)),
         OptimizerCase("SGD", "SGD", {}, ((2, 1),)),
         OptimizerCase("SGD-Nesterov", "SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}, ((3, 2),)),
+        OptimizerCase("SGD-classic", "SGD", {"momentum": 0.9}, ((3, 2),), ours={"momentum_form": "classic"}),
+        OptimizerCase("DBD", "DeltaBarDelta", {}, ((4, 3),)),
+        OptimizerCase("DBD-momentum", "DeltaBarDelta", {"momentum": 0.9}, ((5, 4),)),
         OptimizerCase("RMSprop", "RMSprop", {}, ((3, 2),)),
         OptimizerCase("Adagrad", "Adagrad", {}, ((3, 2),)),
         # The norm of the gradients; the moments and the norms of parameter and update; the step itself.

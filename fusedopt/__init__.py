@@ -15,7 +15,7 @@ from fusedopt.gradients import (
     clip_grad_value_,
 )
 from fusedopt.lr_finder import LRFinder, LRFinderResult, find_lr
-from fusedopt.optim import LAMB, SGD, Adagrad, Adam, AdamW, Explanation, RMSprop, native
+from fusedopt.optim import LAMB, SGD, Adagrad, Adam, AdamW, DeltaBarDelta, Explanation, RMSprop, native
 
 __version__ = version("fusedopt")
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "DeltaBarDelta",
     "Explanation",
     "ExponentialGradientNoise",
     "GradientNoise",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from reference import REFERENCES
 from torch.optim import Optimizer
 
 import fusedopt
@@ -30,13 +31,18 @@ class Case:
     name: str
     cls: type[Optimizer]
     twin: type[Optimizer] | None
-    """The class of torch.optim that `cls` replaces; None for LAMB."""
+    """The class of torch.optim that does the same; None where there is none."""
     kwargs: dict[str, Any]
-    """What both `cls` and `twin` are made with."""
+    """What both `cls` and `reference` are made with."""
     states: tuple[str, ...]
     """Keys of the tensors of a parameter's size that the state of a parameter holds."""
     max_grad_norm: float | None = None
     """Our own option; for a twin, the gradients are to be clipped before its step."""
+
+    @property
+    def reference(self) -> type[Optimizer]:
+        """`twin`, or the class of reference.py that stands for it."""
+        return self.twin or REFERENCES[self.cls.__name__]
 
     def make(self, params: Any, **kwargs: Any) -> Optimizer:
         return self.cls(params, **(self.kwargs | {"max_grad_norm": self.max_grad_norm} | kwargs))
@@ -47,7 +53,13 @@ class Case:
 
 def _sgd(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
     states = ("momentum_buffer",) if "momentum" in kwargs else ()
-    return Case(f"sgd{name}", fusedopt.SGD, torch.optim.SGD, {"lr": 0.02} | kwargs, states, max_grad_norm)
+    twin = None if "momentum_form" in kwargs else torch.optim.SGD
+    return Case(f"sgd{name}", fusedopt.SGD, twin, {"lr": 0.02} | kwargs, states, max_grad_norm)
+
+
+def _classic(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    kwargs = {"momentum": 0.9, "momentum_form": "classic"} | kwargs
+    return _sgd(f"-classic{name}", max_grad_norm, **kwargs)
 
 
 def _rmsprop(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
@@ -75,6 +87,12 @@ def _lamb(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
     return Case(f"lamb{name}", fusedopt.LAMB, None, kwargs, ("exp_avg", "exp_avg_sq"), max_grad_norm)
 
 
+def _delta_bar_delta(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    states = ("gain", "grad_sign") + (("momentum_buffer",) if "momentum" in kwargs else ())
+    kwargs = {"lr": 0.02, "beta": 0.3} | kwargs
+    return Case(f"delta-bar-delta{name}", fusedopt.DeltaBarDelta, None, kwargs, states, max_grad_norm)
+
+
 _TABLE = [
     _sgd(""),
     _sgd("-maximize", maximize=True),
@@ -85,6 +103,11 @@ _TABLE = [
     _sgd("-dampening-above-one", momentum=0.9, dampening=1.5),
     _sgd("-nesterov", momentum=0.9, nesterov=True),
     _sgd("-nesterov-clip", momentum=0.9, nesterov=True, max_grad_norm=0.5),
+    _classic(""),
+    _classic("-maximize", maximize=True),
+    _classic("-dampening", dampening=0.3),
+    _classic("-nesterov", nesterov=True),
+    _classic("-nesterov-clip", nesterov=True, max_grad_norm=0.5),
     _rmsprop(""),
     _rmsprop("-maximize-eps", maximize=True, eps=0.1),
     _rmsprop("-momentum", momentum=0.9),
@@ -118,12 +141,20 @@ _TABLE = [
     _lamb("-l2", decoupled_weight_decay=False, max_grad_norm=1.0),
     _lamb("-trust-clip", trust_clip=0.5, always_adapt=True),
     _lamb("-phi", phi=(2.0, 50.0), always_adapt=True, max_grad_norm=1.0),
+    _delta_bar_delta(""),
+    _delta_bar_delta("-maximize", maximize=True),
+    _delta_bar_delta("-bounds", beta=0.5, min_gain=0.8, max_gain=1.2),
+    _delta_bar_delta("-clip", max_grad_norm=0.5),
+    _delta_bar_delta("-momentum", momentum=0.9),
+    _delta_bar_delta("-momentum-clip", momentum=0.9, max_grad_norm=0.5),
 ]
 
 
 def _with_twins(case: Case) -> list[Case]:
-    decay = replace(case, name=f"{case.name}-decay", kwargs=case.kwargs | {"weight_decay": 0.1})
-    fast = replace(case, name=f"{case.name}-fast", kwargs=case.kwargs | {"weight_decay": 0.3, "lr": 0.3})
+    # Where the sign of gradient and decay together decides, their product must be exact: 0.75 - 0.3 * 2.5 is 0 or not.
+    small, large = (0.125, 0.25) if case.cls is fusedopt.DeltaBarDelta else (0.1, 0.3)
+    decay = replace(case, name=f"{case.name}-decay", kwargs=case.kwargs | {"weight_decay": small})
+    fast = replace(case, name=f"{case.name}-fast", kwargs=case.kwargs | {"weight_decay": large, "lr": 0.3})
     return [case, decay, fast]
 
 

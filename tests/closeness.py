@@ -122,7 +122,7 @@ class Closeness:
     def _rival(self, params: list[Tensor], form: str) -> Reference:
         limit = self.case.max_grad_norm
         return Reference(
-            self.case.twin, params, self._grouped(params), self.case.kwargs, form=form, max_grad_norm=limit
+            self.case.reference, params, self._grouped(params), self.case.kwargs, form=form, max_grad_norm=limit
         )
 
     def reload(self) -> None:

@@ -27,6 +27,8 @@ STEPS = 400  # more than 20 lives reach, so that every kill meets a process that
 COMBINATIONS = [
     ("sgd", "one-cycle"),
     ("sgd-momentum", "cosine"),
+    ("sgd-classic", "linear"),
+    ("delta-bar-delta", "exponential"),
     ("rmsprop", "warm-restarts"),
     ("adagrad", "sequential"),
     ("adam", "plateau"),

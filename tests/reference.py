@@ -1,7 +1,8 @@
-"""What is right: torch's own classes in float64, and LAMB in a few lines. Nothing of fusedopt is imported here."""
+"""What is right: torch's own classes in float64, and the others in a few lines. Nothing of fusedopt is imported."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,98 @@ from torch.optim import Optimizer
 FORMS = ("for-loop", "fused")
 
 
-class ReferenceLAMB(Optimizer):
+class _Plain(Optimizer):
+    """An optimizer that updates one parameter at a time, in the dtype of the parameters."""
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._step()
+        return loss
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    g = -p.grad if group["maximize"] else p.grad
+                    decayed = g + group["weight_decay"] * p if group["weight_decay"] else g
+                    self._update(p, decayed, self.state[p], group)
+
+    def _update(self, w: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class ReferenceClassicSGD(_Plain):
+    """SGD with the learning rate inside the velocity; with Nesterov, parameters are kept where gradients are taken."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        momentum_form: str = "classic",
+    ) -> None:
+        options = locals()
+        super().__init__(params, {k: v for k, v in options.items() if k not in ("self", "params", "__class__")})
+
+    def _update(self, w: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        lr, momentum = group["lr"], group["momentum"]
+        if momentum == 0:
+            w.sub_(lr * g)
+            return
+        if not state:
+            state["momentum_buffer"] = lr * g
+        else:
+            state["momentum_buffer"] = momentum * state["momentum_buffer"] + lr * (1 - group["dampening"]) * g
+        v = state["momentum_buffer"]
+        w.sub_(lr * g + momentum * v if group["nesterov"] else v)
+
+
+class ReferenceDeltaBarDelta(_Plain):
+    """Jacobs' gains by the sign of successive gradients, as in Hinton's lecture 6d."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        beta: float = 0.05,
+        momentum: float = 0.0,
+        min_gain: float = 0.01,
+        max_gain: float = 10.0,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        options = locals()
+        super().__init__(params, {k: v for k, v in options.items() if k not in ("self", "params", "__class__")})
+
+    def _update(self, w: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        if not state:
+            state["gain"], state["grad_sign"] = torch.ones_like(w), torch.zeros_like(w)
+        gain, before = state["gain"], state["grad_sign"]
+        same = ((g > 0) & (before > 0)) | ((g < 0) & (before < 0))
+        turned = ((g > 0) & (before < 0)) | ((g < 0) & (before > 0))
+        gain[same] += group["beta"]
+        gain[turned] *= 1 - group["beta"]
+        gain.clamp_(group["min_gain"], group["max_gain"])
+        before.copy_(g.sign())
+        before[g.isnan()] = 0
+        v = gain * g
+        if group["momentum"] != 0:
+            state.setdefault("momentum_buffer", torch.zeros_like(w))
+            v = state["momentum_buffer"].copy_(group["momentum"] * state["momentum_buffer"] + v)
+        w.sub_(group["lr"] * v)
+
+
+class ReferenceLAMB(_Plain):
     """LAMB as apex's FusedLAMB has it, with options, computed in the dtype of the parameters."""
 
     def __init__(
@@ -36,7 +128,7 @@ class ReferenceLAMB(Optimizer):
         super().__init__(params, {k: v for k, v in options.items() if k not in ("self", "params", "__class__")})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def _step(self) -> None:
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         global_norm = sum(float(p.grad.double().square().sum()) for p in params) ** 0.5
         limit = self.defaults["max_grad_norm"]
@@ -81,15 +173,23 @@ class ReferenceLAMB(Optimizer):
         w.sub_(group["lr"] * ratio * u)
 
 
+REFERENCES: dict[str, type[Optimizer]] = {
+    "SGD": ReferenceClassicSGD,
+    "LAMB": ReferenceLAMB,
+    "DeltaBarDelta": ReferenceDeltaBarDelta,
+}
+"""For what torch has not, by the name of our class."""
+
+
 class Reference:
-    """An optimizer to compare with: torch's class (or LAMB from above) in one of its forms.
+    """An optimizer to compare with: torch's class (or one from above) in one of its forms.
 
     Clipping, which torch has beside its optimizers, is done on copies of the gradients.
     """
 
     def __init__(
         self,
-        twin: type[Optimizer] | None,
+        cls: type[Optimizer],
         params: list[Tensor],
         groups: list[dict[str, Any]],
         kwargs: dict[str, Any],
@@ -99,12 +199,12 @@ class Reference:
     ) -> None:
         self.params = params
         self._max_grad_norm = None
-        if twin is None:
-            self.optimizer: Optimizer = ReferenceLAMB(groups, max_grad_norm=max_grad_norm, **kwargs)
+        if issubclass(cls, ReferenceLAMB):
+            self.optimizer: Optimizer = cls(groups, max_grad_norm=max_grad_norm, **kwargs)
         else:
             self._max_grad_norm = max_grad_norm
             form_kwargs = {"fused": True} if form == "fused" else {"foreach": False}
-            self.optimizer = twin(groups, **kwargs, **form_kwargs)
+            self.optimizer = cls(groups, **kwargs, **({} if issubclass(cls, _Plain) else form_kwargs))
 
     def step(self, grads: list[Tensor | None]) -> None:
         for p, grad in zip(self.params, grads, strict=True):

@@ -21,6 +21,8 @@ from fusedopt.training import Checkpoint, ResumableSampler
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: fusedopt.SGD(p, lr=0.05),
     "sgd-momentum": lambda p: fusedopt.SGD(p, lr=0.05, momentum=0.9, nesterov=True, max_grad_norm=1.0),
+    "sgd-classic": lambda p: fusedopt.SGD(p, lr=0.05, momentum=0.9, momentum_form="classic"),
+    "delta-bar-delta": lambda p: fusedopt.DeltaBarDelta(p, lr=0.05, momentum=0.5),
     "rmsprop": lambda p: fusedopt.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
     "adagrad": lambda p: fusedopt.Adagrad(p, lr=0.05, lr_decay=0.1),
     "adam": lambda p: fusedopt.Adam(p, lr=0.02, weight_decay=0.1, amsgrad=True),

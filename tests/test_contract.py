@@ -9,7 +9,6 @@ import gpu
 import pytest
 import torch
 from cases import BY_NAME, Case
-from reference import ReferenceLAMB
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as lrs
@@ -17,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import fusedopt
 
-SIX = [
+ONE_OF_EACH = [
     BY_NAME[name]
     for name in (
         "sgd-nesterov-decay",
@@ -26,14 +25,16 @@ SIX = [
         "adam-amsgrad-decay",
         "adamw-decay",
         "lamb-no-clip-decay",
+        "sgd-classic-nesterov-decay",
+        "delta-bar-delta-momentum-decay",
     )
 ]
 SHAPES = [(3,), (17, 5), ()]
-each_class = pytest.mark.parametrize("case", SIX, ids=str)
+each_class = pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 
 
 def counts_steps(case: Case) -> bool:
-    return case.cls is not fusedopt.SGD
+    return case.cls not in (fusedopt.SGD, fusedopt.DeltaBarDelta)
 
 
 def make_params(shapes: Any = SHAPES, dtypes: Any = (torch.float32,)) -> list[Tensor]:
@@ -42,20 +43,9 @@ def make_params(shapes: Any = SHAPES, dtypes: Any = (torch.float32,)) -> list[Te
     return [nn.Parameter(value.to(dtypes[i % len(dtypes)])) for i, value in enumerate(values)]
 
 
-class TwinLAMB(ReferenceLAMB):
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        super().step()
-        return loss
-
-
 def make_twin(case: Case, params: Any, **kwargs: Any) -> Optimizer:
-    if case.twin is None:
-        return TwinLAMB(params, **(case.kwargs | {"max_grad_norm": None} | kwargs))
-    return case.twin(params, **(case.kwargs | kwargs))
+    options = {"max_grad_norm": None} if case.cls is fusedopt.LAMB else {}
+    return case.reference(params, **(case.kwargs | options | kwargs))
 
 
 class Pair:
@@ -131,6 +121,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "adamw-decay": {"eps": 0.3, "maximize": True, "weight_decay": 0.9},
     "lamb-no-clip": {"betas": (0.5, 0.6), "weight_decay": 0.4, "trust_clip": 0.3},
     "lamb-no-clip-decay": {"bias_correction": False, "phi": (0.1, 0.2)},
+    "sgd-classic-decay": {"nesterov": True, "lr": 0.3, "momentum": 0.5},
+    "sgd-classic-dampening-decay": {"momentum": 0, "maximize": True},
+    "delta-bar-delta": {"momentum": 0.5, "lr": 0.3, "beta": 0.1},  # momentum switched on
+    "delta-bar-delta-momentum-decay": {"min_gain": 0.9, "max_gain": 1.1, "momentum": 0.2},
 }
 
 

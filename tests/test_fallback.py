@@ -13,14 +13,14 @@ import gpu
 import pytest
 import torch
 from cases import BY_NAME, Case
-from test_contract import SIX, counts_steps, each_class, make_params, make_twin, set_grads
+from test_contract import ONE_OF_EACH, counts_steps, each_class, make_params, make_twin, set_grads
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 import fusedopt
 
-FIVE = SIX[:-1]
+OF_TORCH = [case for case in ONE_OF_EACH if case.twin]
 
 
 def complex_and_real() -> list[Tensor]:
@@ -65,12 +65,12 @@ KINDS: dict[str, tuple[Callable[[], list[Tensor]], list[str]]] = {
 
 
 def native_twin(case: Case, params: Any) -> Optimizer:
-    """torch's class; LAMB has none, and is its own twin on torch's path."""
+    """torch's class; what has none is its own twin on torch's path."""
     return case.make(params) if case.twin is None else make_twin(case, params)
 
 
 def step_natively(opt: Optimizer) -> None:
-    with fusedopt.native():  # which changes LAMB alone, torch's classes do not know of it
+    with fusedopt.native():  # which torch's classes do not know of
         opt.step()
 
 
@@ -113,7 +113,7 @@ def test_expanded_parameter_is_refused_like_torchs(case: Case) -> None:
 
 
 def test_duplicate_parameter_has_torchs_warning_and_result() -> None:
-    for case in FIVE:
+    for case in OF_TORCH:
         results = []
         for make in case.make, lambda params, case=case: make_twin(case, params):
             a, b = make_params([(3,), (4,)])
@@ -150,7 +150,7 @@ def test_sparse_gradient(name: str, later: bool) -> None:
 
 @each_class
 def test_differentiable(case: Case) -> None:
-    """A gradient through the second step; LAMB's, which torch has not, against finite differences."""
+    """A gradient through the second step; where torch has no such class, against finite differences."""
 
     def train(make: Callable[..., Optimizer], x: Tensor) -> Tensor:
         first, p = torch.ones(3, dtype=torch.float64), x.clone()
@@ -212,7 +212,7 @@ def test_tensor_subclass_with_torch_dispatch(case: Case) -> None:
 
 
 @pytest.mark.parametrize("flags", [{"fused": True}, {"foreach": True}, {"fused": False, "foreach": False}], ids=str)
-@pytest.mark.parametrize("case", FIVE, ids=str)
+@pytest.mark.parametrize("case", OF_TORCH, ids=str)
 def test_flags_are_stored_and_choose_among_torchs_forms(case: Case, flags: dict[str, bool]) -> None:
     flags = {k: v for k, v in flags.items() if case.twin is not torch.optim.RMSprop or k == "foreach"}
     a, b = strided(), strided()
@@ -226,7 +226,7 @@ def test_flags_are_stored_and_choose_among_torchs_forms(case: Case, flags: dict[
     assert [e.path for e in ours.explain()] == ["torch", "fused"]
 
 
-@pytest.mark.parametrize("case", FIVE, ids=str)
+@pytest.mark.parametrize("case", OF_TORCH, ids=str)
 def test_native_runs_everything_on_torchs_path(case: Case) -> None:
     a, b = make_params(), make_params()
     ours, theirs = case.make(a), make_twin(case, b)

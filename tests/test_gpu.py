@@ -25,6 +25,8 @@ CASES = [
         "adam-amsgrad",
         "adamw",
         "lamb-no-clip",
+        "sgd-classic-dampening",
+        "delta-bar-delta-momentum",
     )
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -120,6 +122,14 @@ def test_changed_addresses_are_patched(tensors: int, patches: int) -> None:
     set_grads(params, 1)
     assert gpu.work(ours.step) == (1 + patches, 0, 0)
     assert len(held) == tensors
+
+
+def test_gains_need_no_step_count() -> None:
+    params = make_params()
+    set_grads(params, 0)
+    optimizer = fusedopt.DeltaBarDelta(params, lr=0.1, capturable=True)
+    optimizer.step()
+    assert all(list(optimizer.state[p]) == ["gain", "grad_sign"] for p in params)
 
 
 def test_only_what_has_changed_is_patched() -> None:

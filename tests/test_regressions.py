@@ -40,8 +40,8 @@ def test_tensors_of_zero_elements_anywhere(case: Case, empty: set[int]) -> None:
 @each_class
 def test_several_dtypes_in_one_group(case: Case) -> None:
     dtypes = torch.float32, torch.float64, torch.bfloat16, torch.float16
-    pair = Pair(case, [(5, 7)] * 4 + [(3,)] * 4, dtypes, eps=1e-3) if "sgd" not in case.name else None
-    pair = pair or Pair(case, [(5, 7)] * 4 + [(3,)] * 4, dtypes)
+    eps = {"eps": 1e-3} if "eps" in case.make(make_params()).defaults else {}
+    pair = Pair(case, [(5, 7)] * 4 + [(3,)] * 4, dtypes, **eps)
     for i in range(2):
         for opt, params in pair:
             set_grads(params, i)

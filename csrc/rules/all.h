@@ -4,6 +4,7 @@
 
 #include "adagrad.h"
 #include "adam.h"
+#include "delta_bar_delta.h"
 #include "lamb.h"
 #include "rmsprop.h"
 #include "sgd.h"
@@ -18,7 +19,9 @@
   X(adagrad, Adagrad<F>)                               \
   X(adam, Adam<F, false>)                              \
   X(adam_amsgrad, Adam<F, true>)                       \
-  X(lamb, Lamb<F>)
+  X(lamb, Lamb<F>)                                     \
+  X(delta_bar_delta, DeltaBarDelta<F, false>)          \
+  X(delta_bar_delta_momentum, DeltaBarDelta<F, true>)
 
 namespace fusedopt {
 

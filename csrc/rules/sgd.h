@@ -1,4 +1,5 @@
-// SGD with momentum, dampening and Nesterov, as torch.optim.SGD: the learning rate stands outside the buffer.
+// SGD with momentum, dampening and Nesterov: the learning rate stands outside the buffer, as in torch.optim.SGD, or
+// inside it (Sutskever et al., ICML 2013), which makes the buffer the velocity.
 #pragma once
 #include "common.h"
 
@@ -11,25 +12,26 @@ struct Sgd {
   static constexpr bool kCountsSteps = false;  // no `step` in the state: the count is 1 at first and 2 from then on
   static constexpr Operands kOperands = Momentum ? Operands{0b111, 0b101} : Operands{0b11, 0b01};
   struct Numbers {
-    double lr, momentum, dampening, nesterov, weight_decay, maximize;
+    double lr, momentum, dampening, nesterov, weight_decay, maximize, classic;
   };
 
   Gradient<F> gradient;
-  F lr, momentum, rate, lookahead, nesterov, first;
+  F inside, outside, momentum, rate, lookahead, nesterov, first;
 
   FUSEDOPT_HD Sgd(const Numbers& n, double count, double scale)
-      : gradient(scale, n.maximize != 0, n.weight_decay), lr(F(n.lr)), momentum(F(n.momentum)),
-        rate(F(1 - n.dampening)), lookahead(F(n.nesterov != 0 ? n.momentum : 1)), nesterov(F(n.nesterov != 0)),
-        first(F(count == 1)) {}
+      : gradient(scale, n.maximize != 0, n.weight_decay), inside(F(n.classic != 0 ? n.lr : 1)),
+        outside(F(n.classic != 0 && Momentum ? 1 : n.lr)), momentum(F(n.momentum)), rate(F(1 - n.dampening)),
+        lookahead(F(n.nesterov != 0 ? n.momentum : 1)), nesterov(F(n.nesterov != 0)), first(F(count == 1)) {}
 
   FUSEDOPT_HD void operator()(F& param, F grad, F& momentum_buffer, F&, F&) const {
     F direction = gradient(grad, param);
     if constexpr (Momentum) {
+      direction *= inside;
       const F next = madd(momentum, momentum_buffer, rate * direction);
       momentum_buffer = first != 0 ? direction : next;  // the first gradient is not dampened
       direction = madd(lookahead, momentum_buffer, nesterov != 0 ? direction : F(0));
     }
-    param = madd(-lr, direction, param);
+    param = madd(-outside, direction, param);
   }
 };
 

@@ -1,4 +1,4 @@
-"""The pictures of the documentation: `python -m fusedopt.examples.pictures averages capture --out docs`."""
+"""The pictures of the documentation: `python -m fusedopt.examples.pictures averages momentum --out docs`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+import fusedopt
 from fusedopt.averages import ewma, moving_average
 from fusedopt.data import make_hands
 from fusedopt.gradients import capture
 from fusedopt.models import HandClassifier
+from fusedopt.optim.sgd import MomentumForm
 from fusedopt.training import make_optimizer, seeded, train
 
 TEMPERATURES = (
@@ -58,7 +60,41 @@ def draw_capture(path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
-DRAWINGS = {"averages": draw_averages, "capture": draw_capture}
+def _step_lengths(form: MomentumForm, rates: Sequence[float]) -> list[float]:
+    """How far each step of SGD with momentum 0.9 goes where the gradient is always 1."""
+    p, lengths = torch.zeros((), dtype=torch.float64), []
+    optimizer = fusedopt.SGD([p], momentum=0.9, momentum_form=form)
+    for lr in rates:
+        before = p.item()
+        p.grad, optimizer.param_groups[0]["lr"] = torch.ones_like(p), lr
+        optimizer.step()
+        lengths.append(before - p.item())
+    return lengths
+
+
+def draw_momentum(path: Path) -> None:
+    """Draws the steps of both forms of momentum while the learning rate falls, and rises again."""
+    rates = [0.1] * 60 + [0.01] * 50 + [0.1] * 50
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    rate_axes, length_axes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2.4))
+    rate_axes.step(range(len(rates)), rates, where="mid", color="black", linewidth=1.5)
+    rate_axes.set(ylabel="learning rate", ylim=(0, 0.12), title="Two forms of momentum 0.9, the gradient always 1")
+    classic = {"color": "#1f6fb4", "linewidth": 4, "label": 'momentum_form="classic": lr inside'}
+    outside = {"color": "#e0a458", "linewidth": 2, "linestyle": "--", "label": 'momentum_form="torch": lr outside'}
+    length_axes.plot(_step_lengths("classic", rates), **classic)
+    length_axes.plot(_step_lengths("torch", rates), **outside)
+    arrow = {"arrowprops": {"arrowstyle": "->", "color": "#555555"}, "color": "#333333"}
+    length_axes.annotate("a constant rate:\nboth the same", xy=(18, 0.84), xytext=(24, 0.5), **arrow)
+    length_axes.annotate("the past is\nrescaled at once", xy=(59.6, 0.3), xytext=(35, 0.14), **arrow)
+    length_axes.annotate("past steps go on\nwith their own rate", xy=(66, 0.53), xytext=(73, 0.7), **arrow)
+    length_axes.set(xlabel="step", ylabel="length of the step", ylim=(0, 1.25))
+    length_axes.legend(frameon=False, loc="upper center", ncols=2)
+    for axes in (rate_axes, length_axes):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+DRAWINGS = {"averages": draw_averages, "capture": draw_capture, "momentum": draw_momentum}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -74,6 +74,10 @@ class FusedStep(Optimizer):
         """Whether the rule's arithmetic depends on how many steps there have been."""
         return True
 
+    def _torch_class_of(self, group: dict[str, Any]) -> type[Optimizer]:
+        """The class that steps what the fused path does not take of this group."""
+        return self._torch_class
+
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         """What torch says to a sparse gradient in this group, None where it takes one."""
         raise NotImplementedError

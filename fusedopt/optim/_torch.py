@@ -36,26 +36,32 @@ def torch_step(optimizer: FusedStep, indices: list[int], scale: float, *, guarde
     selected = _select(optimizer, indices)
     if not selected:
         return
-    cls = optimizer._torch_class
-    twin = cls.__new__(cls)
-    twin.__dict__.update(optimizer.__dict__)
-    # The gradients arrive unscaled and checked; torch's for-loop asserts that it is not asked to do that.
-    twin.__dict__.pop("grad_scale", None)
-    twin.__dict__.pop("found_inf", None)
-    twin.param_groups = [{**group, "params": params} for group, params in selected]
-    twin.defaults = {**optimizer.defaults, "max_grad_norm": None}
-    step = cls.step.__wrapped__ if getattr(cls.step, "hooked", False) else cls.step  # type: ignore[attr-defined]
-
-    params = [p for _, params in selected for p in params]
+    groups = [{**group, "params": params} for group, params in selected]
+    params = [p for group in groups for p in group["params"]]
     grads = [p.grad for p in params]
     with contextlib.ExitStack() as undo:
-        if guarded and any(_refusable(optimizer, group) for group in twin.param_groups):
+        if guarded and any(_refusable(optimizer, group) for group in groups):
             undo.enter_context(_restored_on_error(optimizer, params))
         if scale != 1:
             for p, grad in zip(params, grads, strict=True):
                 undo.callback(setattr, p, "grad", grad)
                 p.grad = None if grad is None else grad * scale
-        step(twin)
+        classes = [optimizer._torch_class_of(group) for group in groups]
+        for cls in dict.fromkeys(classes):
+            own = [group for group, its_class in zip(groups, classes, strict=True) if its_class is cls]
+            _step_twin(optimizer, cls, own)
+
+
+def _step_twin(optimizer: FusedStep, cls: type[Optimizer], groups: list[dict[str, Any]]) -> None:
+    twin = cls.__new__(cls)
+    twin.__dict__.update(optimizer.__dict__)
+    # The gradients arrive unscaled and checked; torch's for-loop asserts that it is not asked to do that.
+    twin.__dict__.pop("grad_scale", None)
+    twin.__dict__.pop("found_inf", None)
+    twin.param_groups = groups
+    twin.defaults = {**optimizer.defaults, "max_grad_norm": None}
+    step = cls.step.__wrapped__ if getattr(cls.step, "hooked", False) else cls.step  # type: ignore[attr-defined]
+    step(twin)
 
 
 def _refusable(optimizer: FusedStep, group: dict[str, Any]) -> bool:

@@ -1,36 +1,97 @@
-"""SGD with momentum and Nesterov."""
+"""SGD with momentum and Nesterov, the learning rate outside the momentum buffer or inside it."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
 
 _PLAIN, _MOMENTUM = _C.RULES["sgd"], _C.RULES["sgd_momentum"]
 
+MomentumForm = Literal["torch", "classic"]
+
+
+def _is_classic(group: dict[str, Any]) -> bool:
+    form = group.get("momentum_form", "torch")
+    if form not in ("torch", "classic"):
+        raise ValueError(f"Invalid momentum_form: {form!r}; it must be 'torch' or 'classic'")
+    return bool(form == "classic")
+
+
+class _ClassicSGD(Optimizer):
+    """SGD with classic momentum in plain PyTorch, to be read, and to step what the fused path does not take."""
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Any = None) -> Any:
+        """Performs one step, without clipping. The closure has been called by then."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(group, p, -p.grad if group["maximize"] else p.grad)
+
+    def _update(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
+        state, momentum = self.state[param], group["momentum"]
+        if group["weight_decay"] != 0:
+            grad = grad + group["weight_decay"] * (param.clone() if group["differentiable"] else param)
+        lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+        pull = lr * grad
+        if state.get("momentum_buffer") is None:  # the first gradient is not dampened
+            state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format).add_(pull.detach())
+        else:
+            state["momentum_buffer"].mul_(momentum).add_((1 - group["dampening"]) * pull)
+        velocity = state["momentum_buffer"]
+        param.sub_(momentum * velocity + pull if group["nesterov"] else velocity)
+
 
 class SGD(FusedStep, torch.optim.SGD):
-    """torch.optim.SGD with a fused step.
+    r"""torch.optim.SGD with a fused step, and with a choice of where the learning rate stands in the momentum.
+
+    With the gradient g (negated by `maximize`, with `weight_decay` times the parameter added), momentum :math:`\mu` and
+    dampening :math:`\tau`:
+
+    .. math::
+        \text{torch:}   \quad & v \leftarrow \mu v + (1 - \tau) g,      & w \leftarrow w - \eta v
+                              \quad & (\text{Nesterov: } w - \eta (g + \mu v)) \\
+        \text{classic:} \quad & v \leftarrow \mu v + (1 - \tau) \eta g, & w \leftarrow w - v
+                              \quad & (\text{Nesterov: } w - (\eta g + \mu v))
+
+    where the first v is g, or :math:`\eta g`. While the learning rate is constant, both go the same way. Under a
+    schedule the torch form rescales the velocity of the past at once; in the classic form, that of Sutskever et al.,
+    past steps go on with the rate that they were taken with, and a new rate takes about :math:`1 / (1 - \mu)` steps to
+    have its full effect.
+
+    The state of a parameter has, with momentum, `momentum_buffer` (shape and dtype of the parameter): v, so in the
+    classic form a velocity in the units of the parameter, smaller by the learning rate than the torch form's. (In
+    float16, where it may be too small, prefer the torch form.)
+
+    A state_dict says its form. `load_state_dict` converts the buffers of the other form, torch.optim.SGD's among them,
+    by the learning rate in the state_dict, so that the next step is the one that the saved optimizer would have made.
+    torch.optim.SGD cannot do this: it would read a classic velocity as a buffer of its own, and all but lose it. To go
+    there, load the classic state into ``SGD(..., momentum_form="torch")`` first, and its state_dict into torch's.
 
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, differentiable, fused: as in
             :class:`torch.optim.SGD`. `foreach` and `fused` are validated and stored and choose only among torch's own
             implementations, for parameters that take torch's path.
+        momentum_form: "torch" or "classic"; groups may differ. To change it in the middle of a run, save and load.
         capturable: whether the step may be captured in a CUDA graph.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
 
     Raises:
-        ValueError: where torch's class does, and for a negative `max_grad_norm`.
+        ValueError: where torch's class does, for a negative `max_grad_norm`, for an unknown `momentum_form`, and on
+            loading buffers of the other form with a learning rate of 0, by which nothing can be converted.
+
+    Source: https://proceedings.mlr.press/v28/sutskever13.html, and https://docs.pytorch.org/docs/stable/optim.html.
     """
 
     _torch_class = torch.optim.SGD
-    _group_options = ("capturable",)
+    _group_options = ("capturable", "momentum_form")
 
     def __init__(
         self,
@@ -45,9 +106,11 @@ class SGD(FusedStep, torch.optim.SGD):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        momentum_form: MomentumForm = "torch",
         capturable: bool = False,
         max_grad_norm: float | None = None,
     ) -> None:
+        _is_classic({"momentum_form": momentum_form})
         super().__init__(
             params,
             lr,
@@ -60,7 +123,23 @@ class SGD(FusedStep, torch.optim.SGD):
             differentiable=differentiable,
             fused=fused,
         )
-        self._options(max_grad_norm, capturable=capturable)
+        self._options(max_grad_norm, capturable=capturable, momentum_form=momentum_form)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's."""
+        if isinstance(param_group, dict):
+            _is_classic(param_group)
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        live = self.__dict__.get("param_groups", [])
+        for i, group in enumerate(state["param_groups"]):
+            classic = _is_classic(group)
+            group.setdefault("momentum_form", "torch")  # torch's own, and ours from before there was a choice
+            if i < len(live) and classic != _is_classic(live[i]):
+                _convert(state["state"], group, to_classic=not classic)
+                group["momentum_form"] = live[i]["momentum_form"]
+        super().__setstate__(state)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return (
@@ -71,6 +150,7 @@ class SGD(FusedStep, torch.optim.SGD):
             group["nesterov"],
             group["weight_decay"],
             group["maximize"],
+            _is_classic(group),
         )
 
     def _needs_count(self, group: dict[str, Any]) -> bool:
@@ -82,7 +162,27 @@ class SGD(FusedStep, torch.optim.SGD):
         for p in params:
             self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
+    def _torch_class_of(self, group: dict[str, Any]) -> type[Optimizer]:
+        return _ClassicSGD if _is_classic(group) and group["momentum"] != 0 else torch.optim.SGD
+
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         if group["weight_decay"] != 0:
             return "add(sparse, dense) is not supported. Use add(dense, sparse) instead."
         return None
+
+
+def _convert(states: dict[Any, Any], group: dict[str, Any], *, to_classic: bool) -> None:
+    """Replaces the momentum buffers of a group by those of the other form: velocity = lr * buffer."""
+    lr = float(group["lr"])
+    for p in group["params"]:
+        buffer = states.get(p, {}).get("momentum_buffer")
+        if buffer is None:
+            continue
+        if lr == 0:
+            forms = ("torch", "classic") if to_classic else ("classic", "torch")
+            raise ValueError(
+                "cannot load momentum buffers of momentum_form={!r} into an optimizer with {!r}: they are converted by "
+                "the learning rate, which is 0 in the state_dict. Keep the form, or load a state saved at another "
+                "rate.".format(*forms)
+            )
+        states[p] = {**states[p], "momentum_buffer": buffer * lr if to_classic else buffer / lr}
