@@ -90,7 +90,9 @@ def _decode(files: dict[str, bytes]) -> tuple[Tensor, Tensor]:
         if pixels.shape != (len(found), 3 * _SIZE * _SIZE) or not len(found):
             raise DataError(f"{name}: {list(pixels.shape)} values for {len(found)} labels; fetch it again")
         if not 0 <= int(found.min()) <= int(found.max()) < len(CLASSES):
-            raise DataError(f"{name}: labels {int(found.min())}..{int(found.max())} are outside of 0..9; fetch it again")
+            raise DataError(
+                f"{name}: labels {int(found.min())}..{int(found.max())} are outside of 0..9; fetch it again"
+            )
         images.append(pixels.view(-1, 3, _SIZE, _SIZE))
         labels.append(found)
     return torch.cat(images), torch.cat(labels)

@@ -1,7 +1,7 @@
 """Rock-Paper-Scissors: 2,892 rendered hands in three poses, RGB, of 300x300 pixels and resized here (CC BY 2.0).
 
-Source: Laurence Moroney, "Rock, Paper, Scissors Dataset", 2019, https://laurencemoroney.com/datasets.html. The archives'
-addresses and checksums are those of TensorFlow Datasets, `url_checksums/rock_paper_scissors.txt`.
+Source: Laurence Moroney, "Rock, Paper, Scissors Dataset", 2019, https://laurencemoroney.com/datasets.html.
+The archives' addresses and checksums are those of TensorFlow Datasets, `url_checksums/rock_paper_scissors.txt`.
 """
 
 from __future__ import annotations
