@@ -42,7 +42,7 @@ $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q --disable-pip-version-check "$(TORCH)" numpy setuptools wheel ninja
 	$(VENV)/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*p['examples'], *p['dev'], sep='\n')" > $(VENV)/requirements.txt
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt
+	$(VENV)/bin/pip install -q --disable-pip-version-check "$(TORCH)" -r $(VENV)/requirements.txt
 	touch $@
 
 $(VENV)/built: $(VENV)/ready setup.py $(SOURCES)

@@ -17,7 +17,7 @@ _COLUMNS = 10
 def draw_augmentations(load: Callable[[], ImageData], names: Sequence[str] | None = None, seed: int = 0) -> Figure:
     """Draws ten training images in the first row, and below what each augmentation makes of them.
 
-    Above a mixed image stands which classes it counts as, in percent.
+    Above a mixed image stand the two classes which it mostly counts as, in percent.
 
     Args:
         load: loads the data set; called once the names are known to be right.

@@ -93,12 +93,12 @@ class Flip(ImageAugmentation):
 class Crop(ImageAugmentation):
     """Pads all sides by `padding` pixels of the value `fill`, then cuts `size` x `size` pixels out at a random place.
 
-    By default the size is that of the images. A `fill` of None repeats the pixels at the border.
+    By default the size is that of the images, and the pixels at the border are repeated.
     """
 
     size: int | None = None
     padding: int = 4
-    fill: float | None = 0.0
+    fill: float | None = None
 
     def __post_init__(self) -> None:
         check_not_negative(padding=self.padding)
