@@ -121,9 +121,10 @@ def train(
                 data = hold_out(data, held_out)
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
+        tested = "test" if held_out is None else "held-out"
         torch.manual_seed(seed)  # of dropout
         count = sum(p.numel() for p in model.parameters())
-        note(f"{data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} test images")
+        note(f"{data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} {tested} images")
         note("normalised with the mean and standard deviation of the training images")
         rate = chosen.param_groups[0]["lr"]
         note(f"{type(model).__name__} with {count:,} parameters, {optimizer} with lr {rate:g}, seed {seed}")
@@ -142,7 +143,7 @@ def train(
         ):
             results.append(result)
             note(
-                f"epoch {result.number}/{epochs}: loss {result.loss:.4f}, test accuracy {100 * result.accuracy:.2f} %, "
+                f"epoch {result.number}/{epochs}: loss {result.loss:.4f}, {tested} accuracy {100 * result.accuracy:.2f} %, "
                 f"{result.seconds:.1f} s"
             )
         if not results:
@@ -150,7 +151,7 @@ def train(
             return
         seconds, step_seconds = sum(r.seconds for r in results), sum(r.step_seconds for r in results)
         typer.echo(
-            f"test accuracy {100 * results[-1].accuracy:.2f} %; {100 * step_seconds / seconds:.1f} % of the time in "
+            f"{tested} accuracy {100 * results[-1].accuracy:.2f} %; {100 * step_seconds / seconds:.1f} % of the time in "
             f"optimizer.step ({optimizer}: {step_seconds:.2f} s of {seconds:.2f} s training, without evaluation)"
         )
 
