@@ -142,17 +142,16 @@ def train(
             resume=resume,
         ):
             results.append(result)
-            note(
-                f"epoch {result.number}/{epochs}: loss {result.loss:.4f}, {tested} accuracy {100 * result.accuracy:.2f} %, "
-                f"{result.seconds:.1f} s"
-            )
+            share = f"{tested} accuracy {100 * result.accuracy:.2f} %"
+            note(f"epoch {result.number}/{epochs}: loss {result.loss:.4f}, {share}, {result.seconds:.1f} s")
         if not results:
             typer.echo(f"{checkpoint_dir} holds all of the {epochs} epochs; give a larger --epochs to train on")
             return
         seconds, step_seconds = sum(r.seconds for r in results), sum(r.step_seconds for r in results)
         typer.echo(
-            f"{tested} accuracy {100 * results[-1].accuracy:.2f} %; {100 * step_seconds / seconds:.1f} % of the time in "
-            f"optimizer.step ({optimizer}: {step_seconds:.2f} s of {seconds:.2f} s training, without evaluation)"
+            f"{tested} accuracy {100 * results[-1].accuracy:.2f} %; "
+            f"{100 * step_seconds / seconds:.1f} % of the time in optimizer.step "
+            f"({optimizer}: {step_seconds:.2f} s of {seconds:.2f} s training, without evaluation)"
         )
 
 
