@@ -248,6 +248,15 @@ def test_rps_is_downloaded_once_and_read_from_its_archives(small_rps, monkeypatc
         assert torch.equal(getattr(data, field), getattr(folders, field))
 
 
+@pytest.mark.usefixtures("no_environment")
+def test_rps_archive_without_all_images_is_counted(small_rps, monkeypatch):
+    contents = {"rps.zip": archive("test", "rps"), "rps-test-set.zip": archive("test", "rps-test-set")}
+    for name, content in contents.items():
+        monkeypatch.setitem(rps.ARCHIVES, name, digest(content, "sha256"))
+    with pytest.raises(DataError, match=r"rps\.zip: holds 2 of paper, 2 of rock, 2 of scissors where 3 of each"):
+        load_rps(fetch=lambda address: io.BytesIO(contents[address.rpartition("/")[2]]), notify=lambda line: None)
+
+
 def test_rps_wrong_archive_is_refused(tmp_path):
     (tmp_path / "rps").mkdir()
     (tmp_path / "rps" / "rps.zip").write_bytes(b"something else")

@@ -119,9 +119,21 @@ def test_training_sees_another_augmentation_each_epoch_and_resumes_it(data, tmp_
     assert all(map(torch.equal, straight.seen[1:], resumed.seen))
     plain, _ = run(1, seed=1)
     assert not torch.equal(plain.seen[0], straight.seen[0])
-    order = [torch.randperm(50, generator=g) for g in [torch.Generator().manual_seed(0)] for _ in range(2)]
-    first, second = (seen[o.argsort()] for seen, o in zip(straight.seen, order, strict=False))
-    assert not torch.allclose(first, second)  # the same images, augmented anew
+
+
+def test_every_epoch_and_every_run_has_a_seed_of_its_own(data, monkeypatch):
+    seeds = []
+    original = BatchLoader.batches
+
+    def spy(self, order, seed=0):
+        seeds.append(seed)
+        return original(self, order, seed)
+
+    monkeypatch.setattr(BatchLoader, "batches", spy)
+    for seed in (0, 1):
+        model = seeded(HandClassifier, 0)
+        list(train(model, torch.optim.SGD(model.parameters(), lr=0.1), data, epochs=3, seed=seed))
+    assert len({*seeds}) == 6
 
 
 def test_training_uses_the_loss_given(data):
