@@ -1,4 +1,4 @@
-"""Recipes that reach a given accuracy, over several seeds: `python -m fusedopt.examples.recipes rps --seeds 5`.
+"""Training recipes, measured over several seeds: `python -m fusedopt.examples.recipes rps --seeds 5`.
 
 The choices were made on a part of the training images: for Rock-Paper-Scissors on those of hands that were left out,
 one after the other, for Fashion-MNIST on a random tenth.
