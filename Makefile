@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-TORCH  ?= torch==2.14.1
+TORCH  ?= torch==2.14.1 torchvision==0.29.1
 JOBS   ?= 2
 OUT    ?= benchmarks/results/
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* tests/cuda_on_cpu/*.*)
@@ -58,9 +58,9 @@ sanitize: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check "$(TORCH)" numpy setuptools wheel ninja
+	$(VENV)/bin/pip install -q --disable-pip-version-check $(TORCH) numpy setuptools wheel ninja
 	$(VENV)/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*p['examples'], *p['dev'], sep='\n')" > $(VENV)/requirements.txt
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt
+	$(VENV)/bin/pip install -q --disable-pip-version-check $(TORCH) -r $(VENV)/requirements.txt
 	touch $@
 
 $(VENV)/built: $(VENV)/ready setup.py $(SOURCES)

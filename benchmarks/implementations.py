@@ -41,7 +41,8 @@ class OptimizerCase:
     def factories(self, capturable: bool = False) -> dict[str, Factory]:
         """How to make each implementation that exists, ours first; on request fit for a CUDA graph."""
         options = {"lr": LR, **self.options}
-        ours = {**options, **self.ours, **({"capturable": True} if capturable else {})}
+        graph = {"capturable": True} if capturable else {}
+        ours = {**options, **self.ours, **graph}
         factories: dict[str, Factory] = {OURS: functools.partial(_fusedopt, self.class_name, ours)}
         native = getattr(torch.optim, self.class_name, None)
         if self.class_name == "DeltaBarDelta":

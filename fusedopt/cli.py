@@ -14,7 +14,7 @@ from typing import Annotated
 # One by default: such small networks gain little by more and lose much on a busy machine, and the results would depend
 # on the number of cores.
 _THREADS_HELP = "CPU threads; networks as small as these gain little by more than one."
-_EXTRAS = ("typer", "tqdm", "matplotlib")
+_EXTRAS = ("typer", "tqdm", "matplotlib", "PIL")
 
 
 def _missing_extra(name: str) -> str:
@@ -55,7 +55,14 @@ def _about() -> None:
 
 @app.command()
 def train(
-    dataset: Annotated[str, typer.Argument(help="fashion-mnist, or hands: Rock-Paper-Scissors, drawn on the spot.")],
+    dataset: Annotated[
+        str,
+        typer.Argument(help="fashion-mnist, cifar10, rps: Rock-Paper-Scissors, or hands: the same drawn on the spot."),
+    ],
+    model_name: Annotated[
+        str | None,
+        typer.Option("--model", help="lenet, lecture-mlp, mlp3, cnn2, resnet9, resnet18; each data set has its own."),
+    ] = None,
     optimizer: Annotated[
         str, typer.Option(help="sgd, rmsprop, adagrad, adam, adamw, lamb; torch.adamw and so on for PyTorch's own.")
     ] = "adamw",
@@ -64,7 +71,11 @@ def train(
     weight_decay: Annotated[float | None, typer.Option(help="By default the optimizer's own.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights and of the order of the images.")] = 0,
+    augment: Annotated[str, typer.Option(help="Augmentations, e.g. crop,flip,cutout; see show-augmentations.")] = "",
+    held_out: Annotated[
+        float | None, typer.Option(help="Share of the training images to test on, in place of the test images.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights, and of order and augmentation of the images.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help=_THREADS_HELP)] = 1,
     data_dir: Annotated[
         Path | None,
@@ -78,9 +89,10 @@ def train(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
 ) -> None:
-    """Train a LeNet, and say how much of the time went into optimizer.step()."""
+    """Train a network, and say how much of the time went into optimizer.step()."""
     import torch
 
+    from fusedopt.data import compose, hold_out
     from fusedopt.examples.tasks import find_task
     from fusedopt.training import make_optimizer, seeded
     from fusedopt.training import train as training
@@ -92,7 +104,8 @@ def train(
 
         try:
             task = find_task(dataset)
-            model = seeded(task.model, seed)
+            model = seeded(lambda: task.network(model_name), seed)
+            augmentation = compose(filter(None, augment.split(",")), task.classes) if augment else None
             chosen = make_optimizer(optimizer, model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
@@ -103,10 +116,18 @@ def train(
                 typer.echo(line)
 
         data = task.load(data_dir, note)
+        if held_out is not None:
+            try:
+                data = hold_out(data, held_out)
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from error
+        tested = "test" if held_out is None else "held-out"
+        torch.manual_seed(seed)  # of dropout
         count = sum(p.numel() for p in model.parameters())
-        note(f"{data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} test images")
+        note(f"{data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} {tested} images")
         note("normalised with the mean and standard deviation of the training images")
-        note(f"LeNet with {count:,} parameters, {optimizer} with lr {chosen.param_groups[0]['lr']:g}, seed {seed}")
+        rate = chosen.param_groups[0]["lr"]
+        note(f"{type(model).__name__} with {count:,} parameters, {optimizer} with lr {rate:g}, seed {seed}")
         results = []
         for result in training(
             model,
@@ -115,22 +136,22 @@ def train(
             epochs=epochs,
             batch_size=batch_size,
             seed=seed,
+            augmentation=augmentation,
             progress=lambda batches, total: tqdm(batches, total=total, leave=False, disable=quiet),
             checkpoint_dir=checkpoint_dir,
             resume=resume,
         ):
             results.append(result)
-            note(
-                f"epoch {result.number}/{epochs}: loss {result.loss:.4f}, test accuracy {100 * result.accuracy:.2f} %, "
-                f"{result.seconds:.1f} s"
-            )
+            share = f"{tested} accuracy {100 * result.accuracy:.2f} %"
+            note(f"epoch {result.number}/{epochs}: loss {result.loss:.4f}, {share}, {result.seconds:.1f} s")
         if not results:
             typer.echo(f"{checkpoint_dir} holds all of the {epochs} epochs; give a larger --epochs to train on")
             return
         seconds, step_seconds = sum(r.seconds for r in results), sum(r.step_seconds for r in results)
         typer.echo(
-            f"test accuracy {100 * results[-1].accuracy:.2f} %; {100 * step_seconds / seconds:.1f} % of the time in "
-            f"optimizer.step ({optimizer}: {step_seconds:.2f} s of {seconds:.2f} s training, without evaluation)"
+            f"{tested} accuracy {100 * results[-1].accuracy:.2f} %; "
+            f"{100 * step_seconds / seconds:.1f} % of the time in optimizer.step "
+            f"({optimizer}: {step_seconds:.2f} s of {seconds:.2f} s training, without evaluation)"
         )
 
 
@@ -202,6 +223,31 @@ def find_learning_rate(
             typer.echo(f"fusedopt: the picture cannot be written ({error}); name another file with --out", err=True)
             raise typer.Exit(1) from error
         typer.echo(f"picture: {out}")
+
+
+@app.command()
+def show_augmentations(
+    dataset: Annotated[str, typer.Argument(help="fashion-mnist, cifar10, rps, or hands, which needs no download.")],
+    names: Annotated[list[str] | None, typer.Argument(help="crop, flip, ...; by default all of them.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is random.")] = 0,
+    data_dir: Annotated[Path | None, typer.Option(help="As for train.")] = None,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("augmentations.png"),
+) -> None:
+    """Draw a contact sheet: a row of images, and what each augmentation makes of them."""
+    with _one_line_errors():
+        from fusedopt.examples.contact_sheet import draw_augmentations
+        from fusedopt.examples.tasks import find_task
+
+        try:
+            figure = draw_augmentations(lambda: find_task(dataset).load(data_dir, typer.echo), names or None, seed)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        try:
+            figure.savefig(out, dpi=110)
+        except (OSError, ValueError) as error:
+            typer.echo(f"fusedopt: {out} cannot be written ({error}); name another file with --out", err=True)
+            raise typer.Exit(1) from error
+        typer.echo(f"{out}: {dataset}")
 
 
 @app.command()

@@ -17,7 +17,8 @@ from fusedopt.data import load_fashion_mnist, make_hands
 from fusedopt.data.fashion_mnist import MD5_SUMS
 from fusedopt.examples.demo import run_demo
 from fusedopt.examples.step_times import OURS, format_table, speedup
-from fusedopt.models import GarmentClassifier
+from fusedopt.examples.tasks import TASKS, Task
+from fusedopt.models import GarmentClassifier, HandClassifier
 from fusedopt.training import make_optimizer, seeded
 from fusedopt.training import train as train_loop
 from fusedopt.training.timing import Timing
@@ -137,7 +138,9 @@ def plain(text):
         (["fashion-mnist", "--optimizer", "lion"], "unknown optimizer 'lion'; choose one of sgd, rmsprop, adagrad,"),
         (["fashion-mnist", "--optimizer", "adam", "--momentum", "0.9"], "adam takes no momentum"),
         (["fashion-mnist", "--lr", "-1"], "Invalid learning rate: -1"),
-        (["mnist"], "unknown data set 'mnist'; choose one of fashion-mnist, hands"),
+        (["mnist"], "unknown data set 'mnist'; choose one of fashion-mnist, hands, rps, cifar10"),
+        (["hands", "--model", "vgg"], "unknown model 'vgg'; choose one of lenet,"),
+        (["hands", "--augment", "flip,shear"], "unknown augmentation 'shear'; choose from pad,"),
         (["fashion-mnist", "--epochs", "0"], "Invalid value for '--epochs'"),
         (["fashion-mnist", "--batch-size", "0"], "Invalid value for '--batch-size'"),
     ],
@@ -154,7 +157,12 @@ def test_info_prints_what_the_library_says():
 
 @pytest.mark.parametrize(
     ("module", "command"),
-    [("tqdm", ["train", "hands"]), ("matplotlib", ["demo"]), ("matplotlib", ["plot-schedule", "cosine"])],
+    [
+        ("tqdm", ["train", "hands"]),
+        ("matplotlib", ["demo"]),
+        ("matplotlib", ["plot-schedule", "cosine"]),
+        ("matplotlib", ["show-augmentations", "hands"]),
+    ],
 )
 def test_missing_extra_is_named(monkeypatch, module, command):
     for name in [n for n in sys.modules if n.startswith(("fusedopt.examples.", f"{module}."))]:
@@ -217,6 +225,78 @@ def test_table_compares_with_the_fastest_native():
     _, adamw, lamb = format_table({"adamw": row, "lamb": {OURS: timing(12.0)}}).splitlines()
     assert adamw.split() == ["AdamW", "10.0", "80.0", "50.0", "25.0", "2.50x"]
     assert lamb.split()[:6] == ["LAMB", "12.0", "-", "-", "-", "-"]
+
+
+@pytest.mark.parametrize("model", ["mlp3", "lecture-mlp", "cnn2", "lenet"])
+def test_train_takes_models_by_name(fashion, model):
+    output = train(fashion, "--model", model, "--epochs", 1, "--batch-size", 20).stdout
+    assert re.search(r"(MLP3|LectureMLP|CNN2|LeNet) with [\d,]+ parameters", output)
+    assert "epoch 1/1" in output
+
+
+def test_train_augments(fashion):
+    def losses(*arguments):
+        return re.findall(r"loss ([\d.]+)", train(fashion, "--epochs", 1, *arguments).stdout)
+
+    plain, augmented = losses(), losses("--augment", "crop,cutmix")
+    assert plain != augmented
+    assert losses("--augment", "crop,cutmix") == augmented
+
+
+def test_dropout_repeats_with_the_seed(fashion):
+    def losses(seed):
+        return re.findall(r"loss ([\d.]+)", train(fashion, "--epochs", 1, "--model", "mlp3", "--seed", seed).stdout)
+
+    torch.rand(3)  # the state of the global generator decides nothing
+    assert losses(0) == losses(0)
+    assert losses(0) != losses(1)
+
+
+def test_held_out_images_are_told_from_test_images(fashion):
+    lines = train(fashion, "--epochs", 1, "--held-out", 0.1).stdout.splitlines()
+    assert lines[0] == "fashion-mnist: 360 training and 40 held-out images"
+    assert all("test accuracy" not in line for line in lines)
+    assert lines[-1].startswith("held-out accuracy ")
+
+
+def test_held_out_needs_a_share(fashion):
+    output = plain(train(fashion, "--held-out", 1.5, code=2).stderr)
+    assert "a share of 1.5 of 400 images leaves none" in output
+
+
+@pytest.fixture
+def few_hands(monkeypatch):
+    data = make_hands(30, 3)
+    monkeypatch.setitem(TASKS, "hands", Task(lambda folder, notify: data, HandClassifier))
+
+
+@pytest.mark.usefixtures("few_hands")
+def test_show_augmentations_draws_a_contact_sheet(fashion, tmp_path):
+    sheets = {}
+    for name, arguments in {
+        "all": ["hands"],
+        "one": ["hands", "mosaic"],
+        "other": ["hands", "mosaic", "--seed", 1],
+        "gray": ["fashion-mnist", "flip", "--data-dir", fashion],
+    }.items():
+        path = tmp_path / f"{name}.png"
+        assert str(path) in run("show-augmentations", *arguments, "--out", path).stdout
+        sheets[name] = path.read_bytes()
+        assert sheets[name].startswith(b"\x89PNG")
+    heights = {name: struct.unpack(">2I", content[16:24])[1] for name, content in sheets.items()}
+    assert heights["all"] == pytest.approx(7.5 * heights["one"], abs=9)  # 15 rows, with the originals; 2 rows
+    assert len({*sheets.values()}) == 4
+
+
+@pytest.mark.usefixtures("few_hands")
+def test_show_augmentations_names_what_is_wrong(tmp_path):
+    message = plain(run("show-augmentations", "hands", "shear", code=2).stderr)
+    assert "unknown augmentation 'shear'; choose from pad," in message
+    assert "unknown data set 'mnist'" in plain(run("show-augmentations", "mnist", code=2).stderr)
+    (line,) = run("show-augmentations", "hands", "flip", "--out", tmp_path / "no" / "x.png", code=1).stderr.splitlines()
+    assert line.startswith(f"fusedopt: {tmp_path}/no/x.png cannot be written")
+    result = run("show-augmentations", "rps", "--data-dir", tmp_path, code=1)
+    assert result.stderr.startswith(f"fusedopt: {tmp_path}/rps/rps.zip: no such file")
 
 
 def test_train_resumes_from_its_checkpoints(fashion, tmp_path):

@@ -18,6 +18,8 @@ from fusedopt.data.images import DataError
 Fetcher = Callable[[str], AbstractContextManager[IO[bytes]]]
 """Opens an address for reading."""
 
+_ALGORITHMS = {32: "MD5", 64: "SHA256"}  # by the number of digits
+
 
 def open_url(address: str) -> AbstractContextManager[IO[bytes]]:
     """Opens an address with the standard library; gives up when the server is silent for 30 seconds."""
@@ -25,19 +27,25 @@ def open_url(address: str) -> AbstractContextManager[IO[bytes]]:
     return response
 
 
+def data_folder(name: str, data_dir: Path | str | None = None) -> Path | None:
+    """Returns the folder `name` in `data_dir` or in FUSEDOPT_DATA; None where neither is given."""
+    given = data_dir or os.environ.get("FUSEDOPT_DATA")
+    return Path(given).expanduser() / name if given else None
+
+
 def locate(
     name: str,
-    md5_sums: Mapping[str, str],
+    sums: Mapping[str, str],
     address: str,
     data_dir: Path | str | None = None,
     fetch: Fetcher = open_url,
     notify: Callable[[str], None] = print,
 ) -> Path:
-    """Returns the folder with a data set's files, all of them there and with the right MD5 sum.
+    """Returns the folder with a data set's files, all of them there and with the right checksum.
 
     Args:
         name: of the data set, and of its folder.
-        md5_sums: the MD5 sum of each file, by file name.
+        sums: the checksum of each file, by file name: MD5 or SHA-256, in hexadecimal.
         address: where the files can be downloaded, ending in a slash.
         data_dir: a folder that holds the folder `name`; by default the environment variable FUSEDOPT_DATA. Its files
             are read in place, and nothing is ever written there. Where neither is given, missing and damaged files are
@@ -48,28 +56,27 @@ def locate(
     Raises:
         DataError: a file is missing or damaged, or cannot be downloaded.
     """
-    given = data_dir or os.environ.get("FUSEDOPT_DATA")
-    if given:
-        folder = Path(given).expanduser() / name
-        for file, md5 in md5_sums.items():
-            _check(folder / file, md5)
+    folder = data_folder(name, data_dir)
+    if folder is not None:
+        for file, expected in sums.items():
+            check(folder / file, expected)
         return folder
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusedopt" / name
-    for file, md5 in md5_sums.items():
+    for file, expected in sums.items():
         path = folder / file
-        if not path.is_file() or _md5(path) != md5:
+        if not path.is_file() or checksum(path, len(expected)) != expected:
             notify(f"downloading {address}{file} to {folder}")
-            download(address + file, path, md5, fetch)
+            download(address + file, path, expected, fetch)
     return folder
 
 
-def download(address: str, path: Path, md5: str, fetch: Fetcher = open_url) -> None:
+def download(address: str, path: Path, expected: str, fetch: Fetcher = open_url) -> None:
     """Downloads a file; `path` appears only once it is complete and verified, whatever happens before.
 
     The bytes go to a temporary file beside `path`, which is renamed at the end and removed on any failure.
 
     Raises:
-        DataError: the address cannot be read, the folder cannot be written, or the MD5 sum is another.
+        DataError: the address cannot be read, the folder cannot be written, or the checksum is another.
     """
     advice = "check the network, or name a folder that has the file with --data-dir or FUSEDOPT_DATA"
     try:
@@ -81,8 +88,9 @@ def download(address: str, path: Path, md5: str, fetch: Fetcher = open_url) -> N
     try:
         with os.fdopen(handle, "wb") as target, fetch(address) as source:
             shutil.copyfileobj(source, target)
-        if _md5(partial) != md5:
-            raise DataError(f"{path}: the download from {address} is truncated or corrupt (wrong MD5 sum); {advice}")
+        if checksum(partial, len(expected)) != expected:
+            name = _ALGORITHMS[len(expected)]
+            raise DataError(f"{path}: the download from {address} is truncated or corrupt (wrong {name} sum); {advice}")
         partial.replace(path)
     except (OSError, http.client.HTTPException) as error:
         raise DataError(f"{path}: the download from {address} failed ({error}); {advice}") from error
@@ -90,16 +98,24 @@ def download(address: str, path: Path, md5: str, fetch: Fetcher = open_url) -> N
         partial.unlink(missing_ok=True)
 
 
-def _check(path: Path, md5: str) -> None:
+def checksum(path: Path, digits: int) -> str:
+    """Returns a file's MD5 sum for 32 `digits`, its SHA-256 sum for 64."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(_ALGORITHMS[digits], usedforsecurity=False)).hexdigest()
+
+
+def check(path: Path, expected: str) -> None:
+    """Compares a file with its checksum.
+
+    Raises:
+        DataError: the file is missing, cannot be read, or has another checksum.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file; put it there, or unset --data-dir and FUSEDOPT_DATA to download it")
     try:
-        found = _md5(path)
+        found = checksum(path, len(expected))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
-    if found != md5:
-        raise DataError(f"{path}: truncated or corrupt, its MD5 sum is {found}, not {md5}; fetch the file again")
-
-
-def _md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    if found != expected:
+        name = _ALGORITHMS[len(expected)]
+        raise DataError(f"{path}: truncated or corrupt, its {name} sum is {found}, not {expected}; fetch it again")

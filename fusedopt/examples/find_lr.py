@@ -18,7 +18,7 @@ from fusedopt.training.loop import Batch
 
 MODELS: dict[str, Callable[[ImageData], nn.Module]] = {
     "lenet": lambda data: LeNet(data.train_images.shape[1], len(data.classes)),
-    "mlp": lambda data: MLP(data.train_images[0].numel(), len(data.classes)),
+    "mlp": lambda data: MLP([data.train_images[0].numel(), 256, 128, len(data.classes)]),
 }
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
-from fusedopt.data import ImageData, load_fashion_mnist, make_hands
-from fusedopt.models import GarmentClassifier, HandClassifier
+from fusedopt.data import ImageData, load_cifar10, load_fashion_mnist, load_rps, make_hands
+from fusedopt.models import CNN2, GarmentClassifier, HandClassifier, ResNet9, make_model
 
 Notify = Callable[[str], None]
 
@@ -21,16 +21,30 @@ class Task:
     Attributes:
         load: takes the folder of the user's data sets (None for the default places) and a function that is told about
             downloads; raises DataError.
-        model: makes the network, with fresh weights.
+        model: makes the network that is trained unless another is named, with fresh weights.
+        channels, classes, size: of the images, for networks by name.
     """
 
     load: Callable[[Path | None, Notify], ImageData]
     model: Callable[[], nn.Module]
+    channels: int = 3
+    classes: int = 3
+    size: int = 28
+
+    def network(self, name: str | None = None) -> nn.Module:
+        """Makes the network of that name for these images, by default `model`; see `fusedopt.models.make_model`."""
+        if name is None:
+            return self.model()
+        return make_model(name, channels=self.channels, classes=self.classes, size=self.size)
 
 
 TASKS = {
-    "fashion-mnist": Task(lambda data_dir, notify: load_fashion_mnist(data_dir, notify=notify), GarmentClassifier),
+    "fashion-mnist": Task(
+        lambda data_dir, notify: load_fashion_mnist(data_dir, notify=notify), GarmentClassifier, channels=1, classes=10
+    ),
     "hands": Task(lambda data_dir, notify: make_hands(), HandClassifier),  # drawn, so there is nothing to find
+    "rps": Task(lambda data_dir, notify: load_rps(data_dir, notify=notify), lambda: CNN2(n_feature=5, p=0.3)),
+    "cifar10": Task(lambda data_dir, notify: load_cifar10(data_dir, notify=notify), ResNet9, classes=10, size=32),
 }
 
 

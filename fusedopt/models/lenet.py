@@ -1,4 +1,4 @@
-"""LeNet for 28x28 images: the layers of the PyTorch tutorial's GarmentClassifier, for any channels and classes."""
+"""LeNet for small images: the layers of the PyTorch tutorial's GarmentClassifier, for any channels and classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 class LeNet(nn.Module):
     """Two convolutions with pooling, three linear layers, ReLU between them.
 
-    Takes float [N, channels, 28, 28], returns unnormalised scores [N, classes].
+    Takes float [N, channels, size, size] of at least 16x16, returns unnormalised scores [N, classes].
 
     The module names (`conv1`, `conv2`, `fc1`, `fc2`, `fc3`) and their order are those of the tutorial, so that its
     checkpoints load and the same seed gives the same weights.
@@ -19,17 +19,20 @@ class LeNet(nn.Module):
     al., "Gradient-based learning applied to document recognition", Proceedings of the IEEE, 1998.
     """
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, size: int = 28) -> None:
         super().__init__()
+        side = ((size - 4) // 2 - 4) // 2
+        if side < 1:
+            raise ValueError(f"LeNet takes images of at least 16x16 pixels, not {size}x{size}")
         self.conv1 = nn.Conv2d(channels, 6, 5)
         self.pool = nn.MaxPool2d(2, 2)
         self.conv2 = nn.Conv2d(6, 16, 5)
-        self.fc1 = nn.Linear(16 * 4 * 4, 120)
+        self.fc1 = nn.Linear(16 * side * side, 120)
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns scores [N, classes] for images [N, channels, 28, 28]."""
+        """Returns scores [N, classes] for images [N, channels, size, size]."""
         features = self.pool(F.relu(self.conv1(images)))
         features = self.pool(F.relu(self.conv2(features)))
         features = torch.flatten(features, 1)

@@ -1,30 +1,103 @@
-"""A multilayer perceptron for small images."""
+"""Networks of linear layers: the lecture's and the homework's, for Fashion-MNIST."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from torch import Tensor, nn
+
+from fusedopt.models.blocks import initialize, make_activation, make_dropout, make_normalization
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them, on the flattened image.
+    """Linear layers, each but the last followed by normalization, activation and dropout.
 
-    Takes float [N, ...] with `inputs` values per image, returns unnormalised scores [N, classes].
+    Takes float [N, ...] of as many features as the first of the sizes says, returns unnormalised scores [N, last size].
 
     Args:
-        inputs: values per image.
-        classes: number of scores.
-        hidden: widths of the hidden layers.
+        sizes: features of the input, of each hidden layer, and of the scores.
+        activation: a key of `blocks.ACTIVATIONS`.
+        normalization: `none`, `batch`, `layer` or `group`.
+        dropout: share of the features that is dropped after each activation.
+        initialization: one of `blocks.INITIALIZATIONS`.
+
+    Raises:
+        ValueError: there are fewer than two sizes, or a name is unknown.
     """
 
-    def __init__(self, inputs: int, classes: int, hidden: tuple[int, ...] = (256, 128)) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        activation: str = "relu",
+        normalization: str = "none",
+        dropout: float = 0.0,
+        initialization: str = "default",
+    ) -> None:
         super().__init__()
+        if len(sizes) < 2:
+            raise ValueError(f"an MLP needs the sizes of its input and of its scores, not {list(sizes)}")
         layers: list[nn.Module] = [nn.Flatten()]
-        for width in hidden:
-            layers += [nn.Linear(inputs, width), nn.ReLU()]
-            inputs = width
-        self.layers = nn.Sequential(*layers, nn.Linear(inputs, classes))
+        for fan_in, fan_out in pairwise(sizes[:-1]):
+            layers += [
+                nn.Linear(fan_in, fan_out),
+                make_normalization(normalization, fan_out, spatial=False),
+                make_activation(activation),
+                make_dropout("dropout", dropout),
+            ]
+        layers.append(nn.Linear(sizes[-2], sizes[-1]))
+        self.layers = nn.Sequential(*layers)
+        initialize(self, initialization)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns scores [N, classes] for images [N, ...]."""
+        """Returns scores [N, classes]."""
         scores: Tensor = self.layers(images)
         return scores
+
+
+class LectureMLP(MLP):
+    """784-75-50-25-10 with tanh: the network of STAT 453, whose softmax belongs to the loss here.
+
+    Source: S. Raschka, STAT 453, https://github.com/rasbt/stat453-deep-learning-ss21.
+    """
+
+    def __init__(
+        self,
+        inputs: int = 784,
+        classes: int = 10,
+        *,
+        activation: str = "tanh",
+        normalization: str = "none",
+        dropout: float = 0.0,
+        initialization: str = "default",
+    ) -> None:
+        super().__init__(
+            (inputs, 75, 50, 25, classes),
+            activation=activation,
+            normalization=normalization,
+            dropout=dropout,
+            initialization=initialization,
+        )
+
+
+class MLP3(MLP):
+    """Exactly three linear layers, 784-512-256-10, with batch normalization and dropout between them."""
+
+    def __init__(
+        self,
+        inputs: int = 784,
+        classes: int = 10,
+        *,
+        activation: str = "relu",
+        normalization: str = "batch",
+        dropout: float = 0.2,
+        initialization: str = "default",
+    ) -> None:
+        super().__init__(
+            (inputs, 512, 256, classes),
+            activation=activation,
+            normalization=normalization,
+            dropout=dropout,
+            initialization=initialization,
+        )

@@ -2,10 +2,12 @@
 
 from fusedopt.training.checkpoint import Checkpoint, Position
 from fusedopt.training.loop import Epoch, Trajectory, accuracy, batches, predict, record_steps, seeded, train
+from fusedopt.training.losses import LOSSES, make_loss
 from fusedopt.training.optimizers import OPTIMIZERS, make_optimizer, optimizer_names
 from fusedopt.training.sampler import ResumableSampler
 
 __all__ = [
+    "LOSSES",
     "OPTIMIZERS",
     "Checkpoint",
     "Epoch",
@@ -14,6 +16,7 @@ __all__ = [
     "Trajectory",
     "accuracy",
     "batches",
+    "make_loss",
     "make_optimizer",
     "optimizer_names",
     "predict",

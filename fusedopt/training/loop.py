@@ -12,17 +12,21 @@ from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from fusedopt.data.augmentations import Augmentation
 from fusedopt.data.images import ImageData, Normalize
+from fusedopt.data.loader import BatchLoader, BatchTransform
 from fusedopt.training.checkpoint import Checkpoint
 from fusedopt.training.sampler import ResumableSampler
 
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
 """Wraps the batches of an epoch, given their number: for a progress bar."""
 
@@ -32,7 +36,7 @@ class Epoch:
     """One pass over the training images.
 
     Attributes:
-        loss: mean cross-entropy over the training images, each taken when its batch was trained on.
+        loss: mean loss over the training images, each taken when its batch was trained on.
         accuracy: share of the test images classified correctly after the epoch, 0 to 1.
         seconds: wall time of the training, evaluation not included.
         step_seconds: the part of `seconds` that was spent inside `optimizer.step()`.
@@ -81,13 +85,9 @@ def batches(
     Raises:
         ValueError: the batch size is below 1.
     """
-    order = torch.arange(len(labels)) if generator is None else torch.randperm(len(labels), generator=generator)
-    yield from _in_order(images, labels, order, batch_size)
-
-
-def _in_order(images: Tensor, labels: Tensor, order: Tensor, batch_size: int) -> Iterator[Batch]:
     if batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, not {batch_size}")
+    order = torch.arange(len(labels)) if generator is None else torch.randperm(len(labels), generator=generator)
     for index in torch.split(order, batch_size):
         yield images[index], labels[index]
 
@@ -100,13 +100,16 @@ def train(
     epochs: int,
     batch_size: int = 64,
     seed: int = 0,
+    augmentation: Augmentation | None = None,
+    loss_fn: Loss = F.cross_entropy,
     progress: Progress | None = None,
     checkpoint_dir: Path | None = None,
     resume: bool = False,
 ) -> Iterator[Epoch]:
-    """Trains with cross-entropy; yields the results of each epoch as it ends.
+    """Trains, by default with cross-entropy; yields the results of each epoch as it ends.
 
-    Images are normalised batch by batch, with mean and standard deviation of the training images.
+    Images are augmented and normalised batch by batch where the model is, with mean and standard deviation of the
+    training images.
 
     Args:
         model: float [B, C, H, W] to scores [B, classes]; left in evaluation mode.
@@ -114,7 +117,10 @@ def train(
         data: images and labels.
         epochs: number of passes over the training images.
         batch_size: images per step.
-        seed: of the order of the images.
+        seed: of the order of the images and of the augmentation.
+        augmentation: of the training images; None trains on them as they are.
+        loss_fn: takes scores [B, classes] and labels int64 [B], or probabilities [B, classes] where the augmentation
+            mixes images; returns the mean loss of the batch.
         progress: wraps the batches of each epoch.
         checkpoint_dir: the folder for a checkpoint after each epoch; None saves none.
         resume: go on after the last epoch in `checkpoint_dir`, and yield only those that follow. With the same
@@ -127,6 +133,9 @@ def train(
     normalize = Normalize(data.train_images)
     count = len(data.train_labels)
     sampler = ResumableSampler(count, seed=seed)
+    device = _device(model)
+    training = data.train_images, data.train_labels
+    loader = BatchLoader(training, batch_size, BatchTransform(normalize, augmentation), device=device)
     checkpoint = None
     if checkpoint_dir is not None:
         checkpoint = Checkpoint(checkpoint_dir, model=model, optimizer=optimizer, sampler=sampler)
@@ -136,18 +145,20 @@ def train(
             checkpoint.save(epoch=0, step=0)  # a folder that cannot be used is found now, not after an epoch
     while sampler.epoch < epochs:
         model.train()
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=device)
         step_seconds = 0.0
         start = perf_counter()
-        epoch: Iterable[Batch] = _in_order(data.train_images, data.train_labels, sampler.remaining(), batch_size)
+        # An epoch has a seed of its own, so that a run which goes on there sees what it would have seen.
+        epoch_seed = int(np.random.SeedSequence((seed % 2**64, sampler.epoch)).generate_state(1)[0])
+        epoch: Iterable[Batch] = loader.batches(sampler.remaining(), epoch_seed)
         if progress is not None:
             epoch = progress(epoch, -(-count // batch_size))
-        for images, labels in epoch:
-            loss = _backward(model, optimizer, normalize(images), labels)
+        for images, targets in epoch:
+            loss = _backward(model, optimizer, images, targets, loss_fn)
             before_step = perf_counter()
             optimizer.step()
             step_seconds += perf_counter() - before_step
-            total += loss * len(labels)
+            total += loss * len(targets)
         seconds = perf_counter() - start
         share = accuracy(model, data.test_images, data.test_labels, normalize)
         sampler.advance(count)
@@ -193,9 +204,11 @@ def record_steps(
     return trajectory
 
 
-def _backward(model: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor) -> Tensor:
+def _backward(
+    model: nn.Module, optimizer: Optimizer, images: Tensor, targets: Tensor, loss_fn: Loss = F.cross_entropy
+) -> Tensor:
     optimizer.zero_grad()
-    loss = F.cross_entropy(model(images), labels)
+    loss = loss_fn(model(images), targets)
     torch.autograd.backward(loss)
     return loss.detach()
 
@@ -204,8 +217,14 @@ def _backward(model: nn.Module, optimizer: Optimizer, images: Tensor, labels: Te
 def predict(model: nn.Module, images: Tensor, normalize: Normalize) -> Tensor:
     """Returns the label int64 [N] with the highest score for each uint8 image [N, C, H, W]."""
     model.eval()
-    labels: list[Tensor] = [model(normalize(batch)).argmax(dim=1) for batch in torch.split(images, 1000)]
-    return torch.cat(labels)
+    device = _device(model)
+    labels: list[Tensor] = [model(normalize(batch.to(device))).argmax(dim=1) for batch in torch.split(images, 1000)]
+    return torch.cat(labels).to(images.device)
+
+
+def _device(model: nn.Module) -> torch.device:
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, normalize: Normalize) -> float:

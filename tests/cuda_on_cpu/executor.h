@@ -48,6 +48,9 @@
 struct uint3 {
   unsigned x, y, z;
 };
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
@@ -175,4 +178,8 @@ V __ldg(const V* address) {
 template <class V>
 V __ldcg(const V* address) {
   return *address;
+}
+template <class V>
+void __stcg(V* address, V value) {
+  *address = value;
 }

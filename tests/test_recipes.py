@@ -1,0 +1,50 @@
+"""The recipes: what is trained on, and with which learning rates."""
+
+import pytest
+import torch
+
+from fusedopt.data import make_hands
+from fusedopt.examples import recipes
+from fusedopt.examples.recipes import RECIPES, Recipe, run
+from fusedopt.models import HandClassifier
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_hands(60, 12)
+
+
+def test_recipe_repeats_and_trains_on_what_is_not_held_out(data, monkeypatch):
+    seen, rates, optimizers = [], [], []
+
+    def spy(model, optimizer, data, **options):
+        optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+        seen.append(data)
+        optimizers.append(optimizer)
+        return original(model, optimizer, data, **options)
+
+    original = recipes.train
+    monkeypatch.setattr(recipes, "train", spy)
+    recipe = Recipe(HandClassifier, epochs=2, batch_size=20, max_lr=2e-3, held_out=0.25)
+    losses = [[epoch.loss for epoch in run(recipe, data, seed)] for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+    assert len(seen[0].train_labels) == 45
+    assert torch.equal(seen[0].test_images, data.test_images)
+    assert len(rates) == 3 * 2 * 3
+    assert max(rates) == pytest.approx(2e-3, rel=0.05)
+    assert rates[0] == pytest.approx(2e-3 / 25)
+    assert [o.param_groups[0]["lr"] for o in optimizers] == [pytest.approx(2e-3 / 25 / 1e4)] * 3  # the cycle is over
+
+
+def test_command_prints_each_seed_and_the_mean(data, monkeypatch, capsys):
+    small = Recipe(HandClassifier, epochs=1, batch_size=30, max_lr=1e-3)
+    monkeypatch.setitem(RECIPES, "rps", small)
+    monkeypatch.setattr("fusedopt.examples.tasks.load_rps", lambda data_dir, notify: data)
+    recipes.main(["rps", "--seeds", "2", "--optimizer", "torch.adamw"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["seed 0", "seed 1", "mean of 2 seeds"]
+    with pytest.raises(SystemExit):
+        recipes.main(["rps", "--seeds", "0"])
+    assert "--seeds must be at least 1" in capsys.readouterr().err
