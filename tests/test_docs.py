@@ -20,7 +20,8 @@ PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
 def surroundings():
     """What a snippet may take for granted: a training script in small."""
     model, criterion = GarmentClassifier(), nn.CrossEntropyLoss()
-    optimizer = fusedopt.AdamW(model.parameters())
+    params = list(model.parameters())
+    optimizer = fusedopt.AdamW(params)
     dataset = TensorDataset(torch.randn(96, 1, 28, 28), torch.zeros(96, dtype=torch.long))
     train_loader = DataLoader(dataset, batch_size=16, shuffle=True)
 

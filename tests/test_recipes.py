@@ -1,11 +1,14 @@
 """The recipes: what is trained on, and with which learning rates."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fusedopt.data import make_hands
 from fusedopt.examples import recipes
 from fusedopt.examples.recipes import RECIPES, Recipe, run
+from fusedopt.examples.tasks import TASKS
 from fusedopt.models import HandClassifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +44,7 @@ def test_recipe_repeats_and_trains_on_what_is_not_held_out(data, monkeypatch):
 def test_command_prints_each_seed_and_the_mean(data, monkeypatch, capsys):
     small = Recipe(HandClassifier, epochs=1, batch_size=30, max_lr=1e-3)
     monkeypatch.setitem(RECIPES, "rps", small)
-    monkeypatch.setattr("fusedopt.examples.tasks.load_rps", lambda data_dir, notify: data)
+    monkeypatch.setitem(TASKS, "rps", replace(TASKS["rps"], load=lambda data_dir, notify: data))
     recipes.main(["rps", "--seeds", "2", "--optimizer", "torch.adamw"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["seed 0", "seed 1", "mean of 2 seeds"]
