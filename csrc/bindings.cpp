@@ -24,7 +24,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("STATES") = states;
   m.attr("TRANSFERS") = transfers;  // of an element in one step, reads and writes
 
-  m.attr("GPU") = gpu::kIsBuilt ? py::object(py::str(c10::DeviceTypeName(gpu::kDeviceType, true))) : py::none();
+  m.attr("GPU") = kHasGpu ? py::object(py::str(c10::DeviceTypeName(gpu::kDeviceType, true))) : py::none();
   m.def("is_capturing", &gpu::is_capturing, "Whether the current stream of the GPU is being captured.");
   m.def("clip_coefficient", &clip_coefficient, "What gradients of a norm are multiplied by to clip it.");
   m.def("isa", &cpu::isa, "The instruction set in use on the CPU.");

@@ -6,6 +6,7 @@
 
 namespace fusedopt {
 namespace gpu = cuda;
+constexpr bool kHasGpu = true;
 using Gpu = cuda::BackEnd;
 }  // namespace fusedopt
 #else
@@ -16,8 +17,8 @@ using Gpu = cuda::BackEnd;
 #include "chunks.h"
 
 namespace fusedopt {
+constexpr bool kHasGpu = false;
 namespace gpu {
-constexpr bool kIsBuilt = false;
 constexpr at::DeviceType kDeviceType = at::DeviceType::COMPILE_TIME_MAX_DEVICE_TYPES;  // no tensor's
 inline bool is_capturing() { return false; }
 inline bool counts(const at::TensorImpl&, int, bool) { return false; }

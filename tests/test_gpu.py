@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cases
 import gpu
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import fusedopt
+from fusedopt import _C
 
 if not gpu.AVAILABLE:
     pytest.skip("no GPU; make test runs this on the CPU in a build of its own", allow_module_level=True)
@@ -29,6 +31,7 @@ CASES = [
         "delta-bar-delta-momentum",
     )
 ]
+ALL_CASES = [case for case in cases.CASES if not case.max_grad_norm]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 ELEMENTWISE = [case for case in CASES if case.cls is not fusedopt.LAMB]
 SHAPES = [(3,), (16, 7), (0,), (20_000,), (64,)]
@@ -73,6 +76,23 @@ def test_launches(case: Case, clip: float | None) -> None:
     set_grads(params, 0)
     launches = (3 if case.cls is fusedopt.LAMB else 1) + (clip is not None)
     assert steady(case.make(params, max_grad_norm=clip)) == (launches, 0, 0)
+
+
+@pytest.mark.skipif(not gpu.ON_CPU, reason="the executor counts bytes, a profiler does not")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("case", ALL_CASES, ids=str)
+def test_bytes_are_the_declared_ones(case: Case, dtype: torch.dtype) -> None:
+    """Every operand is moved once, also by tensors that are not aligned; LAMB's update reads what it needs again."""
+    params = make_params([(16 * 1024 + 11,), (64,), (1,), (1003,)], dtype)
+    params[1] = torch.randn(65, device=gpu.DEVICE).to(dtype)[1:].requires_grad_()
+    set_grads(params, 0)
+    ours = case.make(params, max_grad_norm=None)
+    ours.step()
+    gpu.work(ours.step)
+    _C.executor.counters()
+    ours.step()
+    *_, loaded, stored = _C.executor.counters()
+    assert loaded + stored == ours.bytes_per_step()  # type: ignore[attr-defined]
 
 
 def test_one_launch_for_each_dtype() -> None:

@@ -9,13 +9,10 @@
 #include "device.h"
 
 namespace fusedopt::cuda {
-namespace {
 
-at::Tensor scalar(const at::Tensor& bytes, size_t at) {
+static at::Tensor scalar(const at::Tensor& bytes, size_t at) {
   return bytes.narrow(0, int64_t(at), sizeof(double)).view(at::kDouble).squeeze();
 }
-
-}  // namespace
 
 void BackEnd::recut(const std::vector<Tensor>& tensors) {
   std::vector<int32_t> order;
@@ -97,7 +94,8 @@ void BackEnd::patch(DeviceTable& table, const std::vector<Tensor>& tensors) {
 at::Tensor BackEnd::copy(const std::vector<char>& bytes, size_t room) {
   std::optional<BesideCapture> beside;
   if (is_capturing()) beside.emplace();
-  at::Tensor memory = allocate(device_, bytes.size() + room);
+  const at::Device device(kDeviceType, static_cast<c10::DeviceIndex>(device_));
+  at::Tensor memory = at::empty({int64_t(bytes.size() + room)}, at::TensorOptions(at::kByte).device(device));
   upload(memory.data_ptr(), bytes.data(), bytes.size(), current_stream());
   if (beside) beside->wait();
   return memory;
@@ -145,8 +143,7 @@ void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling) {
 }
 
 size_t BackEnd::memory() const {
-  size_t bytes = batches_.capacity() * sizeof(Batch) + chunks_.capacity() * sizeof(Chunk) +
-                 first_chunks_.capacity() * sizeof(int32_t);
+  size_t bytes = chunks_.capacity() * sizeof(Chunk) + first_chunks_.capacity() * sizeof(int32_t);
   for (const auto& [stream, table] : tables_) bytes += table.tensors.capacity() * sizeof(Tensor);
   return bytes;
 }

@@ -41,13 +41,3 @@ class BesideCapture {
 
 }  // namespace fusedopt::cuda
 #endif
-
-namespace fusedopt::cuda {
-
-constexpr bool kIsBuilt = true;
-
-inline at::Tensor allocate(int device, size_t bytes) {
-  return at::empty({int64_t(bytes)}, at::TensorOptions(at::kByte).device(kDeviceType, c10::DeviceIndex(device)));
-}
-
-}  // namespace fusedopt::cuda

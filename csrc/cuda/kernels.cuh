@@ -7,8 +7,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
-#define ASSUME_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))  // or every access asks which memory it is in
 #endif
+#include <bit>
 #include <tuple>
 #include <type_traits>
 
@@ -82,18 +82,24 @@ __device__ __forceinline__ Rule rule_of(const Args& args, const Tensor& t) {
   return *reinterpret_cast<const Rule*>(folded);
 }
 
-// N neighbours, in one access where they are aligned to 16 bytes. That the access is asked for by name keeps the
-// compiler from merging it with the other case; either way it is one to global memory. What a step touches it touches
-// once: it goes past the first-level cache.
-template <class Neighbours>
-__device__ __forceinline__ Neighbours load(const void* at) {
-  if constexpr (alignof(Neighbours) == 16) return __builtin_bit_cast(Neighbours, __ldcg(static_cast<const uint4*>(at)));
-  else return *static_cast<const Neighbours*>(at);
+// What one access moves: 16 bytes, or an element where the addresses are not aligned to that. It is asked for by name:
+// that keeps the compiler from merging the two cases, and says that the memory is global. What a step touches it
+// touches once, so it goes past the first-level cache.
+template <size_t Bytes>
+using Access = std::tuple_element_t<std::bit_width(Bytes) - 2, std::tuple<unsigned short, float, double, uint4>>;
+template <class T, class A = Access<alignof(T)>>
+using Accesses = Pack<A, sizeof(T) / sizeof(A), alignof(A)>;
+
+template <class T>
+__device__ __forceinline__ T load(const T* at) {
+  Accesses<T> parts;
+  for (int i = 0; auto& part : parts.x) part = __ldcg(reinterpret_cast<const Access<alignof(T)>*>(at) + i++);
+  return __builtin_bit_cast(T, parts);
 }
-template <class Neighbours>
-__device__ __forceinline__ void store(void* at, const Neighbours& value) {
-  if constexpr (alignof(Neighbours) == 16) __stcg(static_cast<uint4*>(at), __builtin_bit_cast(uint4, value));
-  else *static_cast<Neighbours*>(at) = value;
+template <class T>
+__device__ __forceinline__ void store(T* at, const T& value) {
+  const auto parts = __builtin_bit_cast(Accesses<T>, value);
+  for (int i = 0; const auto& part : parts.x) __stcg(reinterpret_cast<Access<alignof(T)>*>(at) + i++, part);
 }
 
 // Loads N neighbours of every operand that is read, for U places kThreads * N apart, before it computes on any of them;
@@ -109,7 +115,7 @@ __device__ __forceinline__ void visit(T* const (&p)[kMaxOperands], int begin, in
       const int i = first + u * kThreads * N;
 #pragma unroll
       for (int k = 0; k < kMaxOperands; ++k)
-        if ((Reads >> k & 1) && i < end) pack[u][k] = load<Neighbours>(p[k] + i);
+        if ((Reads >> k & 1) && i < end) pack[u][k] = load(reinterpret_cast<const Neighbours*>(p[k] + i));
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) {
@@ -121,13 +127,11 @@ __device__ __forceinline__ void visit(T* const (&p)[kMaxOperands], int begin, in
 #pragma unroll
         for (int k = 0; k < kMaxOperands; ++k) x[k] = Reads >> k & 1 ? widen(pack[u][k].x[n]) : F(0);
         body(x[0], x[1], x[2], x[3], x[4]);
-#pragma unroll
         for (int k = 0; k < kMaxOperands; ++k)
           if (Writes >> k & 1) pack[u][k].x[n] = narrow(x[k], T{});
       }
-#pragma unroll
       for (int k = 0; k < kMaxOperands; ++k)
-        if (Writes >> k & 1) store(p[k] + i, pack[u][k]);
+        if (Writes >> k & 1) store(reinterpret_cast<Neighbours*>(p[k] + i), pack[u][k]);
     }
   }
 }
@@ -142,10 +146,8 @@ __device__ __forceinline__ void sweep(const Tensor& t, const Chunk& chunk, Body 
   constexpr int kUnroll = kReads == 1 ? 4 : kReads == 2 || (kReads == 3 && sizeof(T) > 2) ? 2 : 1;
   T* p[kMaxOperands];
   uintptr_t address = 0;
-#pragma unroll
   for (int k = 0; k < kMaxOperands; ++k) {
     p[k] = static_cast<T*>(t.addr[k]) + chunk.begin;
-    ASSUME_GLOBAL(p[k]);
     if ((Reads | Writes) >> k & 1) address |= reinterpret_cast<uintptr_t>(p[k]);
   }
   const int grouped = chunk.count / kNumber * kNumber;
@@ -283,7 +285,6 @@ __global__ void __launch_bounds__(kThreads) sum_squares(const View view, const S
   *view.square_sum = sum, *view.norm = square_root(sum) * (scale < 0 ? -scale : scale);
 }
 
-// Words of the table that have changed.
 template <int Capacity>
 struct Patches {
   uint64_t* words;

@@ -11,11 +11,11 @@ void bind_executor(py::module_& m) {
   e.def(
       "counters",
       [] {
-        const auto [launches, copies, memsets] = executor::counters;
+        const executor::Counters c = executor::counters;
         executor::counters = {};
-        return std::tuple(launches, copies, memsets);
+        return std::tuple(c.launches, c.copies, c.memsets, c.loaded, c.stored);
       },
-      "Launches, copies and memsets since the last call.");
+      "Launches, copies, memsets, and bytes that kernels loaded and stored, since the last call.");
   e.def("set_stream", [](int number) { executor::set_stream(number ? executor::stream(number) : nullptr); });
   e.def("begin_capture", [] { executor::begin_capture(executor::current_stream()); });
   e.def("end_capture", &executor::end_capture);

@@ -43,8 +43,6 @@
   static char name##_identity; \
   auto& name = *static_cast<std::add_pointer_t<__VA_ARGS__>>(executor::shared(&name##_identity, sizeof(__VA_ARGS__)))
 
-#define ASSUME_GLOBAL(pointer) static_cast<void>(pointer)
-
 struct uint3 {
   unsigned x, y, z;
 };
@@ -79,8 +77,14 @@ namespace executor {
 // What has run. Work that is captured counts when it is replayed, each time.
 struct Counters {
   int64_t launches = 0, copies = 0, memsets = 0;
+  int64_t loaded = 0, stored = 0;  // bytes, of __ldcg and __stcg
 };
 extern Counters counters;  // to be read and reset (counters = {}) by tests
+
+// No kernel's thread races with another for it.
+inline void count(int64_t& counter, int64_t more) {
+  __atomic_store_n(&counter, __atomic_load_n(&counter, __ATOMIC_RELAXED) + more, __ATOMIC_RELAXED);
+}
 
 // Streams 1 to 8; the default stream is null. On all of them work is done when the call returns.
 cudaStream_t stream(int number);
@@ -177,9 +181,11 @@ V __ldg(const V* address) {
 }
 template <class V>
 V __ldcg(const V* address) {
+  executor::count(executor::counters.loaded, sizeof(V));
   return *address;
 }
 template <class V>
 void __stcg(V* address, V value) {
+  executor::count(executor::counters.stored, sizeof(V));
   *address = value;
 }
