@@ -23,7 +23,12 @@ from fusedopt.examples.tasks import find_task
 from fusedopt.training import OPTIMIZERS, make_optimizer, train
 from fusedopt.training.timing import machine
 
-SUBJECTS = {"LeNet": ("fashion-mnist", "lenet"), "MLP": ("fashion-mnist", "mlp")}
+SUBJECTS = {
+    "LeNet": ("fashion-mnist", "lenet"),
+    "MLP": ("fashion-mnist", "mlp"),
+    "CNN2": ("rps", "cnn2"),
+    "ResNet-9": ("cifar10", "resnet9"),
+}
 METHOD = "minimum"  # the default of find_lr
 FACTORS = {"third": 1 / 3, "suggested": 1.0, "three times": 3.0}
 OTHERS = ("steepest", "valley", "slide")
@@ -48,17 +53,25 @@ def validation_split(data: ImageData, count: int, validation: int, seed: int) ->
     )
 
 
-def study(data: ImageData, subject: str, optimizer: str, seeds: Sequence[int], epochs: int) -> Row:
+def study(
+    data: ImageData,
+    subject: str,
+    optimizer: str,
+    seeds: Sequence[int],
+    epochs: int,
+    iterations: int,
+    others: Sequence[str],
+) -> Row:
     """Suggestions and accuracies for one network and optimizer, one of each per seed."""
     _, model = SUBJECTS[subject]
     suggestions: dict[str, list[float | None]] = {method: [] for method in (METHOD, *OTHERS)}
     accuracies: dict[str, list[float]] = {name: [] for name in (*FACTORS, *OTHERS)}
     for seed in seeds:
-        found = find_on(data, model, optimizer, seed=seed).suggestions
+        found = find_on(data, model, optimizer, seed=seed, num_iter=iterations).suggestions
         for method, lrs in suggestions.items():
             lrs.append(found.get(method))
         wanted = {name: factor * found[METHOD] for name, factor in FACTORS.items() if METHOD in found}
-        for name, lr in (wanted | {m: found[m] for m in OTHERS if m in found}).items():
+        for name, lr in (wanted | {m: found[m] for m in others if m in found}).items():
             network = make_model(model, data, seed)
             chosen = make_optimizer(optimizer, network.parameters(), lr=lr)
             *_, last = train(network, chosen, data, epochs=epochs, seed=seed)
@@ -102,6 +115,8 @@ def summary(rows: Sequence[Row]) -> str:
             best = max(mean(values) for values in row["accuracies"].values() if values)
             lost += [100 * (best - value) for value in row["accuracies"][name]]
         refused = sum(len(row["suggestions"][METHOD]) for row in rows) - len(lost)
+        if not lost:
+            continue
         label = METHOD if name == "suggested" else name
         lines.append(
             f"{label:<9} loses {mean(lost):4.1f} points on average, {max(lost):4.1f} at worst; "
@@ -115,7 +130,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     networks = list(dict.fromkeys(row["network"] for row in rows))
-    figure = Figure(figsize=(6 * len(networks), 5), layout="constrained")
+    figure = Figure(figsize=(max(9, 6 * len(networks)), 5), layout="constrained")
     panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
     styles = {"third": ("v", "#8ab6d6"), "suggested": ("o", "#d62728"), "three times": ("^", "#1f4e79")}
     for axes, network in zip(panels, networks, strict=True):
@@ -146,18 +161,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--images", type=int, default=6_000, help="training images")
     parser.add_argument("--validation", type=int, default=5_000, help="validation images")
+    parser.add_argument("--iterations", type=int, default=100, help="learning rates that the finder tries")
+    parser.add_argument("--others", nargs="*", choices=OTHERS, default=OTHERS, help="methods to train at, too")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     start = perf_counter()
     rows = []
     for subject in options.networks:
         data = find_task(SUBJECTS[subject][0]).load(options.data_dir, print)
         data = validation_split(data, options.images, options.validation, seed=0)
         for optimizer in options.optimizers:
-            rows.append(study(data, subject, optimizer, options.seeds, options.epochs))
+            row = study(data, subject, optimizer, options.seeds, options.epochs, options.iterations, options.others)
+            rows.append(row)
             print(markdown(rows[-1:]).splitlines()[-1], flush=True)
     title = (
         f"{options.images:,} training and {options.validation:,} validation images, {options.epochs} epochs of batches "

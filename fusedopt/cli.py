@@ -177,8 +177,8 @@ def demo(
 
 @app.command(name="find-lr")
 def find_learning_rate(
-    dataset: Annotated[str, typer.Argument(help="fashion-mnist, or hands: Rock-Paper-Scissors, drawn on the spot.")],
-    model: Annotated[str, typer.Option(help="lenet or mlp.")] = "lenet",
+    dataset: Annotated[str, typer.Argument(help="As in train.")],
+    model: Annotated[str, typer.Option(help="lenet, mlp, cnn2, resnet9, ... as in train.")] = "lenet",
     optimizer: Annotated[str, typer.Option(help="As in train.")] = "adamw",
     start_lr: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
     end_lr: Annotated[float, typer.Option(help="Last learning rate.")] = 10,

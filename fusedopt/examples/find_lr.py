@@ -9,16 +9,25 @@ import torch
 from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
 from torch import Tensor, nn
 
+from fusedopt import models
 from fusedopt.data import ImageData, Normalize
 from fusedopt.lr_finder import LRFinderResult, find_lr
 from fusedopt.lr_finder.sweep import Progress
-from fusedopt.models import MLP, LeNet
 from fusedopt.training import batches, make_optimizer, seeded
 from fusedopt.training.loop import Batch
 
+
+def _by_name(name: str) -> Callable[[ImageData], nn.Module]:
+    def make(data: ImageData) -> nn.Module:
+        _, channels, size, _ = data.train_images.shape
+        return models.make_model(name, channels=channels, classes=len(data.classes), size=size)
+
+    return make
+
+
 MODELS: dict[str, Callable[[ImageData], nn.Module]] = {
-    "lenet": lambda data: LeNet(data.train_images.shape[1], len(data.classes)),
-    "mlp": lambda data: MLP([data.train_images[0].numel(), 256, 128, len(data.classes)]),
+    **{name: _by_name(name) for name in models.MODELS},
+    "mlp": lambda data: models.MLP([data.train_images[0].numel(), 256, 128, len(data.classes)]),
 }
 
 
