@@ -96,7 +96,7 @@ at::Tensor BackEnd::copy(const std::vector<char>& bytes, size_t room) {
   if (is_capturing()) beside.emplace();
   const at::Device device(kDeviceType, static_cast<c10::DeviceIndex>(device_));
   at::Tensor memory = at::empty({int64_t(bytes.size() + room)}, at::TensorOptions(at::kByte).device(device));
-  upload(memory.data_ptr(), bytes.data(), bytes.size(), current_stream());
+  upload(memory, bytes);
   if (beside) beside->wait();
   return memory;
 }

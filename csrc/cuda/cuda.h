@@ -56,6 +56,5 @@ void gradient_norm(const View& view, int32_t chunks, const Scaling& scaling, Str
 
 constexpr int kPatches = 2500;  // words that one launch replaces at most
 void patch(uint64_t* words, const int32_t* indices, const uint64_t* values, int count, Stream stream);
-void upload(void* device, const void* host, size_t bytes, Stream stream);
 
 }  // namespace fusedopt::cuda

@@ -2,6 +2,8 @@
 #pragma once
 #include <ATen/ops/empty.h>
 
+#include <cstring>
+
 #include "cuda.h"
 
 #ifdef FUSEDOPT_CUDA_ON_CPU
@@ -24,6 +26,15 @@ inline bool is_capturing() {
 // Whether the device itself keeps a step count that lies there.
 inline bool counts(const at::TensorImpl& step, int device, bool) {
   return step.device().is_cuda() && step.device().index() == device;
+}
+
+// Fills the beginning of `to`, from pinned memory, which torch keeps until the stream has read it: the host need not
+// wait.
+inline void upload(const at::Tensor& to, const std::vector<char>& bytes) {
+  const auto size = static_cast<int64_t>(bytes.size());
+  const at::Tensor pinned = at::empty({size}, at::TensorOptions(at::kByte).pinned_memory(true));
+  std::memcpy(pinned.data_ptr(), bytes.data(), bytes.size());
+  to.narrow(0, 0, size).copy_(pinned, /*non_blocking=*/true);
 }
 
 // Makes a stream beside the capture that is under way the current one: for work to be done now rather than in every

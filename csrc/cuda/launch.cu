@@ -81,8 +81,4 @@ void patch(uint64_t* words, const int32_t* indices, const uint64_t* values, int 
   else patch<kPatches>(words, indices, values, count, stream);
 }
 
-void upload(void* device, const void* host, size_t bytes, Stream stream) {
-  check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)));
-}
-
 }  // namespace fusedopt::cuda

@@ -11,6 +11,9 @@ struct DeviceGuard {
 };
 inline Stream current_stream() { return executor::current_stream(); }
 inline bool is_capturing() { return executor::capturing(executor::current_stream()); }
+inline void upload(const at::Tensor& to, const std::vector<char>& bytes) {
+  cudaMemcpyAsync(to.data_ptr(), bytes.data(), bytes.size(), cudaMemcpyHostToDevice, executor::current_stream());
+}
 class BesideCapture {
  public:
   BesideCapture() { executor::set_stream(executor::stream(8)); }
