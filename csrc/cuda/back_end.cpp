@@ -94,8 +94,8 @@ void BackEnd::patch(DeviceTable& table, const std::vector<Tensor>& tensors) {
 at::Tensor BackEnd::copy(const std::vector<char>& bytes, size_t room) {
   std::optional<BesideCapture> beside;
   if (is_capturing()) beside.emplace();
-  const at::Device device(kDeviceType, static_cast<c10::DeviceIndex>(device_));
-  at::Tensor memory = at::empty({int64_t(bytes.size() + room)}, at::TensorOptions(at::kByte).device(device));
+  const auto options = at::TensorOptions(at::kByte).device(kDeviceType, static_cast<c10::DeviceIndex>(device_));
+  at::Tensor memory = at::empty({int64_t(bytes.size() + room)}, options);
   upload(memory, bytes);
   if (beside) beside->wait();
   return memory;

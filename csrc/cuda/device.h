@@ -14,7 +14,6 @@
 #include <c10/cuda/CUDAStream.h>
 
 namespace fusedopt::cuda {
-
 constexpr at::DeviceType kDeviceType = at::kCUDA;
 using DeviceGuard = c10::cuda::CUDAGuard;
 
@@ -28,18 +27,15 @@ inline bool counts(const at::TensorImpl& step, int device, bool) {
   return step.device().is_cuda() && step.device().index() == device;
 }
 
-// Fills the beginning of `to`, from pinned memory, which torch keeps until the stream has read it: the host need not
-// wait.
+// Fills the beginning of `to`, from pinned memory that torch keeps until the stream has read it.
 inline void upload(const at::Tensor& to, const std::vector<char>& bytes) {
-  const auto size = static_cast<int64_t>(bytes.size());
-  const at::Tensor pinned = at::empty({size}, at::TensorOptions(at::kByte).pinned_memory(true));
+  const at::Tensor pinned = at::empty({int64_t(bytes.size())}, at::TensorOptions(at::kByte).pinned_memory(true));
   std::memcpy(pinned.data_ptr(), bytes.data(), bytes.size());
-  to.narrow(0, 0, size).copy_(pinned, /*non_blocking=*/true);
+  to.narrow(0, 0, pinned.numel()).copy_(pinned, /*non_blocking=*/true);
 }
 
-// Makes a stream beside the capture that is under way the current one: for work to be done now rather than in every
-// replay, and for memory from the ordinary pool. A graph's own pool hands out again what was freed earlier in the
-// capture, and each replay would write over it.
+// Makes a stream beside the capture the current one: for work to be done once, on memory that is not the graph's own,
+// where each replay writes over what was freed earlier in the capture.
 class BesideCapture {
  public:
   void wait() { stream_.synchronize(); }
@@ -49,6 +45,5 @@ class BesideCapture {
   c10::cuda::CUDAStream stream_ = c10::cuda::getStreamFromPool();
   c10::cuda::CUDAStreamGuard guard_{stream_};
 };
-
 }  // namespace fusedopt::cuda
 #endif

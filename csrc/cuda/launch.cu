@@ -17,7 +17,7 @@ void launch(void (*kernel)(P...), unsigned grid, unsigned threads, cudaStream_t 
 
 namespace {
 
-constexpr int kFewBytes = 1024;
+constexpr int kFewBytes = 1024;  // of arguments, which are enough for most steps
 
 void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
