@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # One by default: such small networks gain little by more and lose much on a busy machine, and the results would depend
 # on the number of cores.
@@ -27,6 +30,14 @@ except ModuleNotFoundError as error:  # the commands are declared with it, so th
     raise SystemExit(_missing_extra("typer")) from error
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _write(figure: Figure, out: Path) -> None:
+    try:
+        figure.savefig(out, dpi=110)
+    except (OSError, ValueError) as error:
+        typer.echo(f"fusedopt: {out} cannot be written ({error}); name another file with --out", err=True)
+        raise typer.Exit(1) from error
 
 
 @contextmanager
@@ -242,11 +253,7 @@ def show_augmentations(
             figure = draw_augmentations(lambda: find_task(dataset).load(data_dir, typer.echo), names or None, seed)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
-        try:
-            figure.savefig(out, dpi=110)
-        except (OSError, ValueError) as error:
-            typer.echo(f"fusedopt: {out} cannot be written ({error}); name another file with --out", err=True)
-            raise typer.Exit(1) from error
+        _write(figure, out)
         typer.echo(f"{out}: {dataset}")
 
 
@@ -270,11 +277,7 @@ def plot_schedule(
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
         figure = plot_simulations(titles, simulations)
-        try:
-            figure.savefig(out, dpi=110)
-        except (OSError, ValueError) as error:
-            typer.echo(f"fusedopt: {out} cannot be written ({error}); name another file with --out", err=True)
-            raise typer.Exit(1) from error
+        _write(figure, out)
         typer.echo(f"{out}: {', '.join(titles)}; {steps} steps")
 
 
