@@ -4,6 +4,7 @@ from fusedopt.training.checkpoint import Checkpoint, Position
 from fusedopt.training.loop import Epoch, Trajectory, accuracy, batches, predict, record_steps, seeded, train
 from fusedopt.training.losses import LOSSES, make_loss
 from fusedopt.training.optimizers import OPTIMIZERS, make_optimizer, optimizer_names
+from fusedopt.training.run import RunConfig, RunFolder
 from fusedopt.training.sampler import ResumableSampler
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "Epoch",
     "Position",
     "ResumableSampler",
+    "RunConfig",
+    "RunFolder",
     "Trajectory",
     "accuracy",
     "batches",
