@@ -148,7 +148,7 @@ def train(
             batch_size=batch_size,
             seed=seed,
             augmentation=augmentation,
-            progress=lambda batches, total: tqdm(batches, total=total, leave=False, disable=quiet),
+            progress=lambda batches, total, _: tqdm(batches, total=total, leave=False, disable=quiet),
             checkpoint_dir=checkpoint_dir,
             resume=resume,
         ):
