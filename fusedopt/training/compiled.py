@@ -18,5 +18,5 @@ def compile_errors() -> Iterator[None]:
     try:
         yield
     except TorchDynamoException as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = " ".join(str(error).split("\n")[:2]).strip()  # who raises, and what
         raise CompileError(f"torch.compile does not work here ({reason}); train without it") from error

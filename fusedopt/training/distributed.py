@@ -82,6 +82,15 @@ class World:
             dist.broadcast_object_list(values, 0)
         return values[0]
 
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Lets the main process go through the block before the others, who find what it has downloaded or made."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
     def wait(self) -> None:
         """Waits until all processes are here."""
         if self.size > 1:
@@ -91,36 +100,42 @@ class World:
 ALONE = World()
 
 
-@contextmanager
-def process_group(device: str = "auto") -> Iterator[tuple[World, torch.device]]:
-    """Joins the other processes where `torchrun` started this one, and says which device is this one's.
+def choose_device(name: str = "auto") -> torch.device:
+    """Returns the device to train on.
 
     Args:
-        device: "cpu", "cuda", "cuda:1", ...; "auto" is a GPU where there is one. Under `torchrun`, "cuda" is a GPU for
-            each process.
+        name: "cpu", "cuda", "cuda:1", ...; "auto" is a GPU where there is one. Under `torchrun` "cuda" is another GPU
+            for each process.
 
     Raises:
         ValueError: there is no such device.
     """
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
-        where = torch.device(kind)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError as error:
-        raise ValueError(f"{device!r} is not a device; choose from auto, cpu, cuda, cuda:0, ...") from error
-    if where.type not in ("cpu", "cuda"):
-        raise ValueError(f"training on {device} is not supported; choose from auto, cpu, cuda, cuda:0, ...")
-    if "TORCHELASTIC_RUN_ID" in os.environ and where.type == "cuda":
-        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ValueError(f"there is no {where}, as torch sees {count} CUDA device(s) here; choose cpu, or another")
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield ALONE, where
+        raise ValueError(f"{name!r} is not a device; choose from auto, cpu, cuda, cuda:0, ...") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"there is no training on {device.type}; choose from auto, cpu, cuda, cuda:0, ...")
+    if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(
+                f"there is no {device}: torch sees {torch.cuda.device_count()} CUDA devices; choose another"
+            )
+    return device
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[World]:
+    """Joins the other processes where `torchrun` started this one, until the end of the block."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_torchelastic_launched():
+        yield ALONE
         return
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World.joined(), where
+        yield World.joined()
     finally:
         dist.destroy_process_group()

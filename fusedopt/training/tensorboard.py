@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fusedopt.training.epoch import Epoch
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class EventLog:
     """Writes each epoch's numbers as TensorBoard events, for `tensorboard --logdir`.
 
     Args:
-        folder: for the event file.
-        first: the first epoch that will come; later ones of an earlier part of the run are hidden.
+        folder: for the event file, which begins with the first epoch: where a run is resumed, that hides the epochs
+            which are trained again.
 
     Raises:
         ModuleNotFoundError: tensorboard is not installed.
     """
 
-    def __init__(self, folder: Path, first: int = 1) -> None:
+    def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first)
+        self._open: Callable[..., SummaryWriter] = partial(SummaryWriter, str(folder))
+        self._writer: SummaryWriter | None = None
 
     def add(self, epoch: Epoch) -> None:
         """Writes an epoch."""
+        if self._writer is None:
+            self._writer = self._open(purge_step=epoch.number)
         curves = {
             "loss/train": epoch.train_loss,
             "loss/test": epoch.test_loss,
@@ -40,4 +49,5 @@ class EventLog:
 
     def close(self) -> None:
         """Closes the file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
