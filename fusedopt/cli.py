@@ -1,4 +1,4 @@
-"""The command line: `fusedopt train`, `find-lr`, `plot-schedule`, `demo`, `info`.
+"""The command line: `fusedopt train`, `find-lr`, `plot-schedule`, `demo`, `info`; others in `fusedopt.commands`.
 
 Each command imports what it needs, so that `fusedopt --help` is quick and a missing extra only stops the commands that
 need it.
@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# One by default: such small networks gain little by more and lose much on a busy machine, and the results would depend
-# on the number of cores.
+# One by default: small networks gain little by more, and the results would depend on the number of cores.
 _THREADS_HELP = "CPU threads; networks as small as these gain little by more than one."
-_EXTRAS = ("typer", "tqdm", "matplotlib", "PIL")
+_EXTRAS = ("typer", "tqdm", "matplotlib", "PIL", "torchmetrics", "captum", "onnx", "onnxscript", "onnxruntime")
 
 
 def _missing_extra(name: str) -> str:
@@ -288,6 +287,12 @@ def info() -> None:
 
     for key, value in fusedopt.info().items():
         typer.echo(f"{key}: {value}")
+
+
+from fusedopt.commands import explain, export, predict, report  # noqa: E402, only with typer
+
+for _command in (explain.explain, export.export, predict.predict, report.report):
+    app.command()(_command)
 
 
 def main() -> None:
