@@ -1,4 +1,4 @@
-"""The command line: `fusedopt train`, `find-lr`, `plot-schedule`, `demo`, `info`.
+"""The command line: `fusedopt train`, `find-lr`, `plot-schedule`, `demo`, `info`; others in `fusedopt.commands`.
 
 Each command imports what it needs, so that `fusedopt --help` is quick and a missing extra only stops the commands that
 need it.
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# One by default: such small networks gain little by more and lose much on a busy machine, and the results would depend
-# on the number of cores.
+# One by default: small networks gain little by more, and the results would depend on the number of cores.
 _THREADS_HELP = "CPU threads; networks as small as these gain little by more than one."
-_EXTRAS = ("typer", "tqdm", "matplotlib", "PIL", "tensorboard")
+_EXTRAS = ("typer", "tqdm", "matplotlib", "PIL", "torchmetrics", "captum", "onnx", "onnxscript", "onnxruntime")
+_EXTRAS += ("tensorboard",)
 
 
 def _missing_extra(name: str) -> str:
@@ -28,8 +28,6 @@ try:
     import typer
 except ModuleNotFoundError as error:  # the commands are declared with it, so there is no command line without it
     raise SystemExit(_missing_extra("typer")) from error
-
-from fusedopt.commands.train import train  # noqa: E402, it needs typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -190,7 +188,10 @@ def info() -> None:
         typer.echo(f"{key}: {value}")
 
 
-app.command()(train)
+from fusedopt.commands import explain, export, predict, report, train  # noqa: E402, only with typer
+
+for _command in (train.train, explain.explain, export.export, predict.predict, report.report):
+    app.command()(_command)
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""Commands of the command line, each in a module of its own; `fusedopt.cli` registers them."""
+"""Commands of the command line that have a module of their own; see `fusedopt.cli`."""

@@ -90,7 +90,7 @@ def plot_attributions(
     title, maps = attribute(model, normalize(images), predicted, layer)
     columns = min(_COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(2.7 * columns, 1.75 * rows + 0.8), layout="constrained")
+    figure = Figure(figsize=(2.7 * columns, 1.5 * rows + 0.6), layout="constrained")
     cells = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in cells:
         axes.axis("off")

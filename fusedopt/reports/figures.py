@@ -46,6 +46,8 @@ def plot_curves(rows: Sequence[Mapping[str, float]], tested: str = "test") -> Fi
         axes.set(title=title, xlabel="epoch")
         if drawn and 0 < 100 * min(drawn) < max(drawn):
             axes.set_yscale("log")
+        elif title == "learning rate":
+            axes.set_ylim(bottom=0)
         if len(axes.lines) > 1:
             axes.legend(frameon=False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -92,14 +94,13 @@ def plot_class_accuracy(evaluation: Evaluation) -> Figure:
     axes = figure.subplots()
     overall = 100 * evaluation.accuracy
     percent = [0 if math.isnan(share) else 100 * share for share in shares.values()]
-    bars = axes.barh(range(len(shares)), percent, color=_TEST, height=0.75)
+    axes.barh(range(len(shares)), percent, color=_TEST, height=0.75)
     labels = ["no images" if math.isnan(share) else f"{100 * share:.1f} %" for share in shares.values()]
-    axes.bar_label(bars, labels, padding=4)
     axes.axvline(overall, color="black", linestyle=":", label=f"all: {overall:.1f} %")
-    axes.set_yticks(range(len(shares)), list(shares))
+    axes.set_yticks(range(len(shares)), [f"{name}  {label}" for name, label in zip(shares, labels, strict=True)])
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
-    axes.set(xlabel="accuracy (%)", xlim=(0, 112), xticks=range(0, 101, 20))
+    axes.set(xlabel="accuracy (%)", xlim=(0, 100))
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
