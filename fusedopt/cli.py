@@ -1,4 +1,4 @@
-"""The command line: `fusedopt train`, `find-lr`, `plot-schedule`, `demo`, `info`.
+"""The command line: `fusedopt train`, `find-lr`, `plot-schedule`, `demo`, `info`; others in `fusedopt.commands`.
 
 Each command imports what it needs, so that `fusedopt --help` is quick and a missing extra only stops the commands that
 need it.
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# One by default: such small networks gain little by more and lose much on a busy machine, and the results would depend
-# on the number of cores.
+# One by default: small networks gain little by more, and the results would depend on the number of cores.
 _THREADS_HELP = "CPU threads; networks as small as these gain little by more than one."
-_EXTRAS = ("typer", "tqdm", "matplotlib", "PIL")
+_EXTRAS = ("typer", "tqdm", "matplotlib", "PIL", "torchmetrics", "captum", "onnx", "onnxscript", "onnxruntime")
+_EXTRAS += ("tensorboard",)
 
 
 def _missing_extra(name: str) -> str:
@@ -62,108 +62,6 @@ def _one_line_errors() -> Iterator[None]:
 @app.callback()
 def _about() -> None:
     """Fused optimizers for PyTorch: train, see, measure."""
-
-
-@app.command()
-def train(
-    dataset: Annotated[
-        str,
-        typer.Argument(help="fashion-mnist, cifar10, rps: Rock-Paper-Scissors, or hands: the same drawn on the spot."),
-    ],
-    model_name: Annotated[
-        str | None,
-        typer.Option("--model", help="lenet, lecture-mlp, mlp3, cnn2, resnet9, resnet18; each data set has its own."),
-    ] = None,
-    optimizer: Annotated[
-        str, typer.Option(help="sgd, rmsprop, adagrad, adam, adamw, lamb; torch.adamw and so on for PyTorch's own.")
-    ] = "adamw",
-    lr: Annotated[float | None, typer.Option(help="Learning rate; each optimizer has its default.")] = None,
-    momentum: Annotated[float | None, typer.Option(help="For sgd (0.9 by default) and rmsprop (0).")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="By default the optimizer's own.")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 64,
-    augment: Annotated[str, typer.Option(help="Augmentations, e.g. crop,flip,cutout; see show-augmentations.")] = "",
-    held_out: Annotated[
-        float | None, typer.Option(help="Share of the training images to test on, in place of the test images.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights, and of order and augmentation of the images.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help=_THREADS_HELP)] = 1,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that holds the data set's folder, read in place; by default FUSEDOPT_DATA, else a download."
-        ),
-    ] = None,
-    checkpoint_dir: Annotated[Path | None, typer.Option(help="Folder for a checkpoint after each epoch.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after the last epoch in --checkpoint-dir, with the same options.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
-) -> None:
-    """Train a network, and say how much of the time went into optimizer.step()."""
-    import torch
-
-    from fusedopt.data import compose, hold_out
-    from fusedopt.examples.tasks import find_task
-    from fusedopt.training import make_optimizer, seeded
-    from fusedopt.training import train as training
-
-    if resume and checkpoint_dir is None:
-        raise typer.BadParameter("--resume needs --checkpoint-dir, the folder to go on from")
-    with _one_line_errors():
-        from tqdm import tqdm
-
-        try:
-            task = find_task(dataset)
-            model = seeded(lambda: task.network(model_name), seed)
-            augmentation = compose(filter(None, augment.split(",")), task.classes) if augment else None
-            chosen = make_optimizer(optimizer, model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
-        torch.set_num_threads(threads)
-
-        def note(line: str) -> None:
-            if not quiet:
-                typer.echo(line)
-
-        data = task.load(data_dir, note)
-        if held_out is not None:
-            try:
-                data = hold_out(data, held_out)
-            except ValueError as error:
-                raise typer.BadParameter(str(error)) from error
-        tested = "test" if held_out is None else "held-out"
-        torch.manual_seed(seed)  # of dropout
-        count = sum(p.numel() for p in model.parameters())
-        note(f"{data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} {tested} images")
-        note("normalised with the mean and standard deviation of the training images")
-        rate = chosen.param_groups[0]["lr"]
-        note(f"{type(model).__name__} with {count:,} parameters, {optimizer} with lr {rate:g}, seed {seed}")
-        results = []
-        for result in training(
-            model,
-            chosen,
-            data,
-            epochs=epochs,
-            batch_size=batch_size,
-            seed=seed,
-            augmentation=augmentation,
-            progress=lambda batches, total: tqdm(batches, total=total, leave=False, disable=quiet),
-            checkpoint_dir=checkpoint_dir,
-            resume=resume,
-        ):
-            results.append(result)
-            share = f"{tested} accuracy {100 * result.accuracy:.2f} %"
-            note(f"epoch {result.number}/{epochs}: loss {result.loss:.4f}, {share}, {result.seconds:.1f} s")
-        if not results:
-            typer.echo(f"{checkpoint_dir} holds all of the {epochs} epochs; give a larger --epochs to train on")
-            return
-        seconds, step_seconds = sum(r.seconds for r in results), sum(r.step_seconds for r in results)
-        typer.echo(
-            f"{tested} accuracy {100 * results[-1].accuracy:.2f} %; "
-            f"{100 * step_seconds / seconds:.1f} % of the time in optimizer.step "
-            f"({optimizer}: {step_seconds:.2f} s of {seconds:.2f} s training, without evaluation)"
-        )
 
 
 @app.command()
@@ -288,6 +186,12 @@ def info() -> None:
 
     for key, value in fusedopt.info().items():
         typer.echo(f"{key}: {value}")
+
+
+from fusedopt.commands import explain, export, predict, report, train  # noqa: E402, only with typer
+
+for _command in (train.train, explain.explain, export.export, predict.predict, report.report):
+    app.command()(_command)
 
 
 def main() -> None:

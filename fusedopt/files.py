@@ -49,10 +49,7 @@ def save(path: Path, kind: str, content: Any) -> None:
     head, payload = _head(kind), buffer.getbuffer()
     digest = hashlib.sha256(head)
     digest.update(payload)
-    try:
-        write_durably(path, head, payload, digest.digest())
-    except OSError as error:
-        raise FileError(f"{path}: cannot be written ({_reason(error)}); {_advice(error)}") from error
+    write(path, head, payload, digest.digest())
 
 
 def load(path: Path, kind: str) -> Any:
@@ -87,6 +84,18 @@ def load(path: Path, kind: str) -> Any:
         raise FileError(text) from error
     except Exception as error:  # the checksum is right, so somebody made it so: torch.load may stumble in any way
         raise FileError(f"{path}: not a fusedopt {kind} in spite of its checksum; do not trust it") from error
+
+
+def write(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a file as `write_durably` does, and says in one line why where it cannot.
+
+    Raises:
+        FileError: it cannot be written; what was there before is still there.
+    """
+    try:
+        write_durably(path, *parts)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written ({_reason(error)}); {_advice(error)}") from error
 
 
 def write_durably(path: Path, *parts: bytes | memoryview) -> None:

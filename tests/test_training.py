@@ -122,7 +122,7 @@ def test_epoch_loss_is_the_mean_over_the_images(data):
 def test_progress_gets_every_batch_and_their_number(data):
     seen = []
 
-    def progress(epoch, total):
+    def progress(epoch, total, metrics):
         for batch in epoch:
             seen.append((total, len(batch[1])))
             yield batch
@@ -277,7 +277,7 @@ def test_training_resumes_bit_for_bit(data, tmp_path, where):
 
     calls = 0
 
-    def interrupt(epoch, total):
+    def interrupt(epoch, total, metrics):
         nonlocal calls
         calls += 1
         for number, batch in enumerate(epoch):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fusedopt.data.statistics import channel_statistics
+from fusedopt.data.statistics import ChannelStatistics, channel_statistics
 
 _WHITE = 255
 
@@ -52,9 +52,20 @@ class Normalize:
     """
 
     def __init__(self, images: Tensor) -> None:
-        mean, std = channel_statistics(images)
+        self._use(channel_statistics(images))
+        self.to(images.device)
+
+    @classmethod
+    def with_statistics(cls, statistics: ChannelStatistics) -> Normalize:
+        """Makes one from a mean and a standard deviation that are known, on the CPU."""
+        normalize = cls.__new__(cls)
+        normalize._use(statistics)
+        return normalize
+
+    def _use(self, statistics: ChannelStatistics) -> None:
+        mean, std = statistics
         scale = torch.where(std > 0, std, 1.0).mul(_WHITE).reciprocal()
-        self.mean, self.scale = ((v.float()[:, None, None].to(images.device)) for v in (mean * _WHITE, scale))
+        self.mean, self.scale = (v.float()[:, None, None] for v in (mean * _WHITE, scale))
 
     def to(self, device: torch.device | str) -> Normalize:
         """Moves it to a device, in place, and returns it."""

@@ -14,7 +14,7 @@ from fusedopt.data import ImageData, Normalize
 from fusedopt.lr_finder import LRFinderResult, find_lr
 from fusedopt.lr_finder.sweep import Progress
 from fusedopt.training import batches, make_optimizer, seeded
-from fusedopt.training.loop import Batch
+from fusedopt.training.batches import Batch
 
 
 def _by_name(name: str) -> Callable[[ImageData], nn.Module]:

@@ -23,6 +23,7 @@ class Task:
             downloads; raises DataError.
         model: makes the network that is trained unless another is named, with fresh weights.
         channels, classes, size: of the images, for networks by name.
+        model_name: what `make_model` calls the network that `model` makes.
     """
 
     load: Callable[[Path | None, Notify], ImageData]
@@ -30,6 +31,7 @@ class Task:
     channels: int = 3
     classes: int = 3
     size: int = 28
+    model_name: str = "lenet"
 
     def network(self, name: str | None = None) -> nn.Module:
         """Makes the network of that name for these images, by default `model`; see `fusedopt.models.make_model`."""
@@ -43,8 +45,16 @@ TASKS = {
         lambda data_dir, notify: load_fashion_mnist(data_dir, notify=notify), GarmentClassifier, channels=1, classes=10
     ),
     "hands": Task(lambda data_dir, notify: make_hands(), HandClassifier),  # drawn, so there is nothing to find
-    "rps": Task(lambda data_dir, notify: load_rps(data_dir, notify=notify), lambda: CNN2(n_feature=5, p=0.3)),
-    "cifar10": Task(lambda data_dir, notify: load_cifar10(data_dir, notify=notify), ResNet9, classes=10, size=32),
+    "rps": Task(
+        lambda data_dir, notify: load_rps(data_dir, notify=notify), lambda: CNN2(n_feature=5, p=0.3), model_name="cnn2"
+    ),
+    "cifar10": Task(
+        lambda data_dir, notify: load_cifar10(data_dir, notify=notify),
+        ResNet9,
+        classes=10,
+        size=32,
+        model_name="resnet9",
+    ),
 }
 
 

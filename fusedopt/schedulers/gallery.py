@@ -46,12 +46,18 @@ TORCHS: dict[str, Maker] = {
     "exponential": lambda o, steps, low, high: of_torch.ExponentialLR(o, gamma=(low / high) ** (1 / steps)),
     "cosine": lambda o, steps, low, high: of_torch.CosineAnnealingLR(o, T_max=steps, eta_min=low),
     "warm-restarts": lambda o, steps, low, high: of_torch.CosineAnnealingWarmRestarts(o, _part(steps, 4), eta_min=low),
-    "triangular": lambda o, steps, low, high: of_torch.CyclicLR(o, low, high, _part(steps, 8)),
-    "triangular2": lambda o, steps, low, high: of_torch.CyclicLR(o, low, high, _part(steps, 8), mode="triangular2"),
-    "exp-range": lambda o, steps, low, high: of_torch.CyclicLR(
-        o, low, high, _part(steps, 8), mode="exp_range", gamma=0.5 ** (4 / steps)
+    "triangular": lambda o, steps, low, high: of_torch.CyclicLR(
+        o, low, high, _part(steps, 8), cycle_momentum=_cycles(o)
     ),
-    "one-cycle": lambda o, steps, low, high: of_torch.OneCycleLR(o, max_lr=high, total_steps=steps),
+    "triangular2": lambda o, steps, low, high: of_torch.CyclicLR(
+        o, low, high, _part(steps, 8), mode="triangular2", cycle_momentum=_cycles(o)
+    ),
+    "exp-range": lambda o, steps, low, high: of_torch.CyclicLR(
+        o, low, high, _part(steps, 8), mode="exp_range", gamma=0.5 ** (4 / steps), cycle_momentum=_cycles(o)
+    ),
+    "one-cycle": lambda o, steps, low, high: of_torch.OneCycleLR(
+        o, max_lr=high, total_steps=steps, cycle_momentum=_cycles(o)
+    ),
 }
 GALLERY = OURS | TORCHS
 
@@ -80,6 +86,12 @@ def simulate_named(name: str, steps: int, max_lr: float, min_lr: float) -> Simul
 
 def _part(steps: int, parts: int) -> int:
     return max(1, steps // parts)
+
+
+def _cycles(optimizer: Optimizer) -> bool:
+    """Whether a cyclic schedule moves the momentum too: not where there is none, nor where a graph would freeze it."""
+    groups = optimizer.param_groups
+    return all((g.get("momentum") or "betas" in g) and not g.get("capturable") for g in groups)
 
 
 def _starting_at(lr: float, optimizer: Optimizer) -> Optimizer:

@@ -6,90 +6,42 @@ same seed start from identical weights and see identical batches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fusedopt.data.augmentations import Augmentation
 from fusedopt.data.images import ImageData, Normalize
 from fusedopt.data.loader import BatchLoader, BatchTransform
+from fusedopt.training.batches import Batch, Loss, parts
 from fusedopt.training.checkpoint import Checkpoint
+from fusedopt.training.compiled import compile_errors
+from fusedopt.training.distributed import World
+from fusedopt.training.early_stopping import EarlyStopping
+from fusedopt.training.ema import ExponentialAverage
+from fusedopt.training.epoch import Epoch
+from fusedopt.training.evaluate import device_of, evaluate
+from fusedopt.training.graph import GraphedStep, check_capture
+from fusedopt.training.metrics import Metrics, Stopwatch
+from fusedopt.training.precision import Precision
+from fusedopt.training.progress import Progress
 from fusedopt.training.sampler import ResumableSampler
+from fusedopt.training.schedule import Schedule
+from fusedopt.training.settings import PLAIN, Settings
+from fusedopt.training.step import Step
 
-T = TypeVar("T")
-Batch = tuple[Tensor, Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
-Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
-"""Wraps the batches of an epoch, given their number: for a progress bar."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One pass over the training images.
-
-    Attributes:
-        loss: mean loss over the training images, each taken when its batch was trained on.
-        accuracy: share of the test images classified correctly after the epoch, 0 to 1.
-        seconds: wall time of the training, evaluation not included.
-        step_seconds: the part of `seconds` that was spent inside `optimizer.step()`.
-        number: 1 for the first epoch of the training.
-    """
-
-    loss: float
-    accuracy: float
-    seconds: float
-    step_seconds: float
-    number: int = 1
-
-
-@dataclass
-class Trajectory:
-    """What `record_steps` saw.
-
-    Attributes:
-        losses: the loss of each step, before its update.
-        gradients: for each step, a copy of each parameter's gradient; empty unless asked for.
-        parameters: a copy of the parameters after the last step.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    gradients: list[list[Tensor]] = field(default_factory=list)
-    parameters: list[Tensor] = field(default_factory=list)
-
-
-def seeded(factory: Callable[[], T], seed: int) -> T:
-    """Calls `factory` under the given seed and restores the global generator, e.g. `seeded(GarmentClassifier, 0)`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return factory()
-
-
-def batches(
-    images: Tensor, labels: Tensor, batch_size: int, generator: torch.Generator | None = None
-) -> Iterator[Batch]:
-    """Yields batches of images and labels, the last one smaller where the number does not divide.
-
-    Args:
-        images, labels: [N, ...] and [N].
-        batch_size: at least 1.
-        generator: shuffles; None keeps the order.
-
-    Raises:
-        ValueError: the batch size is below 1.
-    """
-    if batch_size < 1:
-        raise ValueError(f"the batch size must be at least 1, not {batch_size}")
-    order = torch.arange(len(labels)) if generator is None else torch.randperm(len(labels), generator=generator)
-    for index in torch.split(order, batch_size):
-        yield images[index], labels[index]
+OnEpoch = Callable[[Epoch, nn.Module], None]
+"""Is called after each epoch with its results and the network that they are of."""
 
 
 def train(
@@ -102,131 +54,195 @@ def train(
     seed: int = 0,
     augmentation: Augmentation | None = None,
     loss_fn: Loss = F.cross_entropy,
+    settings: Settings = PLAIN,
     progress: Progress | None = None,
+    on_epoch: OnEpoch | None = None,
     checkpoint_dir: Path | None = None,
     resume: bool = False,
 ) -> Iterator[Epoch]:
     """Trains, by default with cross-entropy; yields the results of each epoch as it ends.
 
     Images are augmented and normalised batch by batch where the model is, with mean and standard deviation of the
-    training images.
+    training images. Nothing waits for a GPU within an epoch.
+
+    A model in `DistributedDataParallel` is trained by all of its processes, which share each batch: without
+    augmentation, dropout and batch normalisation the result is that of one process, to rounding.
 
     Args:
         model: float [B, C, H, W] to scores [B, classes]; left in evaluation mode.
         optimizer: over the model's parameters.
         data: images and labels.
         epochs: number of passes over the training images.
-        batch_size: images per step.
+        batch_size: images per batch, of all processes together.
         seed: of the order of the images and of the augmentation.
         augmentation: of the training images; None trains on them as they are.
         loss_fn: takes scores [B, classes] and labels int64 [B], or probabilities [B, classes] where the augmentation
             mixes images; returns the mean loss of the batch.
+        settings: mixed precision, schedule, average of the weights and so on.
         progress: wraps the batches of each epoch.
+        on_epoch: to keep results, and the network where `Epoch.best` says so: the model, or with `settings.ema` the
+            average. Comes before the epoch's checkpoint, so that no kill can lose it: an epoch that is trained again
+            is reported again. Called by the main process only.
         checkpoint_dir: the folder for a checkpoint after each epoch; None saves none.
         resume: go on after the last epoch in `checkpoint_dir`, and yield only those that follow. With the same
             arguments as before, the weights come out bit for bit as without the interruption.
 
     Raises:
         fusedopt.files.FileError: a checkpoint cannot be written or loaded.
-        ValueError: there are no training images, or the batch size is below 1.
+        fusedopt.training.CompileError: `torch.compile` does not work here.
+        ValueError: there are no training images, the batch size is below 1 or cannot be shared by the processes, or
+            the settings do not fit the optimizer, the device or each other.
     """
-    normalize = Normalize(data.train_images)
-    count = len(data.train_labels)
-    sampler = ResumableSampler(count, seed=seed)
-    device = _device(model)
-    training = data.train_images, data.train_labels
-    loader = BatchLoader(training, batch_size, BatchTransform(normalize, augmentation), device=device)
-    checkpoint = None
-    if checkpoint_dir is not None:
-        checkpoint = Checkpoint(checkpoint_dir, model=model, optimizer=optimizer, sampler=sampler)
-        if resume:
-            checkpoint.load()
-        if sampler.epoch == 0:
-            checkpoint.save(epoch=0, step=0)  # a folder that cannot be used is found now, not after an epoch
-    while sampler.epoch < epochs:
-        model.train()
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        step_seconds = 0.0
-        start = perf_counter()
-        # An epoch has a seed of its own, so that a run which goes on there sees what it would have seen.
-        epoch_seed = int(np.random.SeedSequence((seed % 2**64, sampler.epoch)).generate_state(1)[0])
-        epoch: Iterable[Batch] = loader.batches(sampler.remaining(), epoch_seed)
-        if progress is not None:
-            epoch = progress(epoch, -(-count // batch_size))
-        for images, targets in epoch:
-            loss = _backward(model, optimizer, images, targets, loss_fn)
-            before_step = perf_counter()
-            optimizer.step()
-            step_seconds += perf_counter() - before_step
-            total += loss * len(targets)
-        seconds = perf_counter() - start
-        share = accuracy(model, data.test_images, data.test_labels, normalize)
-        sampler.advance(count)
+    training = _Training(model, optimizer, data, epochs, batch_size, seed, augmentation, loss_fn, settings)
+    return training.run(progress, on_epoch, checkpoint_dir, resume)
+
+
+class _Training:
+    """The pieces of a training, put together."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        data: ImageData,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation | None,
+        loss_fn: Loss,
+        settings: Settings,
+    ) -> None:
+        self.model, self.optimizer, self.data, self.loss_fn, self.settings = model, optimizer, data, loss_fn, settings
+        self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
+        self.world = World.of(model)
+        self.network = model.module if isinstance(model, DistributedDataParallel) else model
+        self.device = device_of(model)
+        if batch_size % self.world.size:
+            raise ValueError(f"a batch of {batch_size} images cannot be shared by {self.world.size} processes evenly")
+        if settings.cuda_graph:
+            check_capture(settings, self.device, optimizer, self.world)
+
+        self.normalize = Normalize(data.train_images)
+        self.sampler = ResumableSampler(len(data.train_labels), seed=seed)
+        self.loader = BatchLoader(
+            (data.train_images, data.train_labels),
+            batch_size // self.world.size,
+            BatchTransform(self.normalize, augmentation),
+            device=self.device,
+        )
+        batches = math.ceil(len(data.train_labels) / batch_size)
+        self.steps_per_epoch = math.ceil(batches / settings.accumulate)
+        self.schedule = None
+        if settings.schedule is not None:
+            steps = epochs * self.steps_per_epoch
+            self.schedule = Schedule(settings.schedule, optimizer, steps, settings.min_lr, captured=settings.cuda_graph)
+        self.ema = None if settings.ema is None else ExponentialAverage(self.network, settings.ema)
+        self.stopping = EarlyStopping(settings.patience)
+        self.precision = Precision(settings.amp, self.device, cache=not settings.cuda_graph)
+        self.stopwatch = None if settings.cuda_graph else Stopwatch(self.device)
+        step = Step(
+            cast(nn.Module, torch.compile(model)) if settings.compile else model,
+            optimizer,
+            loss_fn,
+            self.precision,
+            settings.max_grad_norm,
+            self.stopwatch,
+        )
+        self.step = GraphedStep(step) if settings.cuda_graph else step
+
+    def run(
+        self, progress: Progress | None, on_epoch: OnEpoch | None, checkpoint_dir: Path | None, resume: bool
+    ) -> Iterator[Epoch]:
+        """Trains epoch after epoch, from where a checkpoint left off."""
+        if self.settings.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        checkpoint = None if checkpoint_dir is None else Checkpoint(checkpoint_dir, **self.state())
         if checkpoint is not None:
-            steps = sampler.epoch * -(-count // batch_size)
-            checkpoint.save(epoch=sampler.epoch, step=steps, metric=share)
-        yield Epoch(float(total) / count, share, seconds, step_seconds, sampler.epoch)
+            if resume:
+                checkpoint.load()
+            self.world.wait()  # until all have loaded what the main process may now replace
+            if self.sampler.epoch == 0 and self.world.main:
+                checkpoint.save(epoch=0, step=0)  # a folder that cannot be used is found now, not after an epoch
+        while self.sampler.epoch < self.epochs and not self.stopping.over:
+            epoch = self.train_epoch(progress)
+            if self.world.main:
+                if on_epoch is not None:
+                    on_epoch(epoch, self.evaluated)
+                if checkpoint is not None:
+                    steps = self.sampler.epoch * self.steps_per_epoch
+                    checkpoint.save(epoch=self.sampler.epoch, step=steps, metric=epoch.test_accuracy)
+            yield epoch
 
+    def train_epoch(self, progress: Progress | None) -> Epoch:
+        """Trains on every image once, then evaluates."""
+        count = len(self.data.train_labels)
+        order, seed = self.world.share(self.sampler.remaining(), self.batch_size), self.epoch_seed()
+        plan = list(parts(count, self.batch_size, self.settings.accumulate, self.world))
+        metrics = Metrics(self.device, sum(part.images for part in plan))
+        batches: Iterable[Batch] = self.loader.batches(order, seed)
+        if progress is not None and self.world.main:
+            batches = progress(batches, len(plan), metrics)
+        if self.world.size > 1:
+            torch.manual_seed(seed)  # of dropout: another on each process, and the same again after an interruption
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        self.model.train()
+        start = perf_counter()
+        with compile_errors() if self.settings.compile else nullcontext():
+            for (images, targets), part in zip(batches, plan, strict=True):
+                if self.settings.channels_last:
+                    images = images.to(memory_format=torch.channels_last)
+                loss, correct = self.step(images, targets, part)
+                metrics.add(loss, correct, part.images)
+                if part.last:
+                    if self.schedule is not None:
+                        self.schedule.advance()
+                    if self.ema is not None:
+                        self.ema.update_parameters(self.network)
+        metrics.over(self.world)
+        train_loss, train_accuracy = metrics.loss, metrics.accuracy  # waits for the device
+        seconds = perf_counter() - start
 
-def record_steps(
-    model: nn.Module,
-    optimizer: Optimizer,
-    data: ImageData,
-    *,
-    steps: int,
-    batch_size: int = 64,
-    seed: int = 0,
-    keep_gradients: bool = False,
-) -> Trajectory:
-    """Trains for a number of steps and records what happened, to compare two optimizers step by step.
+        # Each process has had batch statistics of its own.
+        self.world.same(self.network.buffers())
+        self.world.same(self.evaluated.buffers())
+        test = evaluate(
+            self.evaluated, self.data.test_images, self.data.test_labels, self.normalize, self.loss_fn, self.world
+        )
+        self.model.eval()
+        self.sampler.advance(count)
+        return Epoch(
+            number=self.sampler.epoch,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            test_loss=test.loss,
+            test_accuracy=test.accuracy,
+            lr=lr,
+            seconds=seconds,
+            step_seconds=math.nan if self.stopwatch is None else self.stopwatch.seconds(),
+            images_per_second=count / seconds,
+            best=self.stopping.update(test.accuracy),
+        )
 
-    Takes as many passes over the training images as the steps need. Arguments as in `train`.
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network to keep."""
+        return self.network if self.ema is None else self.ema.module
 
-    Raises:
-        ValueError: there are no training images.
-    """
-    if not len(data.train_labels):
-        raise ValueError(f"{data.name} holds no training images")
-    normalize = Normalize(data.train_images)
-    generator = torch.Generator().manual_seed(seed)
-    trajectory = Trajectory()
-    model.train()
-    while len(trajectory.losses) < steps:
-        for images, labels in batches(data.train_images, data.train_labels, batch_size, generator):
-            if len(trajectory.losses) == steps:
-                break
-            trajectory.losses.append(float(_backward(model, optimizer, normalize(images), labels)))
-            if keep_gradients:
-                gradients = [p.grad for p in model.parameters() if p.grad is not None]
-                trajectory.gradients.append([gradient.clone() for gradient in gradients])
-            optimizer.step()
-    trajectory.parameters = [p.detach().clone() for p in model.parameters()]
-    return trajectory
+    def epoch_seed(self) -> int:
+        """An epoch has a seed of its own, so that a run which goes on there sees what it would have seen."""
+        rank = [self.world.rank] if self.world.rank else []
+        entropy = (self.seed % 2**64, self.sampler.epoch, *rank)
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
-
-def _backward(
-    model: nn.Module, optimizer: Optimizer, images: Tensor, targets: Tensor, loss_fn: Loss = F.cross_entropy
-) -> Tensor:
-    optimizer.zero_grad()
-    loss = loss_fn(model(images), targets)
-    torch.autograd.backward(loss)
-    return loss.detach()
-
-
-@torch.no_grad()
-def predict(model: nn.Module, images: Tensor, normalize: Normalize) -> Tensor:
-    """Returns the label int64 [N] with the highest score for each uint8 image [N, C, H, W]."""
-    model.eval()
-    device = _device(model)
-    labels: list[Tensor] = [model(normalize(batch.to(device))).argmax(dim=1) for batch in torch.split(images, 1000)]
-    return torch.cat(labels).to(images.device)
-
-
-def _device(model: nn.Module) -> torch.device:
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
-
-
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, normalize: Normalize) -> float:
-    """Returns the share of the images [N, C, H, W] whose predicted label is the one in `labels` [N], 0 to 1."""
-    return (predict(model, images, normalize) == labels).float().mean().item()
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        state = {
+            "model": self.network,
+            "optimizer": self.optimizer,
+            "sampler": self.sampler,
+            "stopping": self.stopping,
+            "schedule": self.schedule,
+            "ema": self.ema,
+            "scaler": self.precision.scaler if self.precision.scaler.is_enabled() else None,
+        }
+        return {name: value for name, value in state.items() if value is not None}

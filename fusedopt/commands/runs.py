@@ -1,0 +1,63 @@
+"""What `fusedopt train` does with run folders before and after the training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from fusedopt.data import ImageData
+    from fusedopt.training import Epoch, RunConfig, RunFolder
+
+
+def free_folder(name: str) -> Path:
+    """Returns the first of runs/NAME-1, -2, ... that is not there yet."""
+    return next(folder for number in count(1) if not (folder := Path("runs") / f"{name}-{number}").exists())
+
+
+def check_same(folder: Path, earlier: RunConfig, config: RunConfig) -> None:
+    """Refuses to go on with other settings than before: `RunFolder.create` compares the rest."""
+    from fusedopt.files import FileError
+
+    before, now = ({**c.settings, **({"epochs": c.epochs} if c.schedule else {})} for c in (earlier, config))
+    for name, value in now.items():
+        if before.get(name) != value:
+            values = f"{name} is {before.get(name)} there and {value} here"
+            raise FileError(f"{folder}: holds another run ({values}); give the same options, or another folder")
+
+
+def conclude(
+    run: RunFolder, data: ImageData, results: list[Epoch], tested: str, say: Callable[[str], None], *, report: bool
+) -> None:
+    """Says what came out of it, and writes the report."""
+    config = run.config
+    if not results:
+        done = f"{run.folder} holds all of the {len(run.rows)} epochs"
+        typer.echo(f"{done}; give a larger --epochs to train on, or remove --patience in a run of its own")
+        return
+    best = max(run.rows, key=lambda row: row["test_accuracy"])
+    say(f"the best, {100 * best['test_accuracy']:.2f} % after epoch {best['epoch']:.0f}, is in {run.folder}/model.pt")
+    if results[-1].number < config.epochs:
+        say(f"stopped after epoch {results[-1].number}: none better since epoch {best['epoch']:.0f}")
+    if report:
+        try:
+            from fusedopt.reports import write_report
+
+            say(f"report: {write_report(run, data)}")
+        except ModuleNotFoundError as error:
+            say(f"no report, as {error.name} is not installed; pip install 'fusedopt[examples]'")
+    seconds, step_seconds = sum(r.seconds for r in results), sum(r.step_seconds for r in results)
+    share = (
+        f"{100 * step_seconds / seconds:.1f} % of the time in optimizer.step ({config.optimizer}: {step_seconds:.2f} s"
+    )
+    if math.isnan(step_seconds):
+        share = f"no telling optimizer.step from the rest of a CUDA graph ({config.optimizer}"
+    typer.echo(
+        f"{tested} accuracy {100 * results[-1].test_accuracy:.2f} %; "
+        f"{share} of {seconds:.2f} s training, without evaluation)"
+    )

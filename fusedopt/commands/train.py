@@ -1,0 +1,260 @@
+"""`fusedopt train`: trains a network and leaves a run folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fusedopt.commands.runs import check_same, conclude, free_folder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fusedopt.training import Epoch
+
+_learning, _speed, _run = (partial(typer.Option, rich_help_panel=panel) for panel in ("Learning", "Speed", "Run"))
+
+
+def train(
+    dataset: Annotated[
+        str,
+        typer.Argument(help="fashion-mnist, cifar10, rps: Rock-Paper-Scissors, or hands: the same drawn on the spot."),
+    ],
+    model_name: Annotated[
+        str | None,
+        typer.Option("--model", help="lenet, lecture-mlp, mlp3, cnn2, resnet9, resnet18; each data set has its own."),
+    ] = None,
+    optimizer: Annotated[
+        str, typer.Option(help="sgd, rmsprop, adagrad, adam, adamw, lamb; torch.adamw and so on for PyTorch's own.")
+    ] = "adamw",
+    lr: Annotated[
+        str | None, typer.Option(help="Learning rate, or auto to find one first; each optimizer has its default.")
+    ] = None,
+    momentum: Annotated[float | None, typer.Option(help="For sgd (0.9 by default) and rmsprop (0).")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="By default the optimizer's own.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    augment: Annotated[str, typer.Option(help="Augmentations, e.g. crop,flip,cutout; see show-augmentations.")] = "",
+    held_out: Annotated[
+        float | None, typer.Option(help="Share of the training images to test on, in place of the test images.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights, and of order and augmentation of the images.")] = 0,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that holds the data set's folder, read in place; by default FUSEDOPT_DATA, else a download."
+        ),
+    ] = None,
+    loss: Annotated[str, _learning(help="cross-entropy, mae, mse, bce, weighted-bce.")] = "cross-entropy",
+    label_smoothing: Annotated[float, _learning(min=0, max=1, help="Share spread over all classes.")] = 0.0,
+    schedule: Annotated[str | None, _learning(help="one-cycle, cosine, ...: see plot-schedule; --lr at most.")] = None,
+    min_lr: Annotated[float | None, _learning(help="The schedule's lowest; by default a tenth of the highest.")] = None,
+    max_grad_norm: Annotated[float | None, _learning(help="Clip the norm of all gradients.")] = None,
+    accumulate: Annotated[int, _learning(help="Batches per optimizer step.")] = 1,
+    ema: Annotated[float | None, _learning(help="Decay of an average of the weights to keep, e.g. 0.999.")] = None,
+    patience: Annotated[int | None, _learning(help="Stop after so many epochs without a better one.")] = None,
+    device: Annotated[str, _speed(help="cpu, cuda, cuda:1, ...; auto is a GPU if there is one.")] = "auto",
+    amp: Annotated[str | None, _speed(help="Mixed precision: bf16 or fp16.")] = None,
+    channels_last: Annotated[bool, _speed("--channels-last", help="The memory layout that GPUs like.")] = False,
+    compile_model: Annotated[bool, _speed("--compile", help="Train through torch.compile.")] = False,
+    cuda_graph: Annotated[bool, _speed("--cuda-graph", help="Replay the whole step from a CUDA graph.")] = False,
+    threads: Annotated[int, _speed(min=1, help="CPU threads; networks as small as these gain little by more.")] = 1,
+    out: Annotated[Path | None, _run(help="The run's folder; by default runs/DATASET-MODEL-1, -2, ...")] = None,
+    resume: Annotated[bool, _run("--resume", help="Go on with the run in --out, with the same options.")] = False,
+    tensorboard: Annotated[bool, _run("--tensorboard", help="Write events into the run's folder.")] = False,
+    deterministic: Annotated[bool, _run("--deterministic", help="Repeat bit for bit on a GPU too.")] = False,
+    no_report: Annotated[bool, _run("--no-report", help="Leave out the pictures and report.html.")] = False,
+    quiet: Annotated[bool, _run("--quiet", help="Print the result only.")] = False,
+) -> None:
+    """Train a network, leave log, weights, checkpoints and a report in a folder, and say what optimizer.step() took.
+
+    On several GPUs or processes: torchrun --nproc-per-node=4 -m fusedopt train ...
+    """
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    from fusedopt.cli import _one_line_errors
+    from fusedopt.data import compose, hold_out
+    from fusedopt.examples.tasks import find_task
+    from fusedopt.training import (
+        CompileError,
+        ProgressBar,
+        RunConfig,
+        RunFolder,
+        Settings,
+        make_loss,
+        make_optimizer,
+        seeded,
+    )
+    from fusedopt.training import train as training
+    from fusedopt.training.auto_lr import find_training_lr
+    from fusedopt.training.distributed import choose_device, process_group
+    from fusedopt.training.tensorboard import EventLog
+
+    if resume and out is None:
+        raise typer.BadParameter("--resume needs --out, the folder of the run to go on with")
+    ours = not optimizer.startswith("torch.")
+    with _one_line_errors():
+        progress = None if quiet else ProgressBar()
+        with _usage_errors():
+            settings = Settings(
+                accumulate=accumulate,
+                max_grad_norm=None if ours else max_grad_norm,  # fusedopt's optimizers clip within their step
+                amp=amp,
+                channels_last=channels_last,
+                compile=compile_model,
+                cuda_graph=cuda_graph,
+                ema=ema,
+                schedule=schedule,
+                min_lr=min_lr,
+                patience=patience,
+            )
+            where = choose_device(device)
+            task = find_task(dataset)
+            model = seeded(lambda: task.network(model_name), seed).to(where)
+            augmentation = compose(filter(None, augment.split(",")), task.classes) if augment else None
+            if label_smoothing and loss != "cross-entropy":
+                raise ValueError(f"--label-smoothing belongs to cross-entropy, not to {loss}")
+            loss_fn = make_loss(loss, **({"label_smoothing": label_smoothing} if label_smoothing else {}))
+            given = {"lr": _rate(lr), "momentum": momentum, "weight_decay": weight_decay}
+            options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+            if ours and max_grad_norm is not None:
+                options["max_grad_norm"] = max_grad_norm
+            if cuda_graph:
+                options["capturable"] = True
+            try:
+                chosen = make_optimizer(optimizer, model.parameters(), **options)
+            except TypeError as error:  # some of torch's have no capturable
+                raise ValueError(f"{optimizer} cannot be captured in a CUDA graph; take one of fusedopt's") from error
+        _prepare(threads, deterministic)
+
+        with process_group(where) as world:
+
+            def say(line: str) -> None:
+                if world.main and not quiet:
+                    typer.echo(line)
+
+            with world.main_first():
+                data = task.load(data_dir, say)
+            if held_out is not None:
+                with _usage_errors():
+                    data = hold_out(data, held_out)
+            tested = "test" if held_out is None else "held-out"
+            say(f"{data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} {tested} images")
+            say("normalised with the mean and standard deviation of the training images")
+
+            torch.manual_seed(seed)  # of dropout
+            folder = world.agreed(free_folder(f"{dataset}-{model_name or task.model_name}") if out is None else out)
+            earlier = RunFolder.open(folder).config if resume and (folder / "config.json").exists() else None
+            network = model if world.size == 1 else DistributedDataParallel(model)
+            arguments: dict[str, Any] = {
+                "batch_size": batch_size,
+                "seed": seed,
+                "augmentation": augmentation,
+                "loss_fn": loss_fn,
+                "settings": settings,
+            }
+            if lr == "auto":
+                with _usage_errors():
+                    options["lr"] = (
+                        find_training_lr(network, chosen, data, **arguments).suggestion
+                        if earlier is None
+                        else earlier.optimizer_options["lr"]
+                    )
+                for group in chosen.param_groups:
+                    group["lr"] = options["lr"]
+            rate = chosen.param_groups[0]["lr"]
+            parameters = sum(p.numel() for p in model.parameters())
+            say(f"{type(model).__name__} with {parameters:,} parameters, {optimizer} with lr {rate:g}, seed {seed}")
+            config = RunConfig.of(
+                data,
+                dataset=dataset,
+                model=model_name or task.model_name,
+                optimizer=optimizer,
+                optimizer_options=options,
+                epochs=epochs,
+                batch_size=batch_size,
+                seed=seed,
+                augmentations=tuple(filter(None, augment.split(","))),
+                held_out=held_out,
+                schedule=schedule,
+                amp=amp,
+                settings={"loss": loss, "label_smoothing": label_smoothing, "lr": lr, **asdict(settings)},
+            )
+            events = EventLog(folder) if tensorboard else None
+
+            def keep(epoch: Epoch, trained: nn.Module) -> None:
+                run.append(epoch.row())
+                if epoch.best:
+                    run.save_model(trained)
+                if events is not None:
+                    events.add(epoch)
+
+            with _usage_errors():
+                epochs_to_come = training(
+                    network,
+                    chosen,
+                    data,
+                    epochs=epochs,
+                    progress=progress,
+                    on_epoch=keep,
+                    checkpoint_dir=folder / "checkpoints",
+                    resume=resume,
+                    **arguments,
+                )
+            if earlier is not None:
+                check_same(folder, earlier, config)
+            run = RunFolder.create(folder, config, resume=resume) if world.main else RunFolder(folder, config, [])
+            results = []
+            try:
+                for result in epochs_to_come:
+                    results.append(result)
+                    share = f"{tested} accuracy {100 * result.test_accuracy:.2f} %"
+                    say(
+                        f"epoch {result.number}/{epochs}: loss {result.train_loss:.4f}, {share}, {result.seconds:.1f} s"
+                    )
+            except CompileError as error:
+                typer.echo(f"fusedopt: {error}", err=True)
+                raise typer.Exit(1) from error
+            except KeyboardInterrupt as error:
+                typer.echo(f"fusedopt: interrupted; go on with --out {folder} --resume", err=True)
+                raise typer.Exit(130) from error
+            finally:
+                if events is not None:
+                    events.close()
+            if world.main:
+                conclude(run, data, results, tested, say, report=not no_report)
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Turns what is wrong with an option's value into a usage error."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _rate(text: str | None) -> float | None:
+    if text is None or text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"--lr takes a number, or auto, not {text!r}") from error
+
+
+def _prepare(threads: int, deterministic: bool) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)

@@ -1,0 +1,6 @@
+"""What a trained network is for: classifying image files, and running elsewhere."""
+
+from fusedopt.inference.export import FORMATS, export_onnx, export_pt2
+from fusedopt.inference.files import Prediction, classify, read_image
+
+__all__ = ["FORMATS", "Prediction", "classify", "export_onnx", "export_pt2", "read_image"]

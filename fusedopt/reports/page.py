@@ -1,0 +1,130 @@
+"""The page of a report: what stands on it, for the template `report.html`."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fusedopt.reports.evaluation import Evaluation
+from fusedopt.training import RunFolder
+
+_IN_TITLE = ("dataset", "model", "classes")
+
+
+class _Picture(NamedTuple):
+    title: str
+    alt: str
+    width: int
+    height: int
+    uri: str
+
+
+def render(run: RunFolder, evaluation: Evaluation, tested: str, parameters: int) -> str:
+    """Returns the page of a run, with the pictures that its folder holds.
+
+    Args:
+        run: with its pictures drawn.
+        evaluation: of its network.
+        tested: what the images are called that were not trained on.
+        parameters: how many the network has.
+    """
+    environment = Environment(
+        loader=PackageLoader("fusedopt.reports", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    columns = list(dict.fromkeys(name for row in run.rows for name in row))
+    return environment.get_template("report.html").render(
+        config=run.config,
+        tested=tested,
+        accuracy=_percent(evaluation.accuracy),
+        right=len(evaluation.predicted) - len(evaluation.wrong),
+        images=len(evaluation.predicted),
+        parameters=parameters,
+        pictures=_pictures(run, evaluation, tested),
+        class_accuracy={name: _percent(share) for name, share in evaluation.class_accuracy.items()},
+        columns=[name.replace("_", " ") for name in columns],
+        rows=[[_cell(name, row.get(name)) for name in columns] for row in run.rows],
+        options={name: _text(value) for name, value in _options(run).items() if value not in (None, {}, ())},
+    )
+
+
+def _options(run: RunFolder) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(run.config) if field.name not in _IN_TITLE]
+    return {name.replace("_", " "): getattr(run.config, name) for name in names}
+
+
+def _pictures(run: RunFolder, evaluation: Evaluation, tested: str) -> list[_Picture]:
+    """Those that are there, in order, with a text for those who cannot see them."""
+    shares = ", ".join(f"{name} {_percent(share)}" for name, share in evaluation.class_accuracy.items())
+    wrong = len(evaluation.wrong)
+    texts = {
+        "curves": ("Training", _last_epoch(run, tested)),
+        "confusion-matrix": ("Confusion matrix", f"Counts of true against predicted classes. {_confused(evaluation)}"),
+        "class-accuracy": ("Accuracy of each class", f"Bars: {shares}."),
+        "grad-cam": (
+            "What the network looked at when it was wrong",
+            f"Of {wrong:,} misclassified {tested} images, some with a heat map of what spoke for the predicted class.",
+        ),
+        "filters": ("Filters", "The weights of a layer, as pictures."),
+        "activations": ("Activations", "What a layer makes of one image of each class, channel by channel."),
+        "history": (
+            "Gradients and parameters",
+            "Their distributions over the steps of the training.",
+        ),
+    }
+    found = [(run.folder / f"{name}.png", *text) for name, text in texts.items()]
+    return [_picture(path, title, alt) for path, title, alt in found if path.is_file()]
+
+
+def _picture(path: Path, title: str, alt: str) -> _Picture:
+    content = path.read_bytes()
+    width, height = struct.unpack(">2I", content[16:24])  # of a PNG
+    return _Picture(title, alt, width, height, "data:image/png;base64," + base64.b64encode(content).decode())
+
+
+def _last_epoch(run: RunFolder, tested: str) -> str:
+    row = run.rows[-1] if run.rows else {}
+    values = [f"{name.replace('_', ' ')} {_cell(name, value)}" for name, value in row.items() if name != "epoch"]
+    text = f"Curves over the epochs. After epoch {row.get('epoch')}: {', '.join(values)}."
+    return text.replace("test ", f"{tested} ")
+
+
+def _confused(evaluation: Evaluation) -> str:
+    """The most frequent mistake, in words."""
+    mistakes = evaluation.confusion - evaluation.confusion.diag().diag()
+    count = int(mistakes.max())
+    if not count:
+        return "No image is misclassified."
+    true, predicted = divmod(int(mistakes.argmax()), len(evaluation.classes))
+    names = f"{evaluation.classes[true]} taken for {evaluation.classes[predicted]}"
+    return f"The most frequent mistake: {names}, {count:,} of {int(evaluation.confusion[true].sum()):,}."
+
+
+def _percent(share: float) -> str:
+    return "no images" if math.isnan(share) else f"{100 * share:.2f} %"
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return _percent(value) if name.endswith("accuracy") else f"{value:.4g}"
+
+
+def _text(value: Any) -> str:
+    """A value of the configuration for readers."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name} = {_text(item)}" for name, item in value.items())
+    if isinstance(value, tuple | list):
+        return ", ".join(_text(item) for item in value)
+    return f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

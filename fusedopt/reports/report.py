@@ -1,0 +1,74 @@
+"""Writes the pictures, the numbers and the page of a run into its folder."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from fusedopt import files
+from fusedopt.data import ImageData
+from fusedopt.gradients import History
+from fusedopt.reports.attributions import plot_attributions
+from fusedopt.reports.evaluation import evaluate
+from fusedopt.reports.figures import plot_class_accuracy, plot_confusion, plot_curves
+from fusedopt.reports.page import render
+from fusedopt.training import RunFolder
+
+_DPI = 110
+
+
+def write_picture(figure: Figure, path: Path) -> None:
+    """Writes a figure as a PNG, whole or not at all.
+
+    Raises:
+        fusedopt.files.FileError: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=_DPI, format="png")
+    files.write(path, buffer.getbuffer())
+
+
+def write_report(run: RunFolder, data: ImageData) -> Path:
+    """Draws a run and says how good it is: pictures, `metrics.json` and `report.html` in the run's folder.
+
+    The pictures are `curves.png`, `confusion-matrix.png`, `class-accuracy.png`, `grad-cam.png` where test images are
+    misclassified, and `history.png` where the folder has `history.pt`: what `fusedopt.capture` recorded, saved with
+    `History.save`. The page also shows what `fusedopt explain` drew before. Files of an earlier report are replaced.
+
+    Args:
+        run: has its weights.
+        data: what it was trained and tested on; see `RunFolder.load_data`.
+
+    Returns:
+        The page, which is one file: it needs no other, no network and no script.
+
+    Raises:
+        ValueError: there are no test images.
+        fusedopt.files.FileError: the run is not complete, or its folder cannot be written.
+        ModuleNotFoundError: captum, matplotlib or torchmetrics is not installed.
+    """
+    tested = "test" if run.config.held_out is None else "held-out"
+    model = run.load_model()
+    evaluation = evaluate(model, data, run.normalize)
+    metrics = {"tested": tested, **evaluation.summary()}
+    files.write(run.folder / "metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode())
+    history = run.folder / "history.pt"
+    figures = {
+        "curves": plot_curves(run.rows, tested),
+        "confusion-matrix": plot_confusion(evaluation),
+        "class-accuracy": plot_class_accuracy(evaluation),
+        "grad-cam": plot_attributions(model, data, run.normalize, evaluation),
+        "history": History.load(history).plot() if history.is_file() else None,
+    }
+    for name, figure in figures.items():
+        path = run.folder / f"{name}.png"
+        if figure is None:
+            path.unlink(missing_ok=True)  # of an earlier report
+        else:
+            write_picture(figure, path)
+    page = run.folder / "report.html"
+    files.write(page, render(run, evaluation, tested, sum(p.numel() for p in model.parameters())).encode())
+    return page

@@ -1,0 +1,141 @@
+"""Several processes that train one model: `DistributedDataParallel` under `torchrun`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train one model, and which of them this is; by default the only one.
+
+    Attributes:
+        rank: 0 for the process that writes and prints.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def of(cls, model: nn.Module) -> World:
+        """Returns the processes of a `DistributedDataParallel`; any other model is trained by this one alone."""
+        return cls.joined() if isinstance(model, DistributedDataParallel) else cls()
+
+    @classmethod
+    def joined(cls) -> World:
+        """Returns the processes of the default group, where there is one."""
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def share(self, order: Tensor, batch_size: int) -> Tensor:
+        """Returns what this process takes of each batch of an order.
+
+        Args:
+            order: int64 [N], indices.
+            batch_size: of all processes together, a multiple of their number.
+
+        Returns:
+            int64, batches of `batch_size` / `size` indices. Where the last batch has fewer images than there are
+            processes, those without any take its first one, which is not to count.
+        """
+        if self.size == 1:
+            return order
+        batches = [(batch, batch.tensor_split(self.size)[self.rank]) for batch in torch.split(order, batch_size)]
+        return torch.cat([own if len(own) else batch[:1] for batch, own in batches])
+
+    def share_size(self, images: int) -> int:
+        """Returns how many of a batch's images count on this process, see `share`."""
+        return images // self.size + (self.rank < images % self.size)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Adds up a tensor over the processes, in place, and returns it."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def same(self, tensors: Iterable[Tensor]) -> None:
+        """Gives every process the values of the main one, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def agreed(self, value: T) -> T:
+        """Returns the main process's value to all."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, 0)
+        return values[0]
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Lets the main process go through the block before the others, who find what it has downloaded or made."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+ALONE = World()
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Returns the device to train on.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1", ...; "auto" is a GPU where there is one. Under `torchrun` "cuda" is another GPU
+            for each process.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise ValueError(f"{name!r} is not a device; choose from auto, cpu, cuda, cuda:0, ...") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"there is no training on {device.type}; choose from auto, cpu, cuda, cuda:0, ...")
+    if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(
+                f"there is no {device}: torch sees {torch.cuda.device_count()} CUDA devices; choose another"
+            )
+    return device
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[World]:
+    """Joins the other processes where `torchrun` started this one, until the end of the block."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_torchelastic_launched():
+        yield ALONE
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World.joined()
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,99 @@
+"""Loss and accuracy over images, added up where they are computed."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from fusedopt.training.distributed import World
+
+
+def count_correct(scores: Tensor, targets: Tensor) -> Tensor:
+    """Returns how many of the scores [N, classes] are highest at the target, labels [N] or probabilities [N, classes].
+
+    An int64 scalar on the device.
+    """
+    labels = targets if targets.dim() == 1 else targets.argmax(dim=1)
+    return (scores.detach().argmax(dim=1) == labels).sum()
+
+
+class Metrics:
+    """Mean loss and accuracy over images; only reading them waits for the device.
+
+    Args:
+        device: where losses and counts come from.
+        total: how many images there will be.
+
+    Attributes:
+        images: how many there have been.
+    """
+
+    def __init__(self, device: torch.device, total: int) -> None:
+        self.total, self.images = total, 0
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        """Adds a batch: mean loss, number of correct answers, number of images; one of 0 images is left out."""
+        if images:
+            self.images += images
+            self._loss += loss * images
+            self._correct += correct
+
+    @property
+    def loss(self) -> float:
+        """The mean loss over the images so far."""
+        return float(self._loss) / max(self.images, 1)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of the images so far that were classified correctly, 0 to 1."""
+        return int(self._correct) / max(self.images, 1)
+
+    def over(self, world: World) -> Metrics:
+        """Adds up what the processes have, in place, and returns it."""
+        if world.size > 1:
+            images = torch.tensor(float(self.images), dtype=torch.float64, device=self._loss.device)
+            sums = world.sum(torch.stack([self._loss, self._correct.double(), images]))
+            self._loss, self._correct, self.images = sums[0], sums[1].long(), round(float(sums[2]))
+        return self
+
+
+class Stopwatch:
+    """Adds up the time between entering and leaving: the host's for the CPU, the device's for a GPU.
+
+    On a GPU it leaves events behind, and only `seconds` waits for them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._seconds = self._start = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> None:
+        if self._on_gpu:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            self._events.append((start, end))
+        else:
+            self._start = perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._on_gpu:
+            self._events[-1][1].record()
+        else:
+            self._seconds += perf_counter() - self._start
+
+    def seconds(self) -> float:
+        """Returns the time since the last call of this, and starts anew."""
+        if self._events:
+            torch.cuda.synchronize(torch.cuda.current_device())
+            self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000
+            self._events.clear()
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds

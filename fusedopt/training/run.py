@@ -1,0 +1,277 @@
+"""The folder of one training run: what was trained and how, a log with a row per epoch, and the trained network."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fusedopt import files
+from fusedopt.data.images import DataError, ImageData, Normalize, hold_out
+from fusedopt.data.statistics import ChannelStatistics, channel_statistics
+from fusedopt.files import FileError
+from fusedopt.models import make_model
+
+_CONFIG, _LOG, _TABLE, _MODEL = "config.json", "log.json", "log.csv", "model.pt"
+_MAY_DIFFER = ("epochs", "fusedopt", "torch")  # between the parts of a run that is resumed
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that a run is made from, as plain values.
+
+    Attributes:
+        dataset: name of the data set, a key of `fusedopt.examples.tasks.TASKS`.
+        model, model_options: what `fusedopt.models.make_model` makes the network from.
+        channels, size: of the images, which are square.
+        classes: names of the labels.
+        mean, std: of the training images, per channel, for pixel values from 0 to 1.
+        optimizer, optimizer_options: what `fusedopt.training.make_optimizer` makes the optimizer from.
+        epochs, batch_size, seed: as in `fusedopt.training.train`.
+        augmentations: of the training images, in order.
+        held_out: share of the training images that takes the place of the test images, None for the test images.
+        schedule: name of the learning-rate schedule, None for a constant rate.
+        amp: dtype of mixed precision, None without.
+        settings: whatever else should be remembered; strings, numbers, booleans, None, lists and dictionaries.
+        fusedopt, torch: versions.
+
+    Raises:
+        ValueError: there are not as many means or standard deviations as channels.
+    """
+
+    dataset: str
+    model: str
+    channels: int
+    size: int
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    optimizer: str
+    epochs: int
+    batch_size: int
+    seed: int
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    augmentations: tuple[str, ...] = ()
+    held_out: float | None = None
+    schedule: str | None = None
+    amp: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fusedopt: str = field(default_factory=lambda: version("fusedopt"))
+    torch: str = torch.__version__
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "mean", "std", "augmentations"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
+        if not len(self.mean) == len(self.std) == self.channels:
+            counts = f"{len(self.mean)} means and {len(self.std)} standard deviations for {self.channels} channels"
+            raise ValueError(f"one of each is needed per channel, not {counts}")
+
+    @classmethod
+    def of(cls, data: ImageData, **fields: Any) -> RunConfig:
+        """Makes a configuration with the channels, size, classes, mean and std of the data that are trained on."""
+        mean, std = (tuple(values.tolist()) for values in channel_statistics(data.train_images))
+        _, channels, size, _ = data.train_images.shape
+        return cls(channels=channels, size=size, classes=data.classes, mean=mean, std=std, **fields)
+
+
+class RunFolder:
+    """A run on disk.
+
+        run = RunFolder.create("run", RunConfig.of(data, dataset="hands", model="lenet", optimizer="adamw", ...))
+        for epoch in training:
+            run.append({"epoch": epoch.number, "train_loss": epoch.loss, "test_accuracy": epoch.accuracy})
+        run.save_model(model)
+
+        run = RunFolder.open("run")
+        scores = run.load_model()(run.normalize(images))
+
+    `config.json` holds the configuration, `log.csv` and `log.json` the rows, `model.pt` the weights with a checksum
+    (`fusedopt.files.load(path, "model")` reads them without the network). Each file is replaced as a whole, so that a
+    process may be killed at any moment. One process writes.
+
+    Attributes:
+        folder: where it is.
+        config: what was trained.
+        rows: of the log, in order of epoch. In `log.json` values that are not finite are null, and are NaN here.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, rows: list[dict[str, float]]) -> None:
+        self.folder, self.config, self.rows = folder, config, rows
+
+    @classmethod
+    def create(cls, folder: Path | str, config: RunConfig, *, resume: bool = False) -> RunFolder:
+        """Begins a run.
+
+        Args:
+            folder: made where it is missing; what else it holds is left alone.
+            config: of the run.
+            resume: go on with the run that is there, which must have the same configuration but for the number of
+                epochs and the versions. Where there is none, it begins.
+
+        Raises:
+            FileError: the folder holds a run, or with `resume` one of another configuration, or cannot be written.
+        """
+        folder = Path(folder)
+        rows: list[dict[str, float]] = []
+        if any((folder / name).exists() for name in (_CONFIG, _LOG, _TABLE, _MODEL)):
+            if not resume:
+                raise FileError(f"{folder}: holds an earlier run; resume it, or name another folder")
+            earlier = cls.open(folder)
+            there, here = _plain(earlier.config), _plain(config)
+            if different := [name for name in there if there[name] != here[name] and name not in _MAY_DIFFER]:
+                name = different[0]
+                values = f"{name} is {there[name]!r} there and {here[name]!r} here"
+                raise FileError(f"{folder}: holds another run ({values}); give the same options, or another folder")
+            rows = earlier.rows
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
+        _write_json(folder / _CONFIG, _plain(config))
+        return cls(folder, config, rows)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> RunFolder:
+        """Opens a run that exists.
+
+        Raises:
+            FileError: there is none, or it is damaged.
+        """
+        folder = Path(folder)
+        if not (folder / _CONFIG).is_file():
+            raise FileError(f"{folder}: holds no run, as there is no {_CONFIG}; name the folder of a run")
+        config = _read(folder / _CONFIG, lambda content: RunConfig(**content))
+        rows = _read(folder / _LOG, _rows) if (folder / _LOG).exists() else []
+        return cls(folder, config, rows)
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Adds an epoch to the log, in place of that epoch and all later ones, if there are.
+
+        Args:
+            row: "epoch", counted from 1, and any numbers of that epoch by name. The names need not be those of other
+                rows. "train_loss", "test_loss", "train_accuracy", "test_accuracy" (0 to 1) and "lr" are drawn.
+
+        Raises:
+            ValueError: there is no "epoch".
+            FileError: the log cannot be written; both of its files are whole, with or without the row.
+        """
+        if "epoch" not in row:
+            raise ValueError(f"a row of the log needs its epoch, not only {', '.join(row) or 'nothing'}")
+        rows = [earlier for earlier in self.rows if earlier["epoch"] < row["epoch"]]
+        rows.append({name: _number(value) for name, value in row.items()})
+        finite = [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        _write_json(self.folder / _LOG, finite)
+        self.rows = rows
+        files.write(self.folder / _TABLE, table.getvalue().encode())
+
+    def save_model(self, model: nn.Module) -> None:
+        """Saves the weights and buffers.
+
+        Raises:
+            FileError: they cannot be written; what was there before is still there.
+        """
+        files.save(self.folder / _MODEL, "model", model.state_dict())
+
+    def load_model(self) -> nn.Module:
+        """Returns the trained network, on the CPU and in evaluation mode.
+
+        Raises:
+            FileError: the run has no weights, they are damaged, or of another network than the configuration's.
+        """
+        path, config = self.folder / _MODEL, self.config
+        if not path.is_file():
+            raise FileError(f"{self.folder}: the run has no {_MODEL} yet; train it to its end")
+        state = files.load(path, "model")
+        try:
+            model = make_model(
+                config.model,
+                channels=config.channels,
+                classes=len(config.classes),
+                size=config.size,
+                **config.model_options,
+            )
+            model.load_state_dict(state)
+        except (ValueError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise FileError(f"{path}: not of the network in {_CONFIG} ({reason}); restore both files") from error
+        return model.eval()
+
+    def load_data(self, data_dir: Path | None = None, notify: Callable[[str], None] = print) -> ImageData:
+        """Loads the data set of the run; its test images are those that were held out, if some were.
+
+        Args:
+            data_dir: the folder of the user's data sets; see `fusedopt.data.files.locate`.
+            notify: is told about downloads.
+
+        Raises:
+            fusedopt.data.DataError: it cannot be loaded, or is not the one that the run was trained on.
+        """
+        from fusedopt.examples.tasks import find_task
+
+        config = self.config
+        try:
+            data = find_task(config.dataset).load(data_dir, notify)
+        except ValueError as error:
+            raise DataError(f"{self.folder}: {error}") from error
+        found = (data.classes, *data.train_images.shape[1:])
+        if found != (config.classes, config.channels, config.size, config.size):
+            raise DataError(f"{config.dataset}: has other classes or images than those of the run in {self.folder}")
+        return data if config.held_out is None else hold_out(data, config.held_out)
+
+    @property
+    def normalize(self) -> Normalize:
+        """What the network's images are standardized with, on the CPU: the same, bit for bit, as in training."""
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (self.config.mean, self.config.std))
+        return Normalize.with_statistics(ChannelStatistics(mean, std))
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    """The configuration as it comes back from its file."""
+    fields = {name: getattr(config, name) for name in (f.name for f in dataclasses.fields(config))}
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(fields, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise FileError(f"the configuration cannot be saved ({error}); give plain values") from error
+    return plain
+
+
+def _write_json(path: Path, content: Any) -> None:
+    files.write(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _read(path: Path, parse: Callable[[Any], Any]) -> Any:
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); name a run that can") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise FileError(f"{path}: damaged, or of another version ({reason}); restore it") from error
+
+
+def _rows(content: Any) -> list[dict[str, float]]:
+    rows = [{name: _number(value) for name, value in row.items()} for row in content]
+    return sorted(rows, key=lambda row: row["epoch"])
+
+
+def _number(value: Any) -> float:
+    """A Python number, whole numbers as such; NaN for null."""
+    if value is None:
+        return math.nan
+    number = float(value)
+    return int(number) if isinstance(value, int) else number
