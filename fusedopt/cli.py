@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # One by default: such small networks gain little by more and lose much on a busy machine, and the results would depend
 # on the number of cores.
 _THREADS_HELP = "CPU threads; networks as small as these gain little by more than one."
-_EXTRAS = ("typer", "tqdm", "matplotlib", "PIL")
+_EXTRAS = ("typer", "tqdm", "matplotlib", "PIL", "optuna")
 
 
 def _missing_extra(name: str) -> str:
@@ -288,6 +288,11 @@ def info() -> None:
 
     for key, value in fusedopt.info().items():
         typer.echo(f"{key}: {value}")
+
+
+from fusedopt.commands import tune  # noqa: E402, only with typer
+
+app.command()(tune.tune)
 
 
 def main() -> None:
