@@ -50,7 +50,7 @@ class Run:
 
 def train(task: Task, data: ImageData, regime: str, seed: int, options: argparse.Namespace) -> Run:
     """Train once; the schedule divides the noise lr / B by the factor, every third of the run."""
-    model = seeded(task.model, seed)
+    model = seeded(task.network, seed)
     optimizer = fusedopt.SGD(model.parameters(), lr=options.lr, momentum=0.9)
     generator = torch.Generator().manual_seed(seed)
     sampler = RandomSampler(range(len(data.train_labels)), generator=generator)

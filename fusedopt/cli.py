@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 # One by default: small networks gain little by more, and the results would depend on the number of cores.
 _THREADS_HELP = "CPU threads; networks as small as these gain little by more than one."
-_EXTRAS = ("typer", "tqdm", "matplotlib", "PIL", "torchmetrics", "captum", "onnx", "onnxscript", "onnxruntime")
-_EXTRAS += ("tensorboard",)
+_EXTRAS = (
+    *("typer", "tqdm", "matplotlib", "PIL", "jinja2", "torchmetrics", "tensorboard", "captum", "optuna"),
+    *("onnx", "onnxscript", "onnxruntime"),
+)
 
 
 def _missing_extra(name: str) -> str:
@@ -188,9 +190,9 @@ def info() -> None:
         typer.echo(f"{key}: {value}")
 
 
-from fusedopt.commands import explain, export, predict, report, train  # noqa: E402, only with typer
+from fusedopt.commands import explain, export, predict, report, train, tune  # noqa: E402, only with typer
 
-for _command in (train.train, explain.explain, export.export, predict.predict, report.report):
+for _command in (train.train, tune.tune, explain.explain, export.export, predict.predict, report.report):
     app.command()(_command)
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from fusedopt.data import make_hands
 from fusedopt.examples.tasks import TASKS, Task
-from fusedopt.models import HandClassifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,7 +48,7 @@ def test_results_follow_from_the_seed(runs, data):
 
 
 def test_tables(data, monkeypatch, capsys, threads):
-    monkeypatch.setitem(benchmark.TASKS, "hands", Task(lambda folder, notify: data, HandClassifier))
+    monkeypatch.setitem(benchmark.TASKS, "hands", Task(lambda folder, notify: data, "lenet"))
     benchmark.main(["--epochs", "3", "--seeds", "2", "--batch-size", "30"])
     lines = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]

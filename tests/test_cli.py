@@ -15,7 +15,6 @@ from fusedopt.data import make_hands
 from fusedopt.examples.demo import run_demo
 from fusedopt.examples.step_times import OURS, format_table, speedup
 from fusedopt.examples.tasks import TASKS, Task
-from fusedopt.models import HandClassifier
 from fusedopt.training.timing import Timing
 
 
@@ -114,7 +113,7 @@ def test_table_compares_with_the_fastest_native():
 @pytest.fixture
 def few_hands(monkeypatch):
     data = make_hands(30, 3)
-    monkeypatch.setitem(TASKS, "hands", Task(lambda folder, notify: data, HandClassifier))
+    monkeypatch.setitem(TASKS, "hands", Task(lambda folder, notify: data, "lenet"))
 
 
 @pytest.mark.usefixtures("few_hands")

@@ -72,6 +72,17 @@ def test_batches_are_augmented_in_0_to_1_and_then_standardized(data):
     assert torch.equal(labels, data.train_labels[:16])
 
 
+@pytest.mark.parametrize("names", [[], NAMES], ids=["plain", "augmented"])
+@pytest.mark.parametrize("images_at_once", [1, 40, 50])
+def test_batches_do_not_depend_on_what_is_gathered_at_once(data, monkeypatch, names, images_at_once):
+    monkeypatch.setattr("fusedopt.data.loader._PART_BYTES", images_at_once * data.train_images[0].numel())
+    order, loader = torch.randperm(50), make(data, names=names)
+    generator = torch.Generator().manual_seed(5)
+    for index, batch in zip(torch.split(order, 16), loader.batches(order, seed=5), strict=True):
+        expected = loader.transform(data.train_images[index], data.train_labels[index], generator)
+        assert all(map(torch.equal, batch, expected))
+
+
 def test_seed_decides_the_augmentation(data):
     loader, order = make(data), torch.arange(50)
     first, again, other = (torch.cat([images for images, _ in loader.batches(order, seed)]) for seed in (1, 1, 2))

@@ -193,7 +193,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, config):
 
 
 def test_data_are_those_of_the_run(tmp_path, data, monkeypatch):
-    monkeypatch.setitem(TASKS, "hands", Task(lambda folder, notify: data, HandClassifier))
+    monkeypatch.setitem(TASKS, "hands", Task(lambda folder, notify: data, "lenet"))
     run = RunFolder.create(tmp_path / "a", config_of(data, held_out=0.25))
     assert torch.equal(run.load_data().test_images, hold_out(data, 0.25).test_images)
     assert torch.equal(RunFolder.create(tmp_path / "b", config_of(data)).load_data().test_images, data.test_images)

@@ -151,7 +151,7 @@ def train(
             say("normalised with the mean and standard deviation of the training images")
 
             torch.manual_seed(seed)  # of dropout
-            folder = world.agreed(free_folder(f"{dataset}-{model_name or task.model_name}") if out is None else out)
+            folder = world.agreed(free_folder(f"{dataset}-{model_name or task.model}") if out is None else out)
             earlier = RunFolder.open(folder).config if resume and (folder / "config.json").exists() else None
             network = model if world.size == 1 else DistributedDataParallel(model)
             arguments: dict[str, Any] = {
@@ -176,7 +176,8 @@ def train(
             config = RunConfig.of(
                 data,
                 dataset=dataset,
-                model=model_name or task.model_name,
+                model=model_name or task.model,
+                model_options={} if model_name else dict(task.model_options),
                 optimizer=optimizer,
                 optimizer_options=options,
                 epochs=epochs,

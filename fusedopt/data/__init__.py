@@ -7,6 +7,7 @@ from fusedopt.data.hands import draw_hands, make_hands
 from fusedopt.data.images import DataError, ImageData, Normalize, hold_out
 from fusedopt.data.loader import BatchLoader, BatchTransform
 from fusedopt.data.rps import ImageFiles, load_rps
+from fusedopt.data.rps_photos import load_rps_photos
 from fusedopt.data.statistics import ChannelStatistics, channel_statistics
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "load_cifar10",
     "load_fashion_mnist",
     "load_rps",
+    "load_rps_photos",
     "make_augmentation",
     "make_hands",
 ]

@@ -13,6 +13,7 @@ from fusedopt.data.augmentations import Augmentation
 from fusedopt.data.images import Normalize
 
 _WHITE = 255
+_PART_BYTES = 2**20  # of images gathered at once; as float32 they still stay in a processor's cache
 
 
 class BatchTransform:
@@ -37,8 +38,9 @@ class BatchTransform:
 class BatchLoader:
     """Batches on a device, each one transformed there.
 
-    A set that fits is copied to the device once, as bytes: a batch then costs one indexing there, and nothing waits for
-    the host. Any other is read by a `DataLoader`, whose workers only decode. Both give the same batches.
+    A set that fits is copied to the device once, as bytes, and gathered there in parts of many batches: a batch is then
+    a slice, and nothing waits for the host. Any other is read by a `DataLoader`, whose workers only decode. Both give
+    the same batches.
 
         loader = BatchLoader((data.train_images, data.train_labels), 64, transform, device="cuda")
         for images, targets in loader.batches(torch.randperm(len(data.train_labels)), seed=0):
@@ -96,12 +98,18 @@ class BatchLoader:
             seed: of the augmentations. The same order and seed give the same batches, whatever came before.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
-        for images, labels in self._resident(order) if self.resident else self._read(order, seed):
-            yield self.transform(images, labels, generator)
-
-    def _resident(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for index in torch.split(order.to(self.device), self.batch_size):
-            yield self._images[index], self._labels[index]
+        if not self.resident:
+            for images, labels in self._read(order, seed):
+                yield self.transform(images, labels, generator)
+            return
+        plain = self.transform.augmentation is None  # changes each pixel alone, so that a part can be done in one go
+        size = max(_PART_BYTES // (self._images.shape[1:].numel() * self.batch_size), 1) * self.batch_size
+        for index in torch.split(order.to(self.device), size):
+            images, labels = self._images[index], self._labels[index]
+            if plain:
+                images, labels = self.transform(images, labels, generator)
+            for batch in zip(torch.split(images, self.batch_size), torch.split(labels, self.batch_size), strict=True):
+                yield batch if plain else self.transform(*batch, generator)
 
     def _read(self, order: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         loader = DataLoader(

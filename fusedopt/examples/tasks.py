@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from fusedopt.data import ImageData, load_cifar10, load_fashion_mnist, load_rps, make_hands
-from fusedopt.models import CNN2, GarmentClassifier, HandClassifier, ResNet9, make_model
+from fusedopt.data import ImageData, load_cifar10, load_fashion_mnist, load_rps, load_rps_photos, make_hands
+from fusedopt.models import make_model
 
 Notify = Callable[[str], None]
 
@@ -21,40 +22,36 @@ class Task:
     Attributes:
         load: takes the folder of the user's data sets (None for the default places) and a function that is told about
             downloads; raises DataError.
-        model: makes the network that is trained unless another is named, with fresh weights.
-        channels, classes, size: of the images, for networks by name.
-        model_name: what `make_model` calls the network that `model` makes.
+        model: name of the network that is trained unless another is named, see `fusedopt.models.make_model`.
+        model_options: its options; a network that is named has none.
+        channels, classes, size: of the images.
     """
 
     load: Callable[[Path | None, Notify], ImageData]
-    model: Callable[[], nn.Module]
+    model: str
+    model_options: Mapping[str, Any] = field(default_factory=dict)
     channels: int = 3
     classes: int = 3
     size: int = 28
-    model_name: str = "lenet"
 
     def network(self, name: str | None = None) -> nn.Module:
-        """Makes the network of that name for these images, by default `model`; see `fusedopt.models.make_model`."""
-        if name is None:
-            return self.model()
-        return make_model(name, channels=self.channels, classes=self.classes, size=self.size)
+        """Makes the network of that name for these images, by default `model`, with fresh weights.
+
+        Raises:
+            ValueError: there is none of that name; the message lists the names.
+        """
+        shape = {"channels": self.channels, "classes": self.classes, "size": self.size}
+        return make_model(name or self.model, **shape, **({} if name else self.model_options))
 
 
 TASKS = {
     "fashion-mnist": Task(
-        lambda data_dir, notify: load_fashion_mnist(data_dir, notify=notify), GarmentClassifier, channels=1, classes=10
+        lambda data_dir, notify: load_fashion_mnist(data_dir, notify=notify), "lenet", channels=1, classes=10
     ),
-    "hands": Task(lambda data_dir, notify: make_hands(), HandClassifier),  # drawn, so there is nothing to find
-    "rps": Task(
-        lambda data_dir, notify: load_rps(data_dir, notify=notify), lambda: CNN2(n_feature=5, p=0.3), model_name="cnn2"
-    ),
-    "cifar10": Task(
-        lambda data_dir, notify: load_cifar10(data_dir, notify=notify),
-        ResNet9,
-        classes=10,
-        size=32,
-        model_name="resnet9",
-    ),
+    "hands": Task(lambda data_dir, notify: make_hands(), "lenet"),  # drawn, so there is nothing to find
+    "rps": Task(lambda data_dir, notify: load_rps(data_dir, notify=notify), "cnn2"),
+    "rps-photos": Task(lambda data_dir, notify: load_rps_photos(data_dir), "resnet9", {"width": 8}, size=64),
+    "cifar10": Task(lambda data_dir, notify: load_cifar10(data_dir, notify=notify), "resnet9", classes=10, size=32),
 }
 
 

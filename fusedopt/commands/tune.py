@@ -1,0 +1,97 @@
+"""`fusedopt tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+
+def tune(
+    dataset: Annotated[str, typer.Argument(help="As in train.")],
+    method: Annotated[str, typer.Option(help="grid, random, bayes, genetic, halving or hyperband.")] = "bayes",
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE,VALUE,... or NAME=LOW..HIGH for optimizer, lr, momentum, weight-decay or batch-size; "
+            "repeat it for several. By default sgd,adamw over wide ranges, for grid a grid."
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="As in train.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="How many, those in --study included; by default 20, or the whole grid.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each trial.")] = 3,
+    held_out: Annotated[float, typer.Option(help="Share of the training images that the accuracy is taken on.")] = 0.2,
+    study: Annotated[Path | None, typer.Option(help="SQLite file to keep the trials in, and to go on with.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Trials at once; more than one need --study.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search, and of weights and order in every trial.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each process.")] = 1,
+    data_dir: Annotated[Path | None, typer.Option(help="As in train.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for pictures of the search.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
+) -> None:
+    """Search for good settings on held-out training images; prints the best as a `fusedopt train` command.
+
+    After Ctrl-C, or with more --trials, the same command goes on with what --study holds.
+    """
+    import torch
+
+    from fusedopt.cli import _one_line_errors
+
+    with _one_line_errors():
+        from fusedopt.data import hold_out
+        from fusedopt.examples.tasks import find_task
+        from fusedopt.tuning import METHODS, Search, best_trial, draw_search, finished, make_space, open_study, run
+
+        def note(line: str) -> None:
+            if not quiet:
+                typer.echo(line)
+
+        torch.set_num_threads(threads)
+        try:
+            if method not in METHODS:
+                raise ValueError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
+            if processes > 1 and study is None:
+                raise ValueError("--processes needs --study, the file which they share")
+            search = Search(
+                dataset, method, make_space(space or (), grid=method == "grid"), model, epochs, seed, held_out
+            )
+            find_task(dataset).network(model)  # names are checked before anything is read
+            data = hold_out(find_task(dataset).load(data_dir, note), held_out)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        kept = open_study(search, study)
+        if finished(kept):
+            note(f"{study} holds {finished(kept)} finished trials")
+        try:
+            for trial in run(kept, search, data, trials, processes=processes, path=study):
+                note(_line(trial))
+        except KeyboardInterrupt:
+            goes_on = f"the same command goes on with {study}" if study else "with --study it could be gone on with"
+            typer.echo(f"fusedopt: stopped after {finished(kept)} finished trials; {goes_on}", err=True)
+            raise typer.Exit(130) from None
+        best = best_trial(kept)
+        if best is None:
+            typer.echo("fusedopt: no trial came to its last epoch; give more --trials", err=True)
+            raise typer.Exit(1)
+        network = f" --model {model}" if model else ""
+        typer.echo(f"best of {finished(kept)} trials: held-out accuracy {100 * best.values[0]:.2f} %, with")
+        typer.echo(f"fusedopt train {dataset}{network} {best.user_attrs['options']} --epochs {epochs} --seed {seed}")
+        if out is not None:
+            try:
+                typer.echo(f"pictures: {', '.join(str(path) for path in draw_search(kept, out))}")
+            except OSError as error:
+                typer.echo(f"fusedopt: {out} cannot be written ({error}); name another folder with --out", err=True)
+                raise typer.Exit(1) from error
+
+
+def _line(trial: FrozenTrial) -> str:
+    """Says what a trial was, and what came of it."""
+    epochs, accuracy = max(trial.intermediate_values.items())
+    end = "" if trial.state.name == "COMPLETE" else f", stopped after epoch {epochs}"
+    return f"trial {trial.number}: held-out accuracy {100 * accuracy:.2f} %{end}: {trial.user_attrs['options']}"
