@@ -68,8 +68,8 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     axes = figure.subplots()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     right = shares.diag().diag()
-    axes.imshow(right.where(right > 0, math.nan), cmap="Blues", vmin=0, vmax=1.3)
-    axes.imshow((shares - right).where(shares > right, math.nan), cmap="Reds", vmin=0, vmax=1.3)
+    for part, cmap in ((right, "Blues"), (shares - right, "Reds")):
+        axes.imshow(part.where(part > 0, math.nan).numpy(), cmap=cmap, vmin=0, vmax=1.3)
     for row in range(size):
         for column in range(size):
             if count := int(counts[row, column]):
