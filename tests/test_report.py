@@ -154,6 +154,7 @@ def test_report_writes_pictures_numbers_and_a_page(run, data):
     assert f"test accuracy {100 * right / 18:.2f} %" in text
     assert "lenet on hands 44,131 parameters; 3 classes: paper, rock, scissors" in text
     assert "batch size 16" in text
+    assert f"best epoch {max(run.rows, key=lambda row: row['test_accuracy'])['epoch']} of 2" in text
     assert f"{run.rows[1]['train_loss']:.4g}" in text
 
 
@@ -180,7 +181,19 @@ def test_page_is_complete_by_itself(run, data):
         assert len(picture["alt"]) > 20
     confused = pictures[1]["alt"]
     assert "The most frequent mistake: " in confused
-    assert pictures[0]["alt"].startswith("Curves over the epochs. After epoch 2: train loss ")
+    row = run.rows[-1]
+    assert pictures[0]["alt"] == (
+        f"Curves over the epochs. After epoch 2: train loss {row['train_loss']:.4g}, "
+        f"train accuracy {100 * row['train_accuracy']:.2f} %, "
+        f"test accuracy {100 * row['test_accuracy']:.2f} %, lr 0.001."
+    )
+
+
+def test_a_log_with_gaps_is_shown(run, data):
+    run.append({"epoch": 3, "step_seconds": math.nan})
+    page = Page(write_report(run, data).read_text(encoding="utf-8"))
+    assert page.text.count(" 3 - - - - - ") == 1
+    assert "best epoch" in page.text
 
 
 def test_names_cannot_become_markup(tmp_path, data):

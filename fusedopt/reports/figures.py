@@ -17,6 +17,8 @@ _PANELS = {  # title, and for each column of the log its factor, label and colou
     "accuracy (%)": {"train_accuracy": (100, "training", _TRAIN), "test_accuracy": (100, "{tested}", _TEST)},
     "learning rate": {"lr": (1, "learning rate", _RATE)},
 }
+COLUMNS = [name for lines in _PANELS.values() for name in lines]
+"""Of the log, that are drawn."""
 
 
 def plot_curves(rows: Sequence[Mapping[str, float]], tested: str = "test") -> Figure | None:
