@@ -23,7 +23,7 @@ class Schedule:
         captured: whether the steps are those of a CUDA graph: learning rates are then tensors, which it reads anew.
 
     Raises:
-        ValueError: the name is unknown, the learning rates are out of range, or there are too few steps for it.
+        ValueError: the learning rates are out of range.
     """
 
     def __init__(
@@ -33,10 +33,7 @@ class Schedule:
         low = high / 10 if min_lr is None else min_lr
         if not 0 < low <= high:
             raise ValueError(f"the lowest learning rate, {low:g}, must be above 0 and at most the highest, {high:g}")
-        try:
-            scheduler = GALLERY[name](optimizer, steps, low, high)
-        except ZeroDivisionError as error:  # torch's OneCycleLR divides by the lengths of its phases
-            raise ValueError(f"{name} needs more than {steps} steps; train for longer") from error
+        scheduler = GALLERY[name](optimizer, steps, low, high)
         self._scheduler: LRScheduler | DeviceSchedule = on_device(scheduler, steps) if captured else scheduler
         self._name, self._steps, self._taken = name, steps, 0
 
