@@ -72,7 +72,7 @@ def demo(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 6,
     threads: Annotated[int, typer.Option(min=1, help=_THREADS_HELP)] = 1,
 ) -> None:
-    """Learn Rock-Paper-Scissors from drawn hands, time fused against native steps, and draw both. Needs no network."""
+    """Learn Rock-Paper-Scissors from drawn hands, time fused against native steps, report on both. Needs no network."""
     import torch
 
     with _one_line_errors():

@@ -81,10 +81,14 @@ def test_unwritable_folder_of_the_demo_is_named(tmp_path):
     assert "--out" in line
 
 
-def test_demo_prints_the_table_and_draws_two_pictures(tmp_path):
+def test_demo_prints_the_table_draws_two_pictures_and_reports(tmp_path):
     lines = []
-    pictures = run_demo(tmp_path / "out", epochs=1, data=make_hands(90, 30), rounds=3, say=lines.append)
-    assert pictures == (tmp_path / "out" / "training.png", tmp_path / "out" / "step_times.png")
+    for _ in range(2):  # the second in the place of the first
+        *pictures, page = run_demo(tmp_path / "out", epochs=1, data=make_hands(90, 30), rounds=3, say=lines.append)
+    assert page == tmp_path / "out" / "run" / "report.html"
+    assert "<html" in page.read_text()
+    assert lines[-1] == f"report of the training: {page}"
+    assert tuple(pictures) == (tmp_path / "out" / "training.png", tmp_path / "out" / "step_times.png")
     for picture in pictures:
         content = picture.read_bytes()
         assert content.startswith(b"\x89PNG")

@@ -4,7 +4,6 @@ import importlib
 
 import pytest
 import torch
-from vision import torchvision
 
 from fusedopt.data import ImageData, make_hands
 from fusedopt.gradients import History
@@ -27,7 +26,6 @@ def images(channels, size, classes):
     ("name", "channels", "size", "classes"), [("fashion_mnist", 1, 28, 10), ("rps", 3, 28, 3), ("cifar10", 3, 32, 10)]
 )
 def test_example_trains_and_reports(name, channels, size, classes, tmp_path, monkeypatch, capsys):
-    torchvision()
     pytest.importorskip("captum")
     pytest.importorskip("torchmetrics")
     example = importlib.import_module(f"fusedopt.examples.{name}")

@@ -12,7 +12,8 @@ from fusedopt.data import ImageData, Normalize, make_hands
 from fusedopt.examples.figures import plot_step_times, plot_training
 from fusedopt.examples.step_times import format_table, measure
 from fusedopt.models import HandClassifier
-from fusedopt.training import Epoch, make_optimizer, predict, seeded, train
+from fusedopt.reports import write_report
+from fusedopt.training import Epoch, RunConfig, RunFolder, make_optimizer, predict, seeded, train
 from fusedopt.training.timing import machine
 
 _BATCH_SIZE = 32
@@ -25,21 +26,22 @@ def run_demo(
     data: ImageData | None = None,
     rounds: int = 500,
     say: Callable[[str], None] = print,
-) -> tuple[Path, Path]:
+) -> tuple[Path, Path, Path]:
     """Trains, measures, prints both, and draws them.
 
     Args:
-        out: the folder for the pictures; it is made if need be.
+        out: the folder for the pictures and the run; it is made if need be.
         epochs: passes over the training images.
         data: images of hands; drawn by default.
         rounds: timed steps of each optimizer.
         say: prints a line.
 
     Returns:
-        The two pictures, `training.png` and `step_times.png`.
+        The pictures `training.png` and `step_times.png`, and the report on the training, `run/report.html`.
 
     Raises:
         OSError: the folder cannot be made or written.
+        fusedopt.files.FileError: its `run` cannot be written, or is a run on other images.
     """
     out.mkdir(parents=True, exist_ok=True)
     if data is None:
@@ -53,7 +55,14 @@ def run_demo(
         optimizer = make_optimizer(name, model.parameters())
         runs[label] = list(train(model, optimizer, data, epochs=epochs, batch_size=_BATCH_SIZE))
         last = runs[label][-1]
-        say(f"{label:<18} {epochs} epochs: loss {last.loss:.4f}, test accuracy {100 * last.accuracy:.1f} %")
+        say(f"{label:<18} {epochs} epochs: loss {last.train_loss:.4f}, test accuracy {last.test_accuracy:.1%}")
+    config = RunConfig.of(
+        data, dataset="hands", model="lenet", optimizer="adamw", epochs=epochs, batch_size=_BATCH_SIZE, seed=0
+    )
+    run = RunFolder.create(out / "run", config, resume=True)  # in the place of an earlier demo's
+    for epoch in runs["fusedopt.AdamW"]:
+        run.append(epoch.row())
+    run.save_model(model)
 
     normalize = Normalize(data.train_images)
     predicted = predict(model, data.test_images, normalize)
@@ -71,4 +80,6 @@ def run_demo(
     say(f"\n{title}\n{format_table(table)}\n")
     plot_step_times(step_times, table, title)
     say(f"pictures: {training}, {step_times}")
-    return training, step_times
+    page = write_report(run, data)
+    say(f"report of the training: {page}")
+    return training, step_times, page
