@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 # One by default: small networks gain little by more, and the results would depend on the number of cores.
 _THREADS_HELP = "CPU threads; networks as small as these gain little by more than one."
-_EXTRAS = ("typer", "tqdm", "matplotlib", "PIL", "torchmetrics", "captum", "onnx", "onnxscript", "onnxruntime")
-_EXTRAS += ("tensorboard",)
+_EXTRAS = (
+    *("typer", "tqdm", "matplotlib", "PIL", "torchmetrics", "captum", "onnx", "onnxscript", "onnxruntime"),
+    "tensorboard",
+)
 
 
 def _missing_extra(name: str) -> str:
