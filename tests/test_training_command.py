@@ -29,7 +29,7 @@ def fashion(tmp_path, monkeypatch):
 
 
 def train(fashion, *arguments, code=0):
-    return run("train", "fashion-mnist", "--data-dir", fashion, "--no-report", *arguments, code=code)
+    return run("train", "fashion-mnist", "--data-dir", fashion, "--device", "cpu", "--no-report", *arguments, code=code)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb", "torch.sgd"])
@@ -288,6 +288,13 @@ def test_automatic_lr_is_that_of_the_finder(fashion):
     torch.testing.assert_close(auto[1], given[1], rtol=0, atol=0)
 
 
+def test_a_curve_without_an_answer_is_one_line(fashion, monkeypatch):
+    monkeypatch.setattr(GarmentClassifier, "forward", lambda self, images: 0 * self.fc3(torch.ones(len(images), 84)))
+    (line,) = train(fashion, "--lr", "auto", code=1).stderr.splitlines()
+    assert re.match("fusedopt: no learning rate found: .*; or give one by --lr$", line)
+    assert not (fashion / "runs").exists()
+
+
 def test_early_stopping_is_said(fashion):
     output = train(fashion, "--epochs", 9, "--lr", 0, "--patience", 2).stdout
     assert "stopped after epoch 3: none better since epoch 1" in output
@@ -302,6 +309,14 @@ def test_tensorboard_events_are_in_the_folder(fashion):
     for tag, name in {"loss/train": "train_loss", "accuracy/test": "test_accuracy", "lr": "lr"}.items():
         logged = [(event.step, event.value) for event in events.Scalars(tag)]
         assert logged == [(row["epoch"], pytest.approx(row[name], rel=1e-6)) for row in rows], tag
+
+
+def test_missing_tensorboard_is_one_line(fashion, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    (line,) = train(fashion, "--tensorboard", code=1).stderr.splitlines()
+    assert line == "fusedopt: tensorboard is not installed; pip install 'fusedopt[examples]'"
+    assert not (fashion / "runs").exists()
 
 
 def test_a_report_comes_last(fashion):

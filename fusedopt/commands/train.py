@@ -162,15 +162,15 @@ def train(
                 "settings": settings,
             }
             if lr == "auto":
-                with _usage_errors():
-                    options["lr"] = (
-                        find_training_lr(network, chosen, data, **arguments).suggestion
-                        if earlier is None
-                        else earlier.optimizer_options["lr"]
-                    )
+                found = None if earlier is None else earlier.optimizer_options.get("lr")
+                try:
+                    found = found or find_training_lr(network, chosen, data, **arguments).suggestion
+                except ValueError as error:
+                    typer.echo(f"fusedopt: no learning rate found: {error}; or give one by --lr", err=True)
+                    raise typer.Exit(1) from error
                 for group in chosen.param_groups:
-                    group["lr"] = options["lr"]
-            rate = chosen.param_groups[0]["lr"]
+                    group["lr"] = found
+            rate = options["lr"] = chosen.param_groups[0]["lr"]
             parameters = sum(p.numel() for p in model.parameters())
             say(f"{type(model).__name__} with {parameters:,} parameters, {optimizer} with lr {rate:g}, seed {seed}")
             config = RunConfig.of(
