@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+from test_cli import Hide
 from torch import nn
+from typer.testing import CliRunner
 
+from fusedopt import cli
 from fusedopt.data import ImageData, make_hands
 from fusedopt.models import make_model
 from fusedopt.training import RunConfig, RunFolder, accuracy, make_optimizer, seeded, train
 
 
-def small_hands() -> ImageData:
-    return make_hands(96, 60)
+def small_hands(test: int = 18) -> ImageData:
+    return make_hands(96, test)
 
 
 def network(config: RunConfig) -> nn.Module:
@@ -39,3 +44,18 @@ def make_run(folder: Path, data: ImageData, **fields: Any) -> RunFolder:
         run.append({"epoch": epoch.number, **row})
     run.save_model(model)
     return run
+
+
+def run_command(*arguments: object, code: int = 0) -> Any:
+    """Runs a command of the command line in this process."""
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result
+
+
+def hide(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretends that a package is not installed."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Hide(module), *sys.meta_path])

@@ -17,6 +17,8 @@ _PANELS = {  # title, and for each column of the log its factor, label and colou
     "accuracy (%)": {"train_accuracy": (100, "training", _TRAIN), "test_accuracy": (100, "{tested}", _TEST)},
     "learning rate": {"lr": (1, "learning rate", _RATE)},
 }
+COLUMNS = [name for lines in _PANELS.values() for name in lines]
+"""Of the log, that are drawn."""
 
 
 def plot_curves(rows: Sequence[Mapping[str, float]], tested: str = "test") -> Figure | None:
@@ -68,8 +70,8 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     axes = figure.subplots()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     right = shares.diag().diag()
-    axes.imshow(right.where(right > 0, math.nan), cmap="Blues", vmin=0, vmax=1.3)
-    axes.imshow((shares - right).where(shares > right, math.nan), cmap="Reds", vmin=0, vmax=1.3)
+    for part, cmap in ((right, "Blues"), (shares - right, "Reds")):
+        axes.imshow(part.where(part > 0, math.nan).numpy(), cmap=cmap, vmin=0, vmax=1.3)
     for row in range(size):
         for column in range(size):
             if count := int(counts[row, column]):

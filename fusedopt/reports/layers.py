@@ -79,7 +79,7 @@ def plot_filters(model: nn.Module, channels: int, size: int, layer: str | None =
     else:
         raise ValueError(f"layer {layer!r} has no filters; choose a convolution, or none for the first one")
     largest = float(weights.abs().max())
-    kept = weights[: _MOST**2 if weights.shape[1] in (1, 3) else _MOST, :_MOST]
+    kept = weights[: 4 * _MOST if weights.shape[1] in (1, 3) else _MOST, :_MOST]
     if weights.shape[1] == 3:
         pictures = [list((kept / (2 * largest) + 0.5).permute(0, 2, 3, 1))]
     else:

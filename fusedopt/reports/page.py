@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fusedopt.reports.evaluation import Evaluation
+from fusedopt.reports.figures import COLUMNS
 from fusedopt.training import RunFolder
 
 _IN_TITLE = ("dataset", "model", "classes")
@@ -43,6 +44,7 @@ def render(run: RunFolder, evaluation: Evaluation, tested: str, parameters: int)
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    best = max((row for row in run.rows if "test_accuracy" in row), key=lambda row: row["test_accuracy"], default=None)
     columns = list(dict.fromkeys(name for row in run.rows for name in row))
     return environment.get_template("report.html").render(
         config=run.config,
@@ -53,7 +55,8 @@ def render(run: RunFolder, evaluation: Evaluation, tested: str, parameters: int)
         parameters=parameters,
         pictures=_pictures(run, evaluation, tested),
         class_accuracy={name: _percent(share) for name, share in evaluation.class_accuracy.items()},
-        columns=[name.replace("_", " ") for name in columns],
+        columns=[_column(name, tested) for name in columns],
+        best_epoch=None if best is None else best["epoch"],
         rows=[[_cell(name, row.get(name)) for name in columns] for row in run.rows],
         options={name: _text(value) for name, value in _options(run).items() if value not in (None, {}, ())},
     )
@@ -94,10 +97,10 @@ def _picture(path: Path, title: str, alt: str) -> _Picture:
 
 
 def _last_epoch(run: RunFolder, tested: str) -> str:
+    """The ends of the curves, in words."""
     row = run.rows[-1] if run.rows else {}
-    values = [f"{name.replace('_', ' ')} {_cell(name, value)}" for name, value in row.items() if name != "epoch"]
-    text = f"Curves over the epochs. After epoch {row.get('epoch')}: {', '.join(values)}."
-    return text.replace("test ", f"{tested} ")
+    values = [f"{_column(name, tested)} {_cell(name, row[name])}" for name in COLUMNS if name in row]
+    return f"Curves over the epochs. After epoch {row.get('epoch')}: {', '.join(values)}."
 
 
 def _confused(evaluation: Evaluation) -> str:
@@ -115,9 +118,13 @@ def _percent(share: float) -> str:
     return "no images" if math.isnan(share) else f"{100 * share:.2f} %"
 
 
+def _column(name: str, tested: str) -> str:
+    return name.replace("test_", f"{tested} ").replace("_", " ")
+
+
 def _cell(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
+    if value is None or math.isnan(value):
+        return "-"
     return _percent(value) if name.endswith("accuracy") else f"{value:.4g}"
 
 
