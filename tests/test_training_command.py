@@ -11,6 +11,7 @@ import pytest
 import torch
 from command_line import plain, run, write_fashion
 
+from fusedopt import History
 from fusedopt.data import hold_out, load_fashion_mnist
 from fusedopt.models import GarmentClassifier
 from fusedopt.training import RunFolder, accuracy, make_optimizer, seeded
@@ -119,6 +120,7 @@ def test_corrupt_data_is_one_line_and_exit_1(fashion):
         (["hands", "--device", "tpu"], "'tpu' is not a device; choose from auto, cpu, cuda,"),
         (["hands", "--device", "cuda:99"], "there is no cuda:99: torch sees"),
         (["hands", "--cuda-graph", "--device", "cpu"], "a CUDA graph runs on a GPU, not on cpu"),
+        (["hands", "--cuda-graph", "--capture"], "--capture cannot look into a CUDA graph"),
         (["hands", "--cuda-graph", "--optimizer", "torch.sgd"], "torch.sgd cannot be captured in a CUDA graph"),
         (["fashion-mnist", "--epochs", "0"], "Invalid value for '--epochs'"),
         (["fashion-mnist", "--batch-size", "0"], "Invalid value for '--batch-size'"),
@@ -322,9 +324,12 @@ def test_missing_tensorboard_is_one_line(fashion, monkeypatch):
 def test_a_report_comes_last(fashion):
     pytest.importorskip("captum")
     pytest.importorskip("torchmetrics")
-    output = run("train", "fashion-mnist", "--data-dir", fashion, "--epochs", 1, "--out", "run").stdout
+    options = ("--data-dir", fashion, "--epochs", 1, "--out", "run", "--capture")
+    output = run("train", "fashion-mnist", *options).stdout
     assert "report: run/report.html" in output
     assert (fashion / "run" / "report.html").is_file()
+    assert len(History.load(fashion / "run" / "history.pt").steps) == 7
+    assert (fashion / "run" / "history.png").is_file()
 
 
 def test_a_missing_extra_costs_the_report_only(fashion, monkeypatch):

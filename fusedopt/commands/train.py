@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -69,6 +69,7 @@ def train(
     out: Annotated[Path | None, _run(help="The run's folder; by default runs/DATASET-MODEL-1, -2, ...")] = None,
     resume: Annotated[bool, _run("--resume", help="Go on with the run in --out, with the same options.")] = False,
     tensorboard: Annotated[bool, _run("--tensorboard", help="Write events into the run's folder.")] = False,
+    record: Annotated[bool, _run("--capture", help="Record gradients and weights, and draw them.")] = False,
     deterministic: Annotated[bool, _run("--deterministic", help="Repeat bit for bit on a GPU too.")] = False,
     no_report: Annotated[bool, _run("--no-report", help="Leave out the pictures and report.html.")] = False,
     quiet: Annotated[bool, _run("--quiet", help="Print the result only.")] = False,
@@ -83,6 +84,7 @@ def train(
     from fusedopt.cli import _one_line_errors
     from fusedopt.data import compose, hold_out
     from fusedopt.examples.tasks import find_task
+    from fusedopt.gradients import capture
     from fusedopt.training import (
         CompileError,
         ProgressBar,
@@ -129,6 +131,8 @@ def train(
                 options["max_grad_norm"] = max_grad_norm
             if cuda_graph:
                 options["capturable"] = True
+                if record:
+                    raise ValueError("--capture cannot look into a CUDA graph; leave out one of them")
             try:
                 chosen = make_optimizer(optimizer, model.parameters(), **options)
             except TypeError as error:  # some of torch's have no capturable
@@ -214,12 +218,13 @@ def train(
             run = RunFolder.create(folder, config, resume=resume) if world.main else RunFolder(folder, config, [])
             results = []
             try:
-                for result in epochs_to_come:
-                    results.append(result)
-                    share = f"{tested} accuracy {100 * result.test_accuracy:.2f} %"
-                    say(
-                        f"epoch {result.number}/{epochs}: loss {result.train_loss:.4f}, {share}, {result.seconds:.1f} s"
-                    )
+                with capture(model) if record else nullcontext() as history:
+                    for result in epochs_to_come:
+                        results.append(result)
+                        outcome = f"loss {result.train_loss:.4f}, {tested} accuracy {100 * result.test_accuracy:.2f} %"
+                        say(f"epoch {result.number}/{epochs}: {outcome}, {result.seconds:.1f} s")
+                if history is not None and world.main and results:
+                    history.save(folder / "history.pt")
             except CompileError as error:
                 typer.echo(f"fusedopt: {error}", err=True)
                 raise typer.Exit(1) from error
