@@ -97,7 +97,8 @@ def train(
     )
     from fusedopt.training import train as training
     from fusedopt.training.auto_lr import find_training_lr
-    from fusedopt.training.distributed import choose_device, process_group
+    from fusedopt.training.distributed import ALONE, choose_device, process_group
+    from fusedopt.training.graph import check_capture
     from fusedopt.training.tensorboard import EventLog
 
     if resume and out is None:
@@ -137,6 +138,8 @@ def train(
                 chosen = make_optimizer(optimizer, model.parameters(), **options)
             except TypeError as error:  # some of torch's have no capturable
                 raise ValueError(f"{optimizer} cannot be captured in a CUDA graph; take one of fusedopt's") from error
+            if cuda_graph:  # training would say so too, but only after the download
+                check_capture(settings, where, chosen, ALONE)
         _prepare(threads, deterministic)
 
         with process_group(where) as world:
