@@ -122,6 +122,8 @@ def train(
             where = choose_device(device)
             task = find_task(dataset)
             model = seeded(lambda: task.network(model_name), seed).to(where)
+            if channels_last:  # before the processes agree on how gradients are laid out
+                model.to(memory_format=torch.channels_last)
             augmentation = compose(filter(None, augment.split(",")), task.classes) if augment else None
             if label_smoothing and loss != "cross-entropy":
                 raise ValueError(f"--label-smoothing belongs to cross-entropy, not to {loss}")

@@ -134,7 +134,10 @@ def process_group(device: torch.device) -> Iterator[World]:
     if not dist.is_torchelastic_launched():
         yield ALONE
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     try:
         yield World.joined()
     finally:

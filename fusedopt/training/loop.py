@@ -203,8 +203,8 @@ class _Training:
         seconds = perf_counter() - start
 
         # Each process has had batch statistics of its own.
-        self.world.same(self.network.buffers())
-        self.world.same(self.evaluated.buffers())
+        for network in dict.fromkeys((self.network, self.evaluated)):
+            self.world.same(network.buffers())
         test = evaluate(
             self.evaluated, self.data.test_images, self.data.test_labels, self.normalize, self.loss_fn, self.world
         )
