@@ -38,6 +38,7 @@ def test_schedules_are_followed_step_by_step(data, name, optimizer):
         chosen.step()
         schedule.advance()
     assert rates == expected.lr[:, 0].tolist()
+    assert chosen.param_groups[0]["lr"] == rates[-1]  # there is no step after the last
     if optimizer in ("rmsprop", "adagrad"):
         assert not expected.changes_momentum
 

@@ -131,7 +131,7 @@ def process_group(device: torch.device) -> Iterator[World]:
     """Joins the other processes where `torchrun` started this one, until the end of the block."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if not dist.is_torchelastic_launched():
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield ALONE
         return
     if device.type == "cuda":
