@@ -168,6 +168,8 @@ def test_early_stopping_is_said(fashion):
     output = train(fashion, "--epochs", 9, "--lr", 0, "--patience", 2).stdout
     assert "stopped after epoch 3: none better since epoch 1" in output
     assert "epoch 4" not in output
+    options = ("--epochs", 9, "--lr", 0, "--patience", 2, "--out", "runs/fashion-mnist-lenet-1", "--resume")
+    assert "was stopped by --patience after epoch 3" in train(fashion, *options).stdout
 
 
 def test_tensorboard_events_are_in_the_folder(fashion):

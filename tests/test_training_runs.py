@@ -37,14 +37,27 @@ def outcome(folder):
 
 
 def test_a_run_is_left_in_a_folder(fashion):
-    options = ("--batch-size", 20, "--schedule", "cosine", "--augment", "flip", "--held-out", 0.1, "--lr", 2e-3)
+    options = (
+        "--batch-size",
+        20,
+        "--schedule",
+        "cosine",
+        "--augment",
+        "flip",
+        "--held-out",
+        0.1,
+        "--lr",
+        2e-3,
+        "--min-lr",
+        1e-4,
+    )
     output = train(fashion, "--epochs", 2, *options).stdout
     run = RunFolder.open(fashion / "runs" / "fashion-mnist-lenet-1")
     config = run.config
     assert (config.dataset, config.model, config.optimizer) == ("fashion-mnist", "lenet", "adamw")
     assert (config.epochs, config.batch_size, config.seed, config.schedule) == (2, 20, 0, "cosine")
     assert (config.augmentations, config.held_out, config.optimizer_options) == (("flip",), 0.1, {"lr": 2e-3})
-    assert config.settings["loss"] == "cross-entropy"
+    assert config.settings == {"min_lr": 1e-4}
     assert [row["epoch"] for row in run.rows] == [1, 2]
     best = max(row["test_accuracy"] for row in run.rows)
     data = hold_out(load_fashion_mnist(fashion), 0.1)
@@ -85,8 +98,12 @@ def test_a_run_resumes_bit_for_bit(fashion):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--ema", 0.9], "ema is None there and 0.9 here"),
-        (["--lr", 0.1], "lr is None there and 0.1 here"),
+        (["--ema", 0.9], "ema is the default there and 0.9 here"),
+        (["--lr", 0.1], "optimizer_options is {'lr': 0.001} there and {'lr': 0.1} here"),
+        (
+            ["--max-grad-norm", 1],
+            "optimizer_options is {'lr': 0.001} there and {'max_grad_norm': 1.0, 'lr': 0.001} here",
+        ),
         (["--batch-size", 30], "batch_size is 20 there and 30 here"),
         (["--epochs", 3], "epochs is 2 there and 3 here"),
     ],

@@ -195,7 +195,7 @@ def train(
                 held_out=held_out,
                 schedule=schedule,
                 amp=amp,
-                settings={"loss": loss, "label_smoothing": label_smoothing, "lr": lr, **asdict(settings)},
+                settings=_unusual({"loss": loss, "label_smoothing": label_smoothing, "lr": lr, **asdict(settings)}),
             )
             events = EventLog(folder) if tensorboard else None
 
@@ -259,6 +259,16 @@ def _rate(text: str | None) -> float | None:
         return float(text)
     except ValueError as error:
         raise ValueError(f"--lr takes a number, or auto, not {text!r}") from error
+
+
+def _unusual(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out what is as it is by default, or has a place of its own in the configuration."""
+    from fusedopt.training.settings import PLAIN
+
+    usual = {"loss": "cross-entropy", "label_smoothing": 0.0, **asdict(PLAIN)}
+    kept = {name: value for name, value in settings.items() if name not in ("amp", "schedule", "lr")}
+    automatic = {"lr": "auto"} if settings["lr"] == "auto" else {}
+    return {name: value for name, value in kept.items() if value != usual[name]} | automatic
 
 
 def _prepare(threads: int, deterministic: bool) -> None:
