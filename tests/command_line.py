@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
 from typer.testing import CliRunner
 
 from fusedopt import cli
 from fusedopt.data.fashion_mnist import MD5_SUMS
 
 
-def run(*arguments: Any, code: int = 0) -> Result:
+def run(*arguments: Any, code: int = 0) -> Any:
     """Runs a command, and checks how it exits."""
     result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
     assert result.exit_code == code, result.output

@@ -11,6 +11,7 @@ from test_cli import plain
 from torch import nn
 from torch.nn import functional as F
 
+from fusedopt.data import Normalize
 from fusedopt.examples.tasks import TASKS, Task
 from fusedopt.models import HandClassifier, ResNet9
 from fusedopt.training import RunFolder, predict
@@ -20,7 +21,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 
 from fusedopt.reports import attribute, evaluate, layers, pick_wrong, plot_activations, plot_attributions, plot_filters
-from fusedopt.reports.layers import feature_maps, find_layer
+from fusedopt.reports.layers import convolutions, feature_maps, find_layer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -78,11 +79,13 @@ def test_networks_without_convolutions_get_input_gradients(data):
 
 def test_layers_are_found_by_name():
     model = HandClassifier()
-    assert find_layer(model) == ("conv2", model.conv2)
-    assert find_layer(model, "conv1") == ("conv1", model.conv1)
+    assert convolutions(model) == ["conv1", "conv2"]
+    assert find_layer(model, "conv1") is model.conv1
     with pytest.raises(ValueError, match=r"the network has no layer 'conv3'; choose one of conv1, conv2$"):
         find_layer(model, "conv3")
-    assert find_layer(ResNet9(width=2))[0].startswith("stages.2.")
+    with pytest.raises(ValueError, match=r"has no layer 'conv'; choose one of 0, 1$"):
+        find_layer(nn.Sequential(nn.Flatten(), nn.Linear(2, 2)), "conv")
+    assert convolutions(ResNet9(width=2))[-1].startswith("stages.2.")
 
 
 def test_layers_without_feature_maps_are_refused(data):
@@ -145,6 +148,16 @@ def test_linear_layers_have_filters_where_they_take_the_pixels():
         plot_filters(linear, 1, 4, "2")
     with pytest.raises(ValueError, match="no convolution and no linear layer"):
         plot_filters(nn.Flatten(), 1, 4)
+
+
+def test_layers_that_are_all_zero_are_drawn(data):
+    model = HandClassifier()
+    nn.init.zeros_(model.conv1.weight)
+    nn.init.zeros_(model.conv1.bias)
+    filters = plot_filters(model, 3, 28)
+    assert all((picture == 0.5).all() for axes in filters.axes for picture in upright(axes))
+    activations = plot_activations(model, data, Normalize(data.train_images), layer="conv1")
+    assert not upright(activations.axes[1])[0].any()
 
 
 def test_large_layers_are_drawn_in_part(monkeypatch):

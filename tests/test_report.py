@@ -31,6 +31,7 @@ from fusedopt.reports import evaluate, plot_class_accuracy, plot_confusion, plot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="  # a PNG
+EXPLAINED = {"filters.png", "activations.png"}
 PICTURES = {"curves.png", "confusion-matrix.png", "class-accuracy.png", "grad-cam.png"}
 
 
@@ -159,7 +160,6 @@ def test_report_writes_pictures_numbers_and_a_page(run, data):
 
 
 def test_page_is_complete_by_itself(run, data):
-    (run.folder / "activations.png").write_bytes(base64.b64decode(DOT))
     content = write_report(run, data).read_text(encoding="utf-8")
     page = Page(content)
     assert not page.all("script")
@@ -172,7 +172,7 @@ def test_page_is_complete_by_itself(run, data):
     assert len(page.all("title")) == 1
     assert len(page.all("h1")) == 1
     pictures = page.all("img")
-    assert len(pictures) == 5
+    assert len(pictures) == 4
     for picture in pictures:
         kind, _, coded = picture["src"].partition(",")
         decoded = base64.b64decode(coded)
@@ -199,7 +199,7 @@ def test_a_log_with_gaps_is_shown(run, data):
 def test_names_cannot_become_markup(tmp_path, data):
     names = ("<script>alert(1)</script>", '"rock"', "a & b")
     named = dataclasses.replace(data, classes=names)
-    config = config_of(named, epochs=0, settings={"<b>": "<i>"})
+    config = config_of(named, epochs=0, settings={"<b>": "<i>", "unset": None})
     run = RunFolder.create(tmp_path, config)
     run.save_model(network(config))
     page = Page(write_report(run, named).read_text(encoding="utf-8"))
@@ -207,14 +207,21 @@ def test_names_cannot_become_markup(tmp_path, data):
     assert not page.all("b")
     assert '<script>alert(1)</script>, "rock", a & b' in page.text
     assert "<b> = <i>" in page.text
+    assert "unset" not in page.text
 
 
 def test_a_report_replaces_an_earlier_one(run, data):
     write_report(run, data)
     labels = predict(run.load_model(), data.test_images, run.normalize)
     run.rows = []
+    for name in ("filters", "activations"):  # of fusedopt explain, when the weights were others
+        (run.folder / f"{name}.png").write_bytes(base64.b64decode(DOT))
     page = Page(write_report(run, dataclasses.replace(data, test_labels=labels)).read_text())
-    assert {path.name for path in run.folder.glob("*.png")} == {"confusion-matrix.png", "class-accuracy.png"}
+    assert {path.name for path in run.folder.glob("*.png")} == EXPLAINED | {
+        "confusion-matrix.png",
+        "class-accuracy.png",
+    }
+    assert all(int(picture["width"]) > 400 for picture in page.all("img"))
     assert "No test image is misclassified." in page.text
     assert "test accuracy 100.00 %" in page.text
 

@@ -1,21 +1,18 @@
-"""`fusedopt train`, run in this process."""
+"""`fusedopt train`, run in this process: its options."""
 
-import errno
-import os
 import re
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from command_line import plain, run, write_fashion
 
-from fusedopt.data import hold_out, load_fashion_mnist
+from fusedopt import History
+from fusedopt.data import load_fashion_mnist
 from fusedopt.models import GarmentClassifier
-from fusedopt.training import RunFolder, accuracy, make_optimizer, seeded
+from fusedopt.training import RunFolder, make_optimizer, seeded
 from fusedopt.training import train as train_loop
-from fusedopt.training.early_stopping import EarlyStopping
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,7 +26,7 @@ def fashion(tmp_path, monkeypatch):
 
 
 def train(fashion, *arguments, code=0):
-    return run("train", "fashion-mnist", "--data-dir", fashion, "--no-report", *arguments, code=code)
+    return run("train", "fashion-mnist", "--data-dir", fashion, "--device", "cpu", "--no-report", *arguments, code=code)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb", "torch.sgd"])
@@ -119,6 +116,7 @@ def test_corrupt_data_is_one_line_and_exit_1(fashion):
         (["hands", "--device", "tpu"], "'tpu' is not a device; choose from auto, cpu, cuda,"),
         (["hands", "--device", "cuda:99"], "there is no cuda:99: torch sees"),
         (["hands", "--cuda-graph", "--device", "cpu"], "a CUDA graph runs on a GPU, not on cpu"),
+        (["hands", "--cuda-graph", "--capture"], "--capture cannot look into a CUDA graph"),
         (["hands", "--cuda-graph", "--optimizer", "torch.sgd"], "torch.sgd cannot be captured in a CUDA graph"),
         (["fashion-mnist", "--epochs", "0"], "Invalid value for '--epochs'"),
         (["fashion-mnist", "--batch-size", "0"], "Invalid value for '--batch-size'"),
@@ -166,132 +164,12 @@ def test_held_out_needs_a_share(fashion):
     assert "a share of 1.5 of 400 images leaves none" in output
 
 
-def outcome(folder):
-    """What a run leaves, without the times."""
-    run = RunFolder.open(folder)
-    timed = ("seconds", "step_seconds", "images_per_second")
-    rows = [{name: value for name, value in row.items() if name not in timed} for row in run.rows]
-    return rows, run.load_model().state_dict()
-
-
-def test_a_run_is_left_in_a_folder(fashion):
-    options = ("--batch-size", 20, "--schedule", "cosine", "--augment", "flip", "--held-out", 0.1, "--lr", 2e-3)
-    output = train(fashion, "--epochs", 2, *options).stdout
-    run = RunFolder.open(fashion / "runs" / "fashion-mnist-lenet-1")
-    config = run.config
-    assert (config.dataset, config.model, config.optimizer) == ("fashion-mnist", "lenet", "adamw")
-    assert (config.epochs, config.batch_size, config.seed, config.schedule) == (2, 20, 0, "cosine")
-    assert (config.augmentations, config.held_out, config.optimizer_options) == (("flip",), 0.1, {"lr": 2e-3})
-    assert config.settings["loss"] == "cross-entropy"
-    assert [row["epoch"] for row in run.rows] == [1, 2]
-    best = max(row["test_accuracy"] for row in run.rows)
-    data = hold_out(load_fashion_mnist(fashion), 0.1)
-    assert accuracy(run.load_model(), data.test_images, data.test_labels, run.normalize) == pytest.approx(best)
-    assert f"the best, {100 * best:.2f} %" in output
-    train(fashion, "--epochs", 1)
-    assert (fashion / "runs" / "fashion-mnist-lenet-2" / "log.csv").is_file()
-
-
-def test_a_run_is_not_overwritten(fashion):
-    train(fashion, "--epochs", 1, "--out", "run")
-    before = outcome(fashion / "run")
-    (line,) = train(fashion, "--epochs", 1, "--seed", 1, "--out", "run", code=1).stderr.splitlines()
-    assert line == "fusedopt: run: holds an earlier run; resume it, or name another folder"
-    after = outcome(fashion / "run")
-    assert before[0] == after[0]
-    torch.testing.assert_close(before[1], after[1], rtol=0, atol=0)
-
-
-EVERYTHING = (
-    *("--batch-size", 20, "--model", "cnn2", "--optimizer", "sgd", "--amp", "fp16", "--accumulate", 3, "--ema", 0.9),
-    *("--augment", "flip", "--label-smoothing", 0.1, "--max-grad-norm", 1, "--patience", 4, "--lr", "auto"),
-)
-
-
-def test_a_run_resumes_bit_for_bit(fashion):
-    train(fashion, *EVERYTHING, "--epochs", 3, "--out", "straight")
-    train(fashion, *EVERYTHING, "--epochs", 2, "--out", "resumed")
-    output = train(fashion, *EVERYTHING, "--epochs", 3, "--out", "resumed", "--resume").stdout
-    assert re.findall(r"epoch (\d)/3", output) == ["3"]
-    straight, resumed = outcome(fashion / "straight"), outcome(fashion / "resumed")
-    assert straight[0] == resumed[0]
-    torch.testing.assert_close(straight[1], resumed[1], rtol=0, atol=0)
-    again = train(fashion, *EVERYTHING, "--epochs", 3, "--out", "resumed", "--resume").stdout
-    assert "holds all of the 3 epochs" in again
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        (["--ema", 0.9], "ema is None there and 0.9 here"),
-        (["--lr", 0.1], "lr is None there and 0.1 here"),
-        (["--batch-size", 30], "batch_size is 20 there and 30 here"),
-        (["--epochs", 3], "epochs is 2 there and 3 here"),
-    ],
-    ids=lambda value: str(value[0]) if isinstance(value, list) else "",
-)
-def test_a_run_resumes_with_the_same_options_only(fashion, options, reason):
-    usual = ("--batch-size", 20, "--epochs", 2, "--schedule", "one-cycle", "--out", "run")
-    train(fashion, *usual)
-    config = (fashion / "run" / "config.json").read_bytes()
-    (line,) = train(fashion, *usual, *options, "--resume", code=1).stderr.splitlines()
-    assert line == f"fusedopt: run: holds another run ({reason}); give the same options, or another folder"
-    assert (fashion / "run" / "config.json").read_bytes() == config
-
-
-def test_resume_needs_a_folder(fashion):
-    assert "--resume needs --out" in plain(train(fashion, "--resume", code=2).stderr)
-
-
-def test_a_corrupt_checkpoint_is_named(fashion):
-    train(fashion, "--epochs", 1, "--out", "run")
-    path = sorted((fashion / "run" / "checkpoints").iterdir())[-1]
-    path.write_bytes(path.read_bytes()[:-9])
-    (line,) = train(fashion, "--epochs", 2, "--out", "run", "--resume", code=1).stderr.splitlines()
-    assert line.startswith(f"fusedopt: run/checkpoints/{path.name}: truncated or corrupt")
-
-
-@pytest.mark.parametrize("name", ["config.json", "000001-step-0.pt", "log.json", "model.pt", "000002-step-7-best.pt"])
-def test_a_full_disk_is_one_line(fashion, monkeypatch, name):
-    real = os.open
-
-    def full(path, flags, *mode):
-        if Path(path).name == f".{name}.partial":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(path, flags, *mode)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "open", full)
-        (line,) = train(fashion, "--epochs", 1, "--out", "run", code=1).stderr.splitlines()
-    assert re.match(rf"fusedopt: run/.*{name}: cannot be written \(No space left on device\); free some space", line)
-    train(fashion, "--epochs", 1, "--out", "run", "--resume")  # and nothing is in the way of going on
-    train(fashion, "--epochs", 1, "--out", "other")
-    assert outcome(fashion / "run")[0] == outcome(fashion / "other")[0]
-
-
-def test_an_interruption_says_how_to_go_on(fashion, monkeypatch):
-    def interrupt(self, metric):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(EarlyStopping, "update", interrupt)
-    (line,) = train(fashion, "--out", "run", code=130).stderr.splitlines()
-    assert line == "fusedopt: interrupted; go on with --out run --resume"
-
-
-def test_automatic_lr_is_that_of_the_finder(fashion):
-    train(fashion, "--epochs", 1, "--lr", "auto", "--out", "auto")
-    lr = RunFolder.open(fashion / "auto").config.optimizer_options["lr"]
-    assert 0 < lr < 1
-    train(fashion, "--epochs", 1, "--lr", lr, "--out", "given")
-    auto, given = outcome(fashion / "auto"), outcome(fashion / "given")
-    assert auto[0] == given[0]
-    torch.testing.assert_close(auto[1], given[1], rtol=0, atol=0)
-
-
 def test_early_stopping_is_said(fashion):
     output = train(fashion, "--epochs", 9, "--lr", 0, "--patience", 2).stdout
     assert "stopped after epoch 3: none better since epoch 1" in output
     assert "epoch 4" not in output
+    options = ("--epochs", 9, "--lr", 0, "--patience", 2, "--out", "runs/fashion-mnist-lenet-1", "--resume")
+    assert "was stopped by --patience after epoch 3" in train(fashion, *options).stdout
 
 
 def test_tensorboard_events_are_in_the_folder(fashion):
@@ -304,12 +182,23 @@ def test_tensorboard_events_are_in_the_folder(fashion):
         assert logged == [(row["epoch"], pytest.approx(row[name], rel=1e-6)) for row in rows], tag
 
 
+def test_missing_tensorboard_is_one_line(fashion, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    (line,) = train(fashion, "--tensorboard", code=1).stderr.splitlines()
+    assert line == "fusedopt: tensorboard is not installed; pip install 'fusedopt[examples]'"
+    assert not (fashion / "runs").exists()
+
+
 def test_a_report_comes_last(fashion):
     pytest.importorskip("captum")
     pytest.importorskip("torchmetrics")
-    output = run("train", "fashion-mnist", "--data-dir", fashion, "--epochs", 1, "--out", "run").stdout
+    options = ("--data-dir", fashion, "--epochs", 1, "--out", "run", "--capture")
+    output = run("train", "fashion-mnist", *options).stdout
     assert "report: run/report.html" in output
     assert (fashion / "run" / "report.html").is_file()
+    assert len(History.load(fashion / "run" / "history.pt").steps) == 7
+    assert (fashion / "run" / "history.png").is_file()
 
 
 def test_a_missing_extra_costs_the_report_only(fashion, monkeypatch):
@@ -336,3 +225,10 @@ def test_deterministic_is_deterministic(fashion):
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_curve_without_an_answer_is_one_line(fashion, monkeypatch):
+    monkeypatch.setattr(GarmentClassifier, "forward", lambda self, images: 0 * self.fc3(torch.ones(len(images), 84)))
+    (line,) = train(fashion, "--lr", "auto", code=1).stderr.splitlines()
+    assert re.match("fusedopt: no learning rate found: .*; or give one by --lr$", line)
+    assert not (fashion / "runs").exists()

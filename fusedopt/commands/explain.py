@@ -21,7 +21,7 @@ def explain(
 ) -> None:
     """Draw what the network looked at in images that it got wrong: Grad-CAM, of the last convolution.
 
-    The pictures go into the run's folder; `fusedopt report` then shows those that are not of a named layer.
+    The pictures go into the run's folder. Those without a named layer are then part of `fusedopt report`.
     """
     from fusedopt.cli import _one_line_errors
 

@@ -25,9 +25,9 @@ def check_same(folder: Path, earlier: RunConfig, config: RunConfig) -> None:
     from fusedopt.files import FileError
 
     before, now = ({**c.settings, **({"epochs": c.epochs} if c.schedule else {})} for c in (earlier, config))
-    for name, value in now.items():
-        if before.get(name) != value:
-            values = f"{name} is {before.get(name)} there and {value} here"
+    for name in [*now, *(before.keys() - now.keys())]:
+        if before.get(name) != now.get(name):
+            values = f"{name} is {before.get(name, 'the default')} there and {now.get(name, 'the default')} here"
             raise FileError(f"{folder}: holds another run ({values}); give the same options, or another folder")
 
 
@@ -37,8 +37,11 @@ def conclude(
     """Says what came out of it, and writes the report."""
     config = run.config
     if not results:
-        done = f"{run.folder} holds all of the {len(run.rows)} epochs"
-        typer.echo(f"{done}; give a larger --epochs to train on, or remove --patience in a run of its own")
+        done = len(run.rows)
+        if done < config.epochs:
+            typer.echo(f"{run.folder} was stopped by --patience after epoch {done}; another patience is another run")
+        else:
+            typer.echo(f"{run.folder} holds all of the {done} epochs; give a larger --epochs to train on")
         return
     best = max(run.rows, key=lambda row: row["test_accuracy"])
     say(f"the best, {100 * best['test_accuracy']:.2f} % after epoch {best['epoch']:.0f}, is in {run.folder}/model.pt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -69,6 +69,7 @@ def train(
     out: Annotated[Path | None, _run(help="The run's folder; by default runs/DATASET-MODEL-1, -2, ...")] = None,
     resume: Annotated[bool, _run("--resume", help="Go on with the run in --out, with the same options.")] = False,
     tensorboard: Annotated[bool, _run("--tensorboard", help="Write events into the run's folder.")] = False,
+    record: Annotated[bool, _run("--capture", help="Record gradients and weights, and draw them.")] = False,
     deterministic: Annotated[bool, _run("--deterministic", help="Repeat bit for bit on a GPU too.")] = False,
     no_report: Annotated[bool, _run("--no-report", help="Leave out the pictures and report.html.")] = False,
     quiet: Annotated[bool, _run("--quiet", help="Print the result only.")] = False,
@@ -83,6 +84,7 @@ def train(
     from fusedopt.cli import _one_line_errors
     from fusedopt.data import compose, hold_out
     from fusedopt.examples.tasks import find_task
+    from fusedopt.gradients import capture
     from fusedopt.training import (
         CompileError,
         ProgressBar,
@@ -95,7 +97,8 @@ def train(
     )
     from fusedopt.training import train as training
     from fusedopt.training.auto_lr import find_training_lr
-    from fusedopt.training.distributed import choose_device, process_group
+    from fusedopt.training.distributed import ALONE, choose_device, process_group
+    from fusedopt.training.graph import check_capture
     from fusedopt.training.tensorboard import EventLog
 
     if resume and out is None:
@@ -119,6 +122,8 @@ def train(
             where = choose_device(device)
             task = find_task(dataset)
             model = seeded(lambda: task.network(model_name), seed).to(where)
+            if channels_last:  # before the processes agree on how gradients are laid out
+                model.to(memory_format=torch.channels_last)
             augmentation = compose(filter(None, augment.split(",")), task.classes) if augment else None
             if label_smoothing and loss != "cross-entropy":
                 raise ValueError(f"--label-smoothing belongs to cross-entropy, not to {loss}")
@@ -129,10 +134,14 @@ def train(
                 options["max_grad_norm"] = max_grad_norm
             if cuda_graph:
                 options["capturable"] = True
+                if record:
+                    raise ValueError("--capture cannot look into a CUDA graph; leave out one of them")
             try:
                 chosen = make_optimizer(optimizer, model.parameters(), **options)
             except TypeError as error:  # some of torch's have no capturable
                 raise ValueError(f"{optimizer} cannot be captured in a CUDA graph; take one of fusedopt's") from error
+            if cuda_graph:  # training would say so too, but only after the download
+                check_capture(settings, where, chosen, ALONE)
         _prepare(threads, deterministic)
 
         with process_group(where) as world:
@@ -162,15 +171,15 @@ def train(
                 "settings": settings,
             }
             if lr == "auto":
-                with _usage_errors():
-                    options["lr"] = (
-                        find_training_lr(network, chosen, data, **arguments).suggestion
-                        if earlier is None
-                        else earlier.optimizer_options["lr"]
-                    )
+                found = None if earlier is None else earlier.optimizer_options.get("lr")
+                try:
+                    found = found or find_training_lr(network, chosen, data, **arguments).suggestion
+                except ValueError as error:
+                    typer.echo(f"fusedopt: no learning rate found: {error}; or give one by --lr", err=True)
+                    raise typer.Exit(1) from error
                 for group in chosen.param_groups:
-                    group["lr"] = options["lr"]
-            rate = chosen.param_groups[0]["lr"]
+                    group["lr"] = found
+            rate = options["lr"] = chosen.param_groups[0]["lr"]
             parameters = sum(p.numel() for p in model.parameters())
             say(f"{type(model).__name__} with {parameters:,} parameters, {optimizer} with lr {rate:g}, seed {seed}")
             config = RunConfig.of(
@@ -187,7 +196,7 @@ def train(
                 held_out=held_out,
                 schedule=schedule,
                 amp=amp,
-                settings={"loss": loss, "label_smoothing": label_smoothing, "lr": lr, **asdict(settings)},
+                settings=_unusual({"loss": loss, "label_smoothing": label_smoothing, "lr": lr, **asdict(settings)}),
             )
             events = EventLog(folder) if tensorboard else None
 
@@ -215,12 +224,13 @@ def train(
             run = RunFolder.create(folder, config, resume=resume) if world.main else RunFolder(folder, config, [])
             results = []
             try:
-                for result in epochs_to_come:
-                    results.append(result)
-                    share = f"{tested} accuracy {100 * result.test_accuracy:.2f} %"
-                    say(
-                        f"epoch {result.number}/{epochs}: loss {result.train_loss:.4f}, {share}, {result.seconds:.1f} s"
-                    )
+                with capture(model) if record else nullcontext() as history:
+                    for result in epochs_to_come:
+                        results.append(result)
+                        outcome = f"loss {result.train_loss:.4f}, {tested} accuracy {100 * result.test_accuracy:.2f} %"
+                        say(f"epoch {result.number}/{epochs}: {outcome}, {result.seconds:.1f} s")
+                if history is not None and world.main and results:
+                    history.save(folder / "history.pt")
             except CompileError as error:
                 typer.echo(f"fusedopt: {error}", err=True)
                 raise typer.Exit(1) from error
@@ -250,6 +260,16 @@ def _rate(text: str | None) -> float | None:
         return float(text)
     except ValueError as error:
         raise ValueError(f"--lr takes a number, or auto, not {text!r}") from error
+
+
+def _unusual(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out what is as it is by default, or has a place of its own in the configuration."""
+    from fusedopt.training.settings import PLAIN
+
+    usual = {"loss": "cross-entropy", "label_smoothing": 0.0, **asdict(PLAIN)}
+    kept = {name: value for name, value in settings.items() if name not in ("amp", "schedule", "lr")}
+    automatic = {"lr": "auto"} if settings["lr"] == "auto" else {}
+    return {name: value for name, value in kept.items() if value != usual[name]} | automatic
 
 
 def _prepare(threads: int, deterministic: bool) -> None:

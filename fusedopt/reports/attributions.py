@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fusedopt.data import ImageData, Normalize
 from fusedopt.reports.evaluation import Evaluation
-from fusedopt.reports.layers import feature_maps, find_layer
+from fusedopt.reports.layers import convolutions, feature_maps, find_layer
 
 _COLUMNS = 5
 
@@ -43,15 +43,14 @@ def attribute(model: nn.Module, images: Tensor, targets: Tensor, layer: str | No
     """
     from captum.attr import LayerAttribution, LayerGradCam, Saliency
 
-    found = find_layer(model, layer)
-    if found is None:
+    layer = layer or next(reversed(convolutions(model)), None)
+    if layer is None:
         title = "input gradients"
         maps = Saliency(model).attribute(images.clone().requires_grad_(), target=targets).amax(dim=1, keepdim=True)
     else:
-        name, module = found
-        feature_maps(model, name, images[:1])  # refuses layers without one
-        title = f"Grad-CAM, layer {name}"
-        coarse = LayerGradCam(model, module).attribute(images, target=targets, relu_attributions=True)
+        feature_maps(model, layer, images[:1])  # refuses layers without one
+        title = f"Grad-CAM, layer {layer}"
+        coarse = LayerGradCam(model, find_layer(model, layer)).attribute(images, target=targets, relu_attributions=True)
         maps = LayerAttribution.interpolate(coarse, tuple(images.shape[2:]), interpolate_mode="bilinear")
     maps = maps.detach()
     return title, maps / maps.amax(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
@@ -83,14 +82,14 @@ def plot_attributions(
     """
     chosen = pick_wrong(evaluation, count, seed)
     if layer is not None:
-        find_layer(model, layer)
+        find_layer(model, layer)  # refuses one that is not there, also where nothing is drawn
     if not len(chosen):
         return None
     images, predicted = data.test_images[chosen], evaluation.predicted[chosen]
     title, maps = attribute(model, normalize(images), predicted, layer)
     columns = min(_COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(2.7 * columns, 1.5 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(max(7.5, 2.7 * columns), 1.5 * rows + 0.6), layout="constrained")
     cells = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in cells:
         axes.axis("off")

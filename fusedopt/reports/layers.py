@@ -13,20 +13,22 @@ from fusedopt.data import ImageData, Normalize
 _MOST = 16  # rows and columns
 
 
-def find_layer(model: nn.Module, name: str | None = None) -> tuple[str, nn.Module] | None:
-    """Returns a module of the network by its name, by default the last convolution; None where there is none.
+def convolutions(model: nn.Module) -> list[str]:
+    """Returns the names of the convolutions, in the order in which the network has them."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+
+
+def find_layer(model: nn.Module, name: str) -> nn.Module:
+    """Returns a module of the network by its name, as in `named_modules`.
 
     Raises:
-        ValueError: the network has no such module; the message lists the convolutions.
+        ValueError: there is none; the message lists the convolutions, or where there is none all modules.
     """
-    modules = {path: module for path, module in model.named_modules() if path}
-    convolutions = [path for path, module in modules.items() if isinstance(module, nn.Conv2d)]
-    if name is None:
-        return (convolutions[-1], modules[convolutions[-1]]) if convolutions else None
+    modules: dict[str, nn.Module] = {path: module for path, module in model.named_modules() if path}
     if name not in modules:
-        known = ", ".join(convolutions or modules)
+        known = ", ".join(convolutions(model) or modules)
         raise ValueError(f"the network has no layer {name!r}; choose one of {known}")
-    return name, modules[name]
+    return modules[name]
 
 
 @torch.no_grad()
@@ -36,10 +38,8 @@ def feature_maps(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     Raises:
         ValueError: there is no such layer, or its output is no feature map, or it runs several times for one image.
     """
-    found = find_layer(model, layer)
-    assert found is not None
     outputs: list[Tensor] = []
-    hook = found[1].register_forward_hook(lambda module, inputs, output: outputs.append(output.clone()))
+    hook = find_layer(model, layer).register_forward_hook(lambda module, inputs, output: outputs.append(output.clone()))
     try:
         model(images)
     finally:
@@ -64,21 +64,18 @@ def plot_filters(model: nn.Module, channels: int, size: int, layer: str | None =
     Raises:
         ValueError: there is no such layer, or it has no filters.
     """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    layer = layer or next(iter(convolutions(model) + linear), None)
     if layer is None:
-        kinds = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
-        layer = next((n for n, m in kinds.items() if isinstance(m, nn.Conv2d)), next(iter(kinds), None))
-        if layer is None:
-            raise ValueError("the network has no convolution and no linear layer, and so no filters")
-    found = find_layer(model, layer)
-    assert found is not None
-    module = found[1]
+        raise ValueError("the network has no convolution and no linear layer, and so no filters")
+    module = find_layer(model, layer)
     if isinstance(module, nn.Conv2d):
         weights = module.weight.detach()
     elif isinstance(module, nn.Linear) and module.in_features == channels * size * size:
         weights = module.weight.detach().reshape(-1, channels, size, size)
     else:
         raise ValueError(f"layer {layer!r} has no filters; choose a convolution, or none for the first one")
-    largest = float(weights.abs().max())
+    largest = float(weights.abs().max()) or 1.0
     kept = weights[: 4 * _MOST if weights.shape[1] in (1, 3) else _MOST, :_MOST]
     if weights.shape[1] == 3:
         pictures = [list((kept / (2 * largest) + 0.5).permute(0, 2, 3, 1))]
@@ -108,20 +105,20 @@ def plot_activations(
     Raises:
         ValueError: there is no such layer, or its output is no feature map.
     """
-    found = find_layer(model, layer)
-    if found is None:
+    layer = layer or next(reversed(convolutions(model)), None)
+    if layer is None:
         raise ValueError("the network has no convolution; name a layer whose output is a feature map with --layer")
     order = torch.randperm(len(data.test_labels), generator=torch.Generator().manual_seed(seed))
     labels = data.test_labels[order].tolist()
     chosen = order[[labels.index(label) for label in sorted(set(labels))[:_MOST]]]
     images = data.test_images[chosen]
-    maps = feature_maps(model, found[0], normalize(images))
-    largest = float(maps.abs().max())
+    maps = feature_maps(model, layer, normalize(images))
+    largest = float(maps.abs().max()) or 1.0
     shown = f"{_MOST} of {maps.shape[1]} channels" if maps.shape[1] > _MOST else f"{maps.shape[1]} channels"
     originals = [image.permute(1, 2, 0).squeeze(-1).float() / 255 for image in images]
     rows = [[original, *row[:_MOST]] for original, row in zip(originals, maps, strict=True)]
     names = [data.classes[label] for label in data.test_labels[chosen].tolist()]
-    return _sheet(rows, f"Activations of layer {found[0]}, {shown}", largest, names)
+    return _sheet(rows, f"Activations of layer {layer}, {shown}", largest, names)
 
 
 def _sheet(rows: Sequence[Sequence[Tensor]], title: str, largest: float, names: Sequence[str] | None = None) -> Figure:

@@ -131,7 +131,7 @@ def _cell(name: str, value: float | None) -> str:
 def _text(value: Any) -> str:
     """A value of the configuration for readers."""
     if isinstance(value, Mapping):
-        return "; ".join(f"{name} = {_text(item)}" for name, item in value.items())
+        return "; ".join(f"{name} = {_text(item)}" for name, item in value.items() if item is not None)
     if isinstance(value, tuple | list):
         return ", ".join(_text(item) for item in value)
     return f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

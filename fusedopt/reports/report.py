@@ -14,6 +14,7 @@ from fusedopt.gradients import History
 from fusedopt.reports.attributions import plot_attributions
 from fusedopt.reports.evaluation import evaluate
 from fusedopt.reports.figures import plot_class_accuracy, plot_confusion, plot_curves
+from fusedopt.reports.layers import plot_activations, plot_filters
 from fusedopt.reports.page import render
 from fusedopt.training import RunFolder
 
@@ -36,7 +37,7 @@ def write_report(run: RunFolder, data: ImageData) -> Path:
 
     The pictures are `curves.png`, `confusion-matrix.png`, `class-accuracy.png`, `grad-cam.png` where test images are
     misclassified, and `history.png` where the folder has `history.pt`: what `fusedopt.capture` recorded, saved with
-    `History.save`. The page also shows what `fusedopt explain` drew before. Files of an earlier report are replaced.
+    `History.save`. Those that are there already are replaced, the filters and activations of `fusedopt explain` too.
 
     Args:
         run: has its weights.
@@ -55,12 +56,15 @@ def write_report(run: RunFolder, data: ImageData) -> Path:
     evaluation = evaluate(model, data, run.normalize)
     metrics = {"tested": tested, **evaluation.summary()}
     files.write(run.folder / "metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode())
+    drawn = {path.stem for path in run.folder.glob("*.png")}
     history = run.folder / "history.pt"
     figures = {
         "curves": plot_curves(run.rows, tested),
         "confusion-matrix": plot_confusion(evaluation),
         "class-accuracy": plot_class_accuracy(evaluation),
         "grad-cam": plot_attributions(model, data, run.normalize, evaluation),
+        "filters": plot_filters(model, run.config.channels, run.config.size) if "filters" in drawn else None,
+        "activations": plot_activations(model, data, run.normalize) if "activations" in drawn else None,
         "history": History.load(history).plot() if history.is_file() else None,
     }
     for name, figure in figures.items():

@@ -131,10 +131,13 @@ def process_group(device: torch.device) -> Iterator[World]:
     """Joins the other processes where `torchrun` started this one, until the end of the block."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if not dist.is_torchelastic_launched():
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield ALONE
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     try:
         yield World.joined()
     finally:

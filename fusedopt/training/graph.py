@@ -31,6 +31,9 @@ def check_capture(settings: Settings, device: torch.device, optimizer: Optimizer
         "has no gradient scale: take bf16 instead of fp16": settings.amp == "fp16",
         "and torch.compile: choose one of them": settings.compile,
         "trains in one process, not under torchrun": world.size > 1,
+        "runs no hooks of the optimizer: remove them": bool(
+            optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        ),
     }
     for reason, refused in reasons.items():
         if refused:
@@ -54,8 +57,12 @@ class GraphedStep:
         self._batch: tuple[Tensor, Tensor] | None = None
         self._outputs: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, images: Tensor, targets: Tensor, part: Part) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, targets: Tensor, part: Part) -> Outputs:
         """As `Step`; after the capture the returned scalars are overwritten by the next batch."""
+        with torch.cuda.device_of(images):  # type: ignore[no-untyped-call]
+            return self._train(images, targets, part)
+
+    def _train(self, images: Tensor, targets: Tensor, part: Part) -> Outputs:
         batch = images, targets
         if self._batch is None:
             self._batch = images.clone(), targets.clone()

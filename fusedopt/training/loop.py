@@ -136,6 +136,8 @@ class _Training:
         if settings.schedule is not None:
             steps = epochs * self.steps_per_epoch
             self.schedule = Schedule(settings.schedule, optimizer, steps, settings.min_lr, captured=settings.cuda_graph)
+        if settings.channels_last:
+            model.to(memory_format=torch.channels_last)
         self.ema = None if settings.ema is None else ExponentialAverage(self.network, settings.ema)
         self.stopping = EarlyStopping(settings.patience)
         self.precision = Precision(settings.amp, self.device, cache=not settings.cuda_graph)
@@ -154,8 +156,6 @@ class _Training:
         self, progress: Progress | None, on_epoch: OnEpoch | None, checkpoint_dir: Path | None, resume: bool
     ) -> Iterator[Epoch]:
         """Trains epoch after epoch, from where a checkpoint left off."""
-        if self.settings.channels_last:
-            self.model.to(memory_format=torch.channels_last)
         checkpoint = None if checkpoint_dir is None else Checkpoint(checkpoint_dir, **self.state())
         if checkpoint is not None:
             if resume:
@@ -203,8 +203,8 @@ class _Training:
         seconds = perf_counter() - start
 
         # Each process has had batch statistics of its own.
-        self.world.same(self.network.buffers())
-        self.world.same(self.evaluated.buffers())
+        for network in dict.fromkeys((self.network, self.evaluated)):
+            self.world.same(network.buffers())
         test = evaluate(
             self.evaluated, self.data.test_images, self.data.test_labels, self.normalize, self.loss_fn, self.world
         )

@@ -69,14 +69,14 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._device, self._on_gpu = device, device.type == "cuda"
         self._seconds = self._start = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def __enter__(self) -> None:
         if self._on_gpu:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            start.record()
+            start.record(torch.cuda.current_stream(self._device))
             self._events.append((start, end))
         else:
             self._start = perf_counter()
@@ -85,14 +85,14 @@ class Stopwatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._on_gpu:
-            self._events[-1][1].record()
+            self._events[-1][1].record(torch.cuda.current_stream(self._device))
         else:
             self._seconds += perf_counter() - self._start
 
     def seconds(self) -> float:
         """Returns the time since the last call of this, and starts anew."""
         if self._events:
-            torch.cuda.synchronize(torch.cuda.current_device())
+            self._events[-1][1].synchronize()
             self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000
             self._events.clear()
         seconds, self._seconds = self._seconds, 0.0

@@ -28,13 +28,13 @@ class ProgressBar:
         from tqdm import tqdm
 
         self._interval = interval
-        self._options: dict[str, Any] = {"file": file, "disable": None if file is None else False}
+        self._options: dict[str, Any] = {"file": file, "disable": None if file is None else False, "mininterval": 0}
         self._tqdm = tqdm
 
     def __call__(self, batches: Iterable[Batch], count: int, metrics: Metrics) -> Iterator[Batch]:
         """Yields the batches."""
         due = perf_counter() + self._interval
-        with self._tqdm(total=metrics.total, unit="images", unit_scale=True, leave=False, **self._options) as bar:
+        with self._tqdm(total=metrics.total, unit=" images", unit_scale=True, leave=False, **self._options) as bar:
             for batch in batches:
                 yield batch
                 if perf_counter() >= due and not bar.disable:

@@ -1,0 +1,159 @@
+"""Two processes over gloo, as `torchrun` starts them: they train as one would, and only one of them writes."""
+
+import datetime
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import fusedopt
+from fusedopt.data import make_hands
+from fusedopt.models import HandClassifier
+from fusedopt.training import RunFolder, Settings, make_optimizer, seeded, train
+from fusedopt.training.auto_lr import find_training_lr
+
+pytestmark = [
+    pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo"),
+    pytest.mark.usefixtures("one_thread"),
+]
+WORLD = 2
+OPTIONS = {"epochs": 2, "batch_size": 14, "settings": Settings(accumulate=2, ema=0.8, schedule="cosine", patience=5)}
+
+
+class Normed(nn.Module):
+    """A network with dropout, and with running statistics, which each process gathers from its own images."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop, self.fc = nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Linear(3 * 28 * 28, 3)
+
+    def forward(self, images):
+        return self.fc(self.drop(self.norm(images)).flatten(1))
+
+
+def _data():
+    return make_hands(85, 31)  # batches of 14 and one of 1: a process without an image
+
+
+def _fit(model, wrap, **options):
+    network = seeded(model, 0)
+    optimizer = make_optimizer("adamw", network.parameters())
+    kept = []
+    given = {**OPTIONS, "on_epoch": lambda epoch, averaged: kept.append((epoch.number, epoch.best)), **options}
+    rows = []
+    for epoch in train(wrap(network), optimizer, _data(), **given):
+        times = ("seconds", "step_seconds", "images_per_second")
+        rows.append({name: value for name, value in epoch.row().items() if name not in times})
+    return {"rows": rows, "state": network.state_dict(), "reported": kept}
+
+
+def _worker(rank, folder):
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), WORLD)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=60))
+    try:
+        results = {"plain": _fit(HandClassifier, DistributedDataParallel)}
+        straight = {"epochs": 3, "batch_size": 16, "settings": Settings(ema=0.9)}
+        results["straight"] = _fit(Normed, DistributedDataParallel, **straight)
+        checkpoints = {**straight, "checkpoint_dir": folder / "checkpoints"}
+        _fit(Normed, DistributedDataParallel, **{**checkpoints, "epochs": 2})
+        results["resumed"] = _fit(Normed, DistributedDataParallel, **checkpoints, resume=True)
+        network = DistributedDataParallel(seeded(HandClassifier, 0))
+        optimizer = make_optimizer("adamw", network.parameters())
+        results["found"] = find_training_lr(network, optimizer, _data(), batch_size=14, num_iter=4).losses
+        try:
+            _fit(HandClassifier, DistributedDataParallel, batch_size=15)
+        except ValueError as error:
+            results["refusal"] = str(error)
+        torch.save(results, folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def _environment():
+    path = os.pathsep.join([str(Path(fusedopt.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ddp")
+    processes = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=_environment())
+        for rank in range(WORLD)
+    ]
+    try:
+        codes = [process.wait(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+def test_processes_train_as_one_does(ranks):
+    alone = _fit(HandClassifier, lambda network: network)
+    for rank in ranks:
+        torch.testing.assert_close(dict(rank["plain"]["state"]), dict(alone["state"]), rtol=1e-3, atol=1e-5)
+        for ours, theirs in zip(rank["plain"]["rows"], alone["rows"], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
+    moved = seeded(HandClassifier, 0).fc1.weight - alone["state"]["fc1.weight"]
+    assert moved.abs().max() > 1e-3
+
+
+def test_all_processes_have_the_same_results(ranks):
+    for name in ("plain", "straight"):
+        torch.testing.assert_close(ranks[0][name]["state"], ranks[1][name]["state"], rtol=0, atol=0)
+        assert ranks[0][name]["rows"] == ranks[1][name]["rows"]
+
+
+def test_only_the_main_process_reports(ranks):
+    assert [number for number, _ in ranks[0]["plain"]["reported"]] == [1, 2]
+    assert ranks[1]["plain"]["reported"] == []
+
+
+def test_processes_resume_bit_for_bit(ranks):
+    for rank in ranks:
+        torch.testing.assert_close(rank["resumed"]["state"], rank["straight"]["state"], rtol=0, atol=0)
+        assert rank["resumed"]["rows"] == rank["straight"]["rows"][2:]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(ranks):
+    assert ranks[0]["refusal"] == "a batch of 15 images cannot be shared by 2 processes evenly"
+
+
+def test_the_learning_rate_is_found_together(ranks):
+    assert len(ranks[0]["found"]) == 4
+    assert ranks[0]["found"] == ranks[1]["found"]
+
+
+def test_torchrun_runs_the_command(tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fusedopt"]
+    options = ["train", "hands", "--epochs", "1", "--batch-size", "500", "--device", "cpu", "--no-report"]
+    command = [sys.executable, *launch, *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    launcher = subprocess.Popen(command, cwd=tmp_path, env=_environment(), start_new_session=True, **pipes)
+    try:
+        output, errors = launcher.communicate(timeout=240)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)  # whatever is left of what it started
+    assert launcher.returncode == 0, errors
+    assert len(re.findall("epoch 1/1", output)) == 1
+    run = RunFolder.open(tmp_path / "runs" / "hands-lenet-1")
+    assert len(run.rows) == 1
+    assert run.load_model()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["hands-lenet-1"]
+
+
+if __name__ == "__main__":
+    _worker(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,83 @@
+"""The progress bar: what it shows, and how rarely it looks."""
+
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from fusedopt.data import make_hands
+from fusedopt.training import ProgressBar, make_optimizer, train
+from fusedopt.training.metrics import Metrics, Stopwatch, count_correct
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+
+
+def network():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 3))
+
+
+def test_the_bar_shows_loss_accuracy_speed_and_time_left():
+    written = io.StringIO()
+    model = network()
+    bar = ProgressBar(interval=0, file=written)
+    optimizer = make_optimizer("adamw", model.parameters())
+    (epoch,) = train(model, optimizer, make_hands(40, 3), epochs=1, batch_size=10, progress=bar)
+    frames = [frame for frame in written.getvalue().split("\r") if "loss" in frame]
+    assert [frame.partition("%")[0].strip() for frame in frames] == ["25", "50", "75", "100"]
+    assert f"loss {epoch.train_loss:.4f}, accuracy {100 * epoch.train_accuracy:.1f} %" in frames[-1]
+    assert "images/s" in frames[0]
+    assert "<" in frames[0]  # the time left
+
+
+def test_the_bar_is_hidden_where_nobody_looks(capsys):
+    model = network()
+    optimizer = make_optimizer("adamw", model.parameters())
+    list(train(model, optimizer, make_hands(40, 3), epochs=1, progress=ProgressBar(interval=0)))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_bar_looks_at_the_metrics_rarely(monkeypatch):
+    looks, now = [], [0.0]
+    monkeypatch.setattr("fusedopt.training.progress.perf_counter", lambda: now[0])
+    monkeypatch.setattr(Metrics, "loss", property(lambda self: looks.append(now[0]) or 0.0))
+    batch = torch.zeros(1, 3), torch.zeros(1, dtype=torch.long)
+    for _ in ProgressBar(interval=0.5, file=io.StringIO())([batch] * 100, 100, Metrics(CPU, 100)):
+        now[0] += 0.125
+    assert looks == [0.5 * n for n in range(1, 26)]
+
+
+def test_metrics_weigh_batches_by_their_images():
+    metrics = Metrics(CPU, 8)
+    metrics.add(torch.tensor(1.0), torch.tensor(3), 6)
+    metrics.add(torch.tensor(5.0), torch.tensor(2), 2)
+    metrics.add(torch.tensor(9.0), torch.tensor(1), 0)  # a stand-in
+    assert (metrics.loss, metrics.accuracy, metrics.images) == (2.0, 0.625, 8)
+
+
+def test_correct_answers_are_counted_for_labels_and_for_mixtures():
+    scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
+    assert count_correct(scores, torch.tensor([1, 0, 0])) == 2
+    assert count_correct(scores, torch.tensor([[0.4, 0.6], [0.1, 0.9], [0.0, 1.0]])) == 2
+
+
+def test_the_stopwatch_adds_up_and_starts_anew(monkeypatch):
+    times = iter([1.0, 1.5, 3.0, 3.25])
+    monkeypatch.setattr("fusedopt.training.metrics.perf_counter", lambda: next(times))
+    stopwatch = Stopwatch(CPU)
+    for _ in range(2):
+        with stopwatch:
+            pass
+    assert stopwatch.seconds() == 0.75
+    assert stopwatch.seconds() == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_the_stopwatch_measures_the_device():
+    stopwatch = Stopwatch(torch.device("cuda"))
+    matrix = torch.rand(4096, 4096, device="cuda")
+    with stopwatch:
+        matrix @ matrix
+    assert stopwatch.seconds() > 0
+    assert stopwatch.seconds() == 0
