@@ -93,6 +93,11 @@ def _delta_bar_delta(name: str, max_grad_norm: float | None = None, **kwargs: An
     return Case(f"delta-bar-delta{name}", fusedopt.DeltaBarDelta, None, kwargs, states, max_grad_norm)
 
 
+def _swats(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    states = ("exp_avg", "exp_avg_sq") + (("momentum_buffer",) if "switch" in name else ())
+    return Case(f"swats{name}", fusedopt.SWATS, None, {"lr": 0.01} | kwargs, states, max_grad_norm)
+
+
 _TABLE = [
     _sgd(""),
     _sgd("-maximize", maximize=True),
@@ -147,6 +152,13 @@ _TABLE = [
     _delta_bar_delta("-clip", max_grad_norm=0.5),
     _delta_bar_delta("-momentum", momentum=0.9),
     _delta_bar_delta("-momentum-clip", momentum=0.9, max_grad_norm=0.5),
+    _swats(""),
+    _swats("-maximize", maximize=True, betas=(0.3, 0.9)),
+    _swats("-clip", max_grad_norm=0.5),
+    # An epsilon far above any step size: they switch at the second step.
+    _swats("-switch", betas=(0.5, 0.6), eps=4.0),
+    _swats("-switch-clip", betas=(0.8, 0.5), eps=4.0, max_grad_norm=0.5),
+    _swats("-switch-maximize", betas=(0.0, 0.6), eps=4.0, maximize=True),
 ]
 
 
