@@ -34,6 +34,7 @@ COMBINATIONS = [
     ("adam", "plateau"),
     ("adamw", "cyclic"),
     ("lamb", "chained"),
+    ("swats", "cosine"),
 ]
 
 

@@ -37,6 +37,8 @@ OPTIMIZERS = {
     "adam": OptimizerEntry("Adam", lr=1e-3),
     "adamw": OptimizerEntry("AdamW", lr=1e-3),
     "lamb": OptimizerEntry("LAMB", lr=4e-3, in_torch=False),
+    "swats": OptimizerEntry("SWATS", lr=1e-3, in_torch=False),
+    "delta-bar-delta": OptimizerEntry("DeltaBarDelta", lr=0.02, momentum=0.9, in_torch=False),
 }
 
 
