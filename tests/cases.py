@@ -38,6 +38,8 @@ class Case:
     """Keys of the tensors of a parameter's size that the state of a parameter holds."""
     max_grad_norm: float | None = None
     """Our own option; for a twin, the gradients are to be clipped before its step."""
+    idle: tuple[str, ...] = ()
+    """Those of `states` that stay as they are for the few steps of a test."""
 
     @property
     def reference(self) -> type[Optimizer]:
@@ -94,8 +96,9 @@ def _delta_bar_delta(name: str, max_grad_norm: float | None = None, **kwargs: An
 
 
 def _swats(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
-    states = ("exp_avg", "exp_avg_sq") + (("momentum_buffer",) if "switch" in name else ())
-    return Case(f"swats{name}", fusedopt.SWATS, None, {"lr": 0.01} | kwargs, states, max_grad_norm)
+    states = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+    idle = () if "switch" in name else ("momentum_buffer",)
+    return Case(f"swats{name}", fusedopt.SWATS, None, {"lr": 0.01} | kwargs, states, max_grad_norm, idle)
 
 
 _TABLE = [

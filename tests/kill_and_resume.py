@@ -35,6 +35,7 @@ COMBINATIONS = [
     ("adamw", "cyclic"),
     ("lamb", "chained"),
     ("swats", "cosine"),
+    ("swats-switch", "cosine"),
 ]
 
 

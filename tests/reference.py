@@ -188,16 +188,15 @@ class ReferenceSWATS(_Plain):
     ) -> None:
         options = locals()
         super().__init__(params, {k: v for k, v in options.items() if k not in ("self", "params", "__class__")})
-        self.switched: dict[int, dict[str, float]] = {}
 
     @property
     def phase(self) -> list[str]:
-        return ["sgd" if "Lambda" in self.switched.get(i, {}) else "adam" for i in range(len(self.param_groups))]
+        return ["sgd" if "Lambda" in group.get("of_group", {}) else "adam" for group in self.param_groups]
 
     @torch.no_grad()
     def _step(self) -> None:
-        for i, group in enumerate(self.param_groups):
-            of_group = self.switched.setdefault(i, {"k": 0, "lambda": 0.0})
+        for group in self.param_groups:
+            of_group = group.setdefault("of_group", {"k": 0, "lambda": 0.0})
             pp = pg = 0.0
             for w in group["params"]:
                 if w.grad is None:

@@ -50,6 +50,11 @@ def make_twin(case: Case, params: Any, **kwargs: Any) -> Optimizer:
     return case.reference(params, **(case.kwargs | options | kwargs))
 
 
+def paths_within_a_group(case: Case, paths: list[str]) -> list[str]:
+    """What becomes of these paths: SWATS, which decides on a group as a whole, takes one with all of it."""
+    return ["torch"] * len(paths) if case.cls is fusedopt.SWATS and "torch" in paths else paths
+
+
 def fresh_value(name: str) -> float:
     """What a state starts from."""
     return 1.0 if name == "gain" else 0.0

@@ -83,7 +83,7 @@ def test_yardstick(case: Case, dtype: torch.dtype) -> None:
         for grad, before in zip(grads, given, strict=True):
             assert torch.equal(bits(grad._base), bits(before)), "a gradient was written"
     assert_guards(*params)
-    run.assert_moved(*case.states)
+    run.assert_moved(*(key for key in case.states if key not in case.idle))
     if dtype not in HALVES or case in FAST_CASES:  # a small update is lost in their rounding
         run.assert_moved("param")
 

@@ -70,7 +70,7 @@ def test_it_switches_where_the_reference_does(eps: float, dtype: torch.dtype, pa
         torch.testing.assert_close(p.double(), q, **close)
         for name, value in reference.state[q].items():
             torch.testing.assert_close(opt.state[p][name].double(), value.double(), check_device=False, **close)
-    of_group = reference.switched[0]
+    of_group = reference.param_groups[0]["of_group"]
     assert switch_of(opt)[0] == of_group["k"]
     assert switch_of(opt)[1] == pytest.approx(of_group["lambda"], rel=1e-6 if dtype == F32 else 1e-12)
     assert switch_of(opt)[2] == pytest.approx(of_group.get("Lambda", 0.0) / 0.01, rel=1e-6)

@@ -76,7 +76,8 @@ class FusedStep(Optimizer):
 
     def _transfers(self, group: dict[str, Any]) -> int:
         """How often an element is read or written in a step, without clipping."""
-        return _C.TRANSFERS[self._numbers(group)[0]]
+        transfers: int = _C.TRANSFERS[self._numbers(group)[0]]
+        return transfers
 
     def _torch_class_of(self, group: dict[str, Any]) -> type[Optimizer]:
         """The class that steps what the fused path does not take of this group."""

@@ -88,14 +88,16 @@ def _adam(group: dict[str, Any], grad: Tensor, state: dict[str, Tensor]) -> Tens
         mean, square = mean.clone(), square.clone()
     count = state["step"].item()
     step_size = _rate(group) * (math.sqrt(1 - beta2**count) / (1 - beta1**count))
-    return -step_size * (mean / (square.sqrt() + group["eps"]))
+    step: Tensor = -step_size * (mean / (square.sqrt() + group["eps"]))
+    return step
 
 
 def _sgd(group: dict[str, Any], ratio: float, grad: Tensor, state: dict[str, Tensor]) -> Tensor:
     beta1, _ = group["betas"]
     velocity = state["momentum_buffer"].mul_(beta1).add_(grad)
     step_size = _rate(group) * ((1 - beta1) * ratio)
-    return -step_size * (velocity.clone() if group["differentiable"] else velocity)
+    step: Tensor = -step_size * (velocity.clone() if group["differentiable"] else velocity)
+    return step
 
 
 def _decide(group: dict[str, Any], step_square: float, step_dot_grad: float) -> None:
