@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Rule<float>::kOperan
   const Tensor& t = args.view.tensors[chunk.tensor];
   const auto rule = rule_of<Rule<F>>(args, t);
   constexpr Operands operands = Rule<F>::kOperands;
-  constexpr bool kLamb = std::is_same_v<Rule<F>, Lamb<F>>, kSwats = std::is_same_v<Rule<F>, Swats<F>>;
+  constexpr bool kSwats = std::is_same_v<Rule<F>, Swats<F>>;
   if constexpr (kSwats) {
     if (rule.group.is_sgd()) {
       constexpr Operands sgd = Rule<F>::kSgdOperands;
@@ -226,17 +226,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Rule<float>::kOperan
       return finish(args, rule);
     }
   }
-  if constexpr (kLamb || kSwats) {
+  if constexpr (kTakesSums<Rule<F>>) {
     double first = 0, second = 0;
-    const auto body = [&](F& param, F& grad, F& exp_avg, F& exp_avg_sq, F& unused) {
-      if constexpr (kSwats) {
-        rule(first, second, param, grad, exp_avg, exp_avg_sq);
-      } else {
-        rule(param, grad, exp_avg, exp_avg_sq, unused);
-        const F update = rule.update(param, stored<D>(exp_avg), stored<D>(exp_avg_sq));
-        first += double(param) * double(param), second += double(update) * double(update);
-      }
-    };
+    const auto body = [&](auto&... x) { rule(first, second, x..., [](F value) { return stored<D>(value); }); };
     sweep<operands.reads, operands.writes, D>(t, chunk, body);
     block_sum(first, second);
     if (threadIdx.x == 0) args.view.sums[2 * c] = first, args.view.sums[2 * c + 1] = second;
@@ -245,38 +237,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Rule<float>::kOperan
     sweep<operands.reads, operands.writes, D>(t, chunk, rule);
     finish(args, rule);
   }
-}
-
-// A block for each tensor.
-template <int D, int Bytes>
-__global__ void __launch_bounds__(kThreads) lamb_step_sizes(const __grid_constant__ Arguments<Bytes> args) {
-  if (skipped(args.scaling)) return;
-  const int first = args.view.first_chunks[args.batch.tensor + blockIdx.x], tensor = args.view.chunks[first].tensor;
-  const Tensor& t = args.view.tensors[tensor];
-  double param_sum = 0, update_sum = 0;
-  for (int64_t c = threadIdx.x; c * kChunkSize < t.numel; c += kThreads)
-    param_sum += args.view.sums[2 * (first + c)], update_sum += args.view.sums[2 * (first + c) + 1];
-  block_sum(param_sum, update_sum);
-  const auto rule = rule_of<Lamb<Compute<D>>>(args, t);
-  if (threadIdx.x == 0) args.view.step_sizes[tensor] = rule.step_size(param_sum, update_sum);
-}
-
-// LAMB's second pass, backwards: what the first touched last is still in the cache.
-template <int D, int Bytes>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Lamb<float>::kUpdateOperands.reads>)
-    lamb_update(const __grid_constant__ Arguments<Bytes> args) {
-  using F = Compute<D>;
-  if (skipped(args.scaling)) return;
-  const Chunk chunk = args.view.chunks[args.batch.chunk + (gridDim.x - 1 - blockIdx.x)];
-  const Tensor& t = args.view.tensors[chunk.tensor];
-  const auto rule = rule_of<Lamb<F>>(args, t);
-  const F step_size = F(args.view.step_sizes[chunk.tensor]);
-  const auto body = [&](F& param, F&, F& exp_avg, F& exp_avg_sq, F&) {
-    param = madd(-step_size, rule.update(param, exp_avg, exp_avg_sq), param);
-  };
-  constexpr Operands operands = Lamb<F>::kUpdateOperands;
-  sweep<operands.reads, operands.writes, D>(t, chunk, body);
-  finish(args, rule);
 }
 
 template <int D>

@@ -34,7 +34,7 @@ template <class F>
 struct Swats {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq", "momentum_buffer"};
   static constexpr int kStateCount = 3;
-  static constexpr bool kCountsSteps = true;
+  static constexpr bool kCountsSteps = true, kSums = true;
   static constexpr Operands kOperands{0b01111, 0b01101}, kSgdOperands{0b10011, 0b10001};
   struct Numbers {
     double lr, beta1, beta2, eps, weight_decay, maximize;
@@ -53,8 +53,8 @@ struct Swats {
         eps(F(n.eps)) {}
 
   // Adam, with epsilon beside the root that is not corrected, as in the paper. Adds to p.p and p.g.
-  FUSEDOPT_HD void operator()(double& step_square, double& step_dot_grad, F& param, F grad, F& exp_avg,
-                              F& exp_avg_sq) const {
+  FUSEDOPT_HD void operator()(double& step_square, double& step_dot_grad, F& param, F grad, F& exp_avg, F& exp_avg_sq,
+                              F&, auto) const {
     const F g = gradient(grad, param);
     exp_avg = madd(beta1, exp_avg, rate1 * g);
     exp_avg_sq = square(exp_avg_sq, g);
