@@ -187,14 +187,16 @@ __device__ __forceinline__ bool is_last_block(unsigned* done) {
 
 // The end of a step: one block, when all others are through, decides for SWATS and adds one to the step counts.
 template <class Rule, class Args>
-__device__ __forceinline__ void finish(const Args& args, const Rule& rule, bool decides = false) {
+__device__ __forceinline__ void finish(const Args& args, bool decides = false) {
   if (!(args.counts || decides) || !is_last_block(args.view.done)) return;
-  if constexpr (requires { rule.group; })
+  if constexpr (requires(const Rule& rule) { rule.group; })
     if (decides) {
       double square = 0, dot = 0;
       for (int c = args.batch.decides_from + int(threadIdx.x); c < args.batch.chunk + args.batch.chunks; c += kThreads)
         square += __ldcg(args.view.sums + 2 * c), dot += __ldcg(args.view.sums + 2 * c + 1);
       block_sum(square, dot);
+      // That of any tensor of the group, made once more: in registers it would be in the way of the sweep.
+      const auto rule = rule_of<Rule>(args, args.view.tensors[args.view.chunks[args.batch.chunk].tensor]);
       if (threadIdx.x == 0) rule.group.decide(square, dot);
     }
   for (int i = threadIdx.x; i < args.batch.tensors; i += kThreads) {
@@ -207,7 +209,7 @@ __device__ __forceinline__ void finish(const Args& args, const Rule& rule, bool 
 
 // Applies a rule; of LAMB the first pass, which leaves sums for the second, as SWATS does for its decision.
 template <template <class> class Rule, int D, int Bytes>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Rule<float>::kOperands.reads>)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, (4u << Rule<float>::kStateCount) - 1>)
     apply(const __grid_constant__ Arguments<Bytes> args) {
   using F = Compute<D>;
   if (skipped(args.scaling)) return;
@@ -223,7 +225,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Rule<float>::kOperan
       const F rate = F(rule.group.step_size());
       const auto body = [&](F& param, F& grad, F&, F&, F& buffer) { rule.descend(rate, param, grad, buffer); };
       sweep<sgd.reads, sgd.writes, D>(t, chunk, body);
-      return finish(args, rule);
+      return finish<Rule<F>>(args);
     }
   }
   if constexpr (kTakesSums<Rule<F>>) {
@@ -232,10 +234,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Rule<float>::kOperan
     sweep<operands.reads, operands.writes, D>(t, chunk, body);
     block_sum(first, second);
     if (threadIdx.x == 0) args.view.sums[2 * c] = first, args.view.sums[2 * c + 1] = second;
-    if constexpr (kSwats) finish(args, rule, args.batch.decides_from >= 0);
+    if constexpr (kSwats) finish<Rule<F>>(args, args.batch.decides_from >= 0);
   } else {
     sweep<operands.reads, operands.writes, D>(t, chunk, rule);
-    finish(args, rule);
+    finish<Rule<F>>(args);
   }
 }
 

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Lamb<float>::kUpdate
   };
   constexpr Operands operands = Lamb<F>::kUpdateOperands;
   sweep<operands.reads, operands.writes, D>(t, chunk, body);
-  finish(args, rule);
+  finish<Lamb<F>>(args);
 }
 
 }  // namespace fusedopt::cuda
