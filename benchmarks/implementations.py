@@ -45,8 +45,8 @@ class OptimizerCase:
         ours = {**options, **self.ours, **graph}
         factories: dict[str, Factory] = {OURS: functools.partial(_fusedopt, self.class_name, ours)}
         native = getattr(torch.optim, self.class_name, None)
-        if self.class_name == "DeltaBarDelta":
-            factories["for-loop"] = functools.partial(_plain_delta_bar_delta, options)
+        if self.class_name in ("DeltaBarDelta", "SWATS"):
+            factories["for-loop"] = functools.partial(_plain, self.class_name, options)
             return factories
         if native is None:
             factories["for-loop"] = functools.partial(LambForeach, bucket_elements=0, **options)
@@ -83,11 +83,11 @@ def _native(
     return optimizer
 
 
-def _plain_delta_bar_delta(options: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
+def _plain(class_name: str, options: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
     """What stands in for torch's for-loop: the plain PyTorch one that fusedopt falls back to."""
     import fusedopt
 
-    class Plain(fusedopt.DeltaBarDelta):
+    class Plain(getattr(fusedopt, class_name)):
         def step(self, closure: Any = None) -> Any:
             with fusedopt.native():
                 return super().step(closure)
@@ -109,6 +109,7 @@ CASES: dict[str, OptimizerCase] = {
         OptimizerCase("SGD-classic", "SGD", {"momentum": 0.9}, ((3, 2),), ours={"momentum_form": "classic"}),
         OptimizerCase("DBD", "DeltaBarDelta", {}, ((4, 3),)),
         OptimizerCase("DBD-momentum", "DeltaBarDelta", {"momentum": 0.9}, ((5, 4),)),
+        OptimizerCase("SWATS", "SWATS", {}, ((4, 3),)),  # its Adam phase; a group that has switched moves (3, 2)
         OptimizerCase("RMSprop", "RMSprop", {}, ((3, 2),)),
         OptimizerCase("Adagrad", "Adagrad", {}, ((3, 2),)),
         # The norm of the gradients; the moments and the norms of parameter and update; the step itself.

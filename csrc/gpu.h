@@ -31,7 +31,7 @@ struct Scaling {
 }  // namespace gpu
 struct Gpu {
   explicit Gpu(int) {}
-  void recut(const std::vector<Tensor>&) {}
+  void recut(const std::vector<Tensor>&, const std::vector<int32_t>&) {}
   void refresh(const std::vector<Tensor>&) {}
   void abandon() {}
   void update(const std::vector<Row>&, const gpu::Scaling&) {}

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <bit>
 #include <set>
 
 #include "walk.h"
@@ -28,13 +29,17 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
     group.rule = static_cast<RuleId>(PyLong_AsLong(PyTuple_GET_ITEM(tuple, 0)));
     const RuleInfo& rule = info(group.rule);
     if (PyTuple_GET_SIZE(tuple) != 1 + rule.numbers) throw py::value_error("wrong number of hyper-parameters");
-    group.lr = nullptr;
+    group.lr = nullptr, group.joint = false;
     group.counted = PyList_GET_ITEM(counted.ptr(), Py_ssize_t(g)) == Py_True;
     for (int i = 0; i < rule.numbers; ++i) {
       PyObject* number = PyTuple_GET_ITEM(tuple, 1 + i);
       if (PyFloat_Check(number) || !THPVariable_Check(number)) group.numbers[i] = PyFloat_AsDouble(number);
-      else if (i == 0 && is_gpu_number(THPVariable_Unpack(number))) group.lr = number;
-      else group.numbers[i] = THPVariable_Unpack(number).item<double>();
+      else if (const at::Tensor& t = THPVariable_Unpack(number); i == 0 && is_gpu_number(t)) group.lr = number;
+      else if (t.numel() == 1) group.numbers[i] = t.item<double>();
+      else {  // memory of the group that the rule reads and writes
+        group.joint = true, group.device = gpu_index(t.device());
+        group.numbers[i] = std::bit_cast<double>(t.data_ptr<double>());
+      }
     }
     if (PyErr_Occurred()) throw py::error_already_set();
     group.keys[0] = interned("step");
@@ -61,11 +66,11 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
   table_.tensors.resize(index);
 
   if (changed_) {
-    mark_overlaps();
+    mark_conflicts();
     entries_.shrink_to_fit(), table_.tensors.shrink_to_fit();
     std::set<int> devices;
     for (size_t i = 0; i < index; ++i)
-      if (entries_[i].path == kFused && !entries_[i].overlaps) devices.insert(table_.tensors[i].device);
+      if (entries_[i].path == kFused && !entries_[i].conflict) devices.insert(table_.tensors[i].device);
     devices_.assign(devices.begin(), devices.end());
   }
   Indices left_over, stateless, host_steps;
@@ -73,7 +78,7 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
     Tensor& t = table_.tensors[i];
-    if (e.overlaps && e.path == kFused) e.reason = "shares memory with another parameter or state";
+    if (e.conflict && e.path == kFused) e.reason = e.conflict;
     patch(t.numel, e.reason ? 0 : e.numel, recut);
     patch(e.active, !e.reason, recut);
     if (e.active) continue;
@@ -90,17 +95,20 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
     for (const Chunk& chunk : table_.chunks) table_.elements += chunk.count;
     for (const Tensor& t : table_.tensors)
       if (t.device >= 0) gpus_.try_emplace(t.device, t.device);
-    for (auto& [device, gpu] : gpus_) gpu.recut(table_.tensors);
+    std::vector<int32_t> joint;
+    for (const Entry& e : entries_) joint.push_back(groups_[e.group].joint ? e.group : -1);
+    for (auto& [device, gpu] : gpus_) gpu.recut(table_.tensors, joint);
   }
   return {left_over, stateless, host_steps};
 }
 
-// Parameters and states must not overlap: the order in which chunks are written is nobody's promise.
-void Plan::mark_overlaps() {
+// Parameters and states must not overlap: the order in which chunks are written is nobody's promise. And a joint group
+// takes one path.
+void Plan::mark_conflicts() {
   std::vector<std::tuple<const char*, const char*, Entry*>> ranges;  // begin, end, owner
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
-    e.overlaps = false;
+    e.conflict = nullptr;
     if (e.path == kIdle) continue;
     ranges.emplace_back(e.begin, e.end, &e);
     if (e.reason) continue;
@@ -116,9 +124,14 @@ void Plan::mark_overlaps() {
   Entry* farthest = nullptr;
   for (auto& [begin, end, owner] : ranges) {
     if (begin == end) continue;
-    if (begin < reach) owner->overlaps = farthest->overlaps = true;
+    if (begin < reach) owner->conflict = farthest->conflict = "shares memory with another parameter or state";
     if (end > reach) reach = end, farthest = owner;
   }
+  std::set<int32_t> on_torchs_path;
+  for (const Entry& e : entries_)
+    if (groups_[e.group].joint && (e.path == kTorch || e.conflict)) on_torchs_path.insert(e.group);
+  for (Entry& e : entries_)
+    if (!e.conflict && on_torchs_path.contains(e.group)) e.conflict = "another parameter of its group is not fused";
 }
 
 std::pair<at::Tensor, at::Tensor> Plan::norm(int device, double scale, const MaybeTensor& grad_scale) {

@@ -54,13 +54,16 @@ class Plan {
     int64_t numel = 0;
     int32_t group = 0;
     Path path = kIdle;
-    bool active = false, double_step = false, fresh = false, overlaps = false;
+    const char* conflict = nullptr;  // why it cannot be fused beside the others
+    bool active = false, double_step = false, fresh = false;
   };
   struct Group {
     RuleId rule;
     double numbers[kMaxNumbers];
     PyObject* keys[1 + kMaxStates];  // of the step and of the states, in the order in which torch makes them
     PyObject* lr;                    // where it is a tensor on a GPU, else null
+    bool joint;                      // what becomes of one of its parameters depends on all
+    int8_t device;                   // where it is decided then
     bool counted;                    // by a GPU
     int32_t last_rows[4];            // of each compute type on the CPU and on a GPU
   };
@@ -71,7 +74,7 @@ class Plan {
   const char* operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized);
   const char* step(Entry& e, Tensor& t, PyObject* value, double& count);
   int32_t row(int32_t group, const Tensor& t, double count);
-  void mark_overlaps();
+  void mark_conflicts();
   void run_cpu(double scale);
 
   std::vector<Entry> entries_;

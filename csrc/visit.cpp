@@ -22,7 +22,7 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
   Entry& e = entries_[index];
   Tensor& t = table_.tensors[index];
   if (!THPVariable_Check(object)) throw py::type_error("optimizer can only optimize Tensors");
-  e.group = group;
+  patch(e.group, group, changed_);
   PyObject* values = find(state, object, cursor);
   const at::Tensor& param = THPVariable_Unpack(object);
   const at::TensorImpl& p = *param.unsafeGetTensorImpl();
@@ -66,6 +66,7 @@ INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, 
   const at::TensorImpl& p = *param.unsafeGetTensorImpl();
   const auto* type = std::find(std::begin(kDtypes), std::end(kDtypes), p.dtype().toScalarType());
   if (type == std::end(kDtypes)) return "the rules compute in real floating-point types only";
+  if (group.joint && group.device != t.device) return "it is on another device than the first of its group";
   patch(t.dtype, static_cast<Dtype>(type - kDtypes), changed_);
   patch(t.rule, group.rule, changed_);
   patch(t.addr[0], address(p), changed_);

@@ -15,12 +15,13 @@ from fusedopt.gradients import (
     clip_grad_value_,
 )
 from fusedopt.lr_finder import LRFinder, LRFinderResult, find_lr
-from fusedopt.optim import LAMB, SGD, Adagrad, Adam, AdamW, DeltaBarDelta, Explanation, RMSprop, native
+from fusedopt.optim import LAMB, SGD, SWATS, Adagrad, Adam, AdamW, DeltaBarDelta, Explanation, RMSprop, native
 
 __version__ = version("fusedopt")
 __all__ = [
     "LAMB",
     "SGD",
+    "SWATS",
     "Adagrad",
     "Adam",
     "AdamW",

@@ -38,6 +38,8 @@ class Case:
     """Keys of the tensors of a parameter's size that the state of a parameter holds."""
     max_grad_norm: float | None = None
     """Our own option; for a twin, the gradients are to be clipped before its step."""
+    idle: tuple[str, ...] = ()
+    """Those of `states` that stay as they are for the few steps of a test."""
 
     @property
     def reference(self) -> type[Optimizer]:
@@ -91,6 +93,12 @@ def _delta_bar_delta(name: str, max_grad_norm: float | None = None, **kwargs: An
     states = ("gain", "grad_sign") + (("momentum_buffer",) if "momentum" in kwargs else ())
     kwargs = {"lr": 0.02, "beta": 0.3} | kwargs
     return Case(f"delta-bar-delta{name}", fusedopt.DeltaBarDelta, None, kwargs, states, max_grad_norm)
+
+
+def _swats(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    states = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+    idle = () if "switch" in name else ("momentum_buffer",)
+    return Case(f"swats{name}", fusedopt.SWATS, None, {"lr": 0.01} | kwargs, states, max_grad_norm, idle)
 
 
 _TABLE = [
@@ -147,6 +155,13 @@ _TABLE = [
     _delta_bar_delta("-clip", max_grad_norm=0.5),
     _delta_bar_delta("-momentum", momentum=0.9),
     _delta_bar_delta("-momentum-clip", momentum=0.9, max_grad_norm=0.5),
+    _swats(""),
+    _swats("-maximize", maximize=True, betas=(0.3, 0.9)),
+    _swats("-clip", max_grad_norm=0.5),
+    # An epsilon far above any step size: they switch at the second step.
+    _swats("-switch", betas=(0.5, 0.6), eps=4.0),
+    _swats("-switch-clip", betas=(0.8, 0.5), eps=4.0, max_grad_norm=0.5),
+    _swats("-switch-maximize", betas=(0.0, 0.6), eps=4.0, maximize=True),
 ]
 
 

@@ -34,6 +34,8 @@ COMBINATIONS = [
     ("adam", "plateau"),
     ("adamw", "cyclic"),
     ("lamb", "chained"),
+    ("swats", "cosine"),
+    ("swats-switch", "cosine"),
 ]
 
 

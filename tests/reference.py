@@ -173,10 +173,76 @@ class ReferenceLAMB(_Plain):
         w.sub_(group["lr"] * ratio * u)
 
 
+class ReferenceSWATS(_Plain):
+    """Algorithm 1 of Keskar and Socher, a phase for each group, written down in the order of its lines."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-9,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        options = locals()
+        super().__init__(params, {k: v for k, v in options.items() if k not in ("self", "params", "__class__")})
+
+    @property
+    def phase(self) -> list[str]:
+        return ["sgd" if "Lambda" in group.get("of_group", {}) else "adam" for group in self.param_groups]
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        for group in self.param_groups:
+            of_group = group.setdefault("of_group", {"k": 0, "lambda": 0.0})
+            pp = pg = 0.0
+            for w in group["params"]:
+                if w.grad is None:
+                    continue
+                g = -w.grad if group["maximize"] else w.grad
+                if group["weight_decay"]:
+                    g = g + group["weight_decay"] * w
+                p = self._move(w, g, self.state[w], group, of_group)
+                pp += float((p.double() ** 2).sum())
+                pg += float((p.double() * g.double()).sum())
+            if pp and "Lambda" not in of_group:
+                of_group["k"] += 1
+                if pg != 0:
+                    self._project(pp / -pg, of_group, group)
+
+    def _move(
+        self, w: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any], of_group: dict[str, float]
+    ) -> Tensor:
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state.update({name: torch.zeros_like(w) for name in ("exp_avg", "exp_avg_sq", "momentum_buffer")})
+        state["step"] += 1
+        k, (beta1, beta2) = state["step"].item(), group["betas"]
+        if "Lambda" in of_group:
+            v = state["momentum_buffer"].copy_(beta1 * state["momentum_buffer"] + g)
+            p = -(1 - beta1) * of_group["Lambda"] * (group["lr"] / of_group["lr"]) * v
+        else:
+            m = state["exp_avg"].copy_(beta1 * state["exp_avg"] + (1 - beta1) * g)
+            a = state["exp_avg_sq"].copy_(beta2 * state["exp_avg_sq"] + (1 - beta2) * g * g)
+            p = -group["lr"] * (1 - beta2**k) ** 0.5 / (1 - beta1**k) * (m / (a.sqrt() + group["eps"]))
+        w.add_(p)
+        return p
+
+    def _project(self, gamma: float, of_group: dict[str, float], group: dict[str, Any]) -> None:
+        beta2 = group["betas"][1]
+        of_group["lambda"] = beta2 * of_group["lambda"] + (1 - beta2) * gamma
+        settled = of_group["lambda"] / (1 - beta2 ** of_group["k"])
+        if of_group["k"] > 1 and abs(settled - gamma) < group["eps"] and settled > 0:
+            of_group.update({"Lambda": settled, "lr": float(group["lr"])})
+
+
 REFERENCES: dict[str, type[Optimizer]] = {
     "SGD": ReferenceClassicSGD,
     "LAMB": ReferenceLAMB,
     "DeltaBarDelta": ReferenceDeltaBarDelta,
+    "SWATS": ReferenceSWATS,
 }
 """For what torch has not, by the name of our class."""
 

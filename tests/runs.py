@@ -28,6 +28,8 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "adam": lambda p: fusedopt.Adam(p, lr=0.02, weight_decay=0.1, amsgrad=True),
     "adamw": lambda p: fusedopt.AdamW(p, lr=0.02, max_grad_norm=0.5),
     "lamb": lambda p: fusedopt.LAMB(p, lr=0.02),
+    "swats": lambda p: fusedopt.SWATS(p, lr=0.02),
+    "swats-switch": lambda p: fusedopt.SWATS(p, lr=0.02, eps=0.01),
 }
 
 

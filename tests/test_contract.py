@@ -27,6 +27,8 @@ ONE_OF_EACH = [
         "lamb-no-clip-decay",
         "sgd-classic-nesterov-decay",
         "delta-bar-delta-momentum-decay",
+        "swats-decay",
+        "swats-switch-decay",
     )
 ]
 SHAPES = [(3,), (17, 5), ()]
@@ -46,6 +48,11 @@ def make_params(shapes: Any = SHAPES, dtypes: Any = (torch.float32,)) -> list[Te
 def make_twin(case: Case, params: Any, **kwargs: Any) -> Optimizer:
     options = {"max_grad_norm": None} if case.cls is fusedopt.LAMB else {}
     return case.reference(params, **(case.kwargs | options | kwargs))
+
+
+def paths_within_a_group(case: Case, paths: list[str]) -> list[str]:
+    """What becomes of these paths: SWATS, which decides on a group as a whole, takes one with all of it."""
+    return ["torch"] * len(paths) if case.cls is fusedopt.SWATS and "torch" in paths else paths
 
 
 def fresh_value(name: str) -> float:
@@ -130,6 +137,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "sgd-classic-dampening-decay": {"momentum": 0, "maximize": True},
     "delta-bar-delta": {"momentum": 0.5, "lr": 0.3, "beta": 0.1},  # momentum switched on
     "delta-bar-delta-momentum-decay": {"min_gain": 0.9, "max_gain": 1.1, "momentum": 0.2},
+    "swats-decay": {"betas": (0.5, 0.6), "lr": 0.3, "eps": 4.0},  # made to switch
+    "swats-switch-decay": {"betas": (0.9, 0.6), "lr": 0.3, "weight_decay": 0.4},
 }
 
 

@@ -14,7 +14,7 @@ if _C.GPU != "cuda":
     pytest.skip("this build has no CUDA kernels", allow_module_level=True)
 
 MAX_REGISTERS = 64  # of 65,536, so that 1,024 threads share a multiprocessor
-RULES = ("sgd", "sgd_momentum", "rmsprop", "adagrad", "adam", "lamb")
+RULES = ("sgd", "sgd_momentum", "rmsprop", "adagrad", "adam", "lamb", "swats")
 
 
 def cuobjdump(*arguments: str) -> str:
@@ -53,7 +53,7 @@ def test_registers_leave_room_for_two_blocks(resources: list[tuple[str, str, int
     apply = re.compile(r"5apply.*?Li(\d)ELi\d+E")
     kernels = [(row, int(m[1])) for row in resources if (m := apply.search(row[1]))]
     # Double needs more registers, and so do five half-precision operands: there one block has them all.
-    wide = ("amsgrad", "centered_momentum", "delta_bar_delta_momentum")
+    wide = ("amsgrad", "centered_momentum", "delta_bar_delta_momentum", "Swats")
     narrow = [row for row, dtype in kernels if dtype == 0 or (dtype > 1 and not any(name in row[1] for name in wide))]
     assert len(narrow) > 100 * len({row[0] for row in resources}) / 5
     assert max(row[2] for row in narrow) <= MAX_REGISTERS

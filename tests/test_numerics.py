@@ -83,7 +83,7 @@ def test_yardstick(case: Case, dtype: torch.dtype) -> None:
         for grad, before in zip(grads, given, strict=True):
             assert torch.equal(bits(grad._base), bits(before)), "a gradient was written"
     assert_guards(*params)
-    run.assert_moved(*case.states)
+    run.assert_moved(*(key for key in case.states if key not in case.idle))
     if dtype not in HALVES or case in FAST_CASES:  # a small update is lost in their rounding
         run.assert_moved("param")
 
@@ -114,7 +114,8 @@ def test_states_at_odd_offsets(case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["sgd-fast", "sgd-momentum-fast", "rmsprop-fast", "adam-fast", "lamb-fast", "delta-bar-delta-fast"]
+    "name",
+    ["sgd-fast", "sgd-momentum-fast", "rmsprop-fast", "adam-fast", "lamb-fast", "delta-bar-delta-fast", "swats-fast"],
 )
 def test_empty_tensors_in_every_position(name: str) -> None:
     case = replace(BY_NAME[name], max_grad_norm=None)
@@ -172,7 +173,8 @@ def test_infinities_and_nans(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
 @pytest.mark.parametrize(
-    "name", ["sgd-clip-fast", "rmsprop-clip-fast", "adagrad-clip-fast", "adam-clip-fast", "lamb-fast"]
+    "name",
+    ["sgd-clip-fast", "rmsprop-clip-fast", "adagrad-clip-fast", "adam-clip-fast", "lamb-fast", "swats-clip-fast"],
 )
 @by_dtype
 def test_norm_that_is_not_finite(name: str, value: float, dtype: torch.dtype) -> None:
@@ -257,6 +259,7 @@ def test_the_instruction_set_is_the_one_asked_for() -> None:
 
 def test_all_rules_and_dtypes_are_covered() -> None:
     assert {case.cls for case in CASES} == {
-        getattr(fusedopt, name) for name in ("SGD", "RMSprop", "Adagrad", "Adam", "AdamW", "LAMB", "DeltaBarDelta")
+        getattr(fusedopt, name)
+        for name in ("SGD", "RMSprop", "Adagrad", "Adam", "AdamW", "LAMB", "DeltaBarDelta", "SWATS")
     }
     assert DTYPES == [F32, F64, BF16, F16]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 NAMES = ["sgd-decay", "sgd-nesterov-decay", "sgd-dampening-fast", "rmsprop-centered-momentum-decay", "rmsprop-fast"]
 NAMES += ["adagrad-lr-decay-decay", "adam-decay", "adam-amsgrad-fast", "adamw-fast", "lamb-l2-decay", "lamb-fast"]
-NAMES += ["sgd-classic-nesterov-fast", "delta-bar-delta-decay", "delta-bar-delta-momentum-fast"]
+NAMES += ["sgd-classic-nesterov-fast", "delta-bar-delta-decay", "delta-bar-delta-momentum-fast", "swats-decay"]
 LAYOUTS = ["contiguous", "transposed", "channels-last", "sliced", "expanded-slice"]
 
 

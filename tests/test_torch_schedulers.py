@@ -46,8 +46,9 @@ OPTIMIZERS = {
     "adagrad": (fusedopt.Adagrad, torch.optim.Adagrad, {}),
     "adam": (fusedopt.Adam, torch.optim.Adam, {}),
     "adamw": (fusedopt.AdamW, torch.optim.AdamW, {"amsgrad": True}),
-    # torch has no LAMB: its learning rates and betas are held against AdamW's.
+    # torch has no LAMB and no SWATS: their learning rates and betas are held against AdamW's.
     "lamb": (fusedopt.LAMB, torch.optim.AdamW, {}),
+    "swats": (fusedopt.SWATS, torch.optim.AdamW, {}),
 }
 
 
@@ -104,7 +105,7 @@ def test_same_as_over_torchs_class(name, optimizer):
     for reload_at in (None, 7):
         got = trajectory(ours, kwargs, make, reload_at=reload_at)
         assert [rates for rates, _ in got] == [rates for rates, _ in expected]
-        if optimizer != "lamb":
+        if optimizer not in ("lamb", "swats"):
             torch.testing.assert_close([p for _, p in got], [p for _, p in expected], rtol=1e-12, atol=1e-14)
     rates = [rates for rates, _ in expected]
     assert any(step != rates[0] for step in rates)  # something was scheduled
@@ -112,7 +113,7 @@ def test_same_as_over_torchs_class(name, optimizer):
 
 
 @pytest.mark.parametrize("name", sorted(CYCLES))
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "lamb"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "lamb", "swats"])
 def test_the_cycled_momentum_reaches_the_step(name, optimizer):
     ours, _, kwargs = OPTIMIZERS[optimizer]
     with_cycle = trajectory(ours, kwargs, SCHEDULERS[name])

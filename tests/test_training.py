@@ -214,7 +214,7 @@ def test_unknown_optimizer_lists_the_names(name):
 
 
 def test_momentum_is_refused_where_there_is_none():
-    with pytest.raises(ValueError, match=r"torch\.adamw takes no momentum, only sgd and rmsprop do"):
+    with pytest.raises(ValueError, match=r"torch\.adamw takes no momentum, only sgd, rmsprop and delta-bar-delta do"):
         make_optimizer("torch.adamw", [torch.nn.Parameter(torch.zeros(1))], momentum=0.9)
 
 

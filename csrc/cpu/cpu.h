@@ -14,7 +14,8 @@ const char* isa();
 
 // The loops over one chunk, compiled once per instruction set.
 struct Kernels {
-  // Applies a rule to n elements. LAMB's first pass adds the squares of parameter and update to sums[0] and sums[1].
+  // Applies a rule to n elements. LAMB's first pass adds the squares of parameter and update to sums[0] and sums[1],
+  // SWATS in its Adam phase p.p and p.g.
   void (*apply[int(RuleId::kCount)][int(Dtype::kCount)])(void* const* addr, int64_t n, const void* rule, double* sums);
   void (*lamb_update[int(Dtype::kCount)])(void* const* addr, int64_t n, const void* rule, double step_size);
   void (*square_sum[int(Dtype::kCount)])(void* const* addr, int64_t n, double* sums);  // of the gradient

@@ -104,13 +104,18 @@ void apply(void* const* addr, int64_t n, const void* row, double* sums) {
   using F = Compute<D>;
   const auto rule = *static_cast<const Rule<F>*>(row);
   constexpr Operands operands = Rule<F>::kOperands;
-  constexpr bool kSums = std::is_same_v<Rule<F>, Lamb<F>>;
-  const auto body = [=](double& s0, double& s1, F& param, F& grad, F& a, F& b, F& c) INLINED {
-    rule(param, grad, a, b, c);
-    if constexpr (kSums) {
-      const F update = rule.update(param, stored<D>(a), stored<D>(b));
-      s0 += double(param) * double(param), s1 += double(update) * double(update);
+  constexpr bool kSums = kTakesSums<Rule<F>>;
+  if constexpr (std::is_same_v<Rule<F>, Swats<F>>) {
+    if (rule.group.is_sgd()) {
+      constexpr Operands sgd = Rule<F>::kSgdOperands;
+      const auto body = [=, rate = F(rule.group.step_size())](double&, double&, F& param, F& grad, F&, F&, F& buffer)
+                            INLINED { rule.descend(rate, param, grad, buffer); };
+      return sweep<false, sgd.reads, sgd.writes, D>(addr, n, body);
     }
+  }
+  const auto body = [=](double& s0, double& s1, F& param, F& grad, F& a, F& b, F& c) INLINED {
+    if constexpr (kSums) rule(s0, s1, param, grad, a, b, c, [](F x) INLINED { return stored<D>(x); });
+    else rule(param, grad, a, b, c);
   };
   sweep<kSums, operands.reads, operands.writes, D>(addr, n, body, sums);
 }

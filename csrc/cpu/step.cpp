@@ -55,6 +55,21 @@ double lamb_step_size(Table& table, const Tensor& t, int64_t chunk) {
                                     : static_cast<const Lamb<float>*>(row)->step_size(param, update);
 }
 
+// SWATS: what the chunks of a group have left, in their order, decides on its phase. A group's are neighbours.
+void decide(Table& table) {
+  const Switch* group = nullptr;
+  double square = 0, dot = 0;
+  for (size_t c = 0; c <= table.chunks.size(); ++c) {
+    const Tensor* t = c < table.chunks.size() ? &table.tensors[table.chunks[c].tensor] : nullptr;
+    const auto* next = t && t->rule == RuleId::swats ? static_cast<const Switch*>(table.row(t->row)) : nullptr;
+    if (group && (!next || next->memory != group->memory)) {
+      if (!group->is_sgd()) group->decide(square, dot);
+      square = dot = 0;
+    }
+    if ((group = next)) square += table.sums[2 * c], dot += table.sums[2 * c + 1];
+  }
+}
+
 }  // namespace
 
 const char* isa() { return kIsaName; }
@@ -69,6 +84,7 @@ void step(Table& table) {
     if (t.rule == RuleId::lamb && n == t.numel)  // a tensor of one chunk is still in the first-level cache
       k.lamb_update[int(t.dtype)](addr, n, table.row(t.row), lamb_step_size(table, t, c));
   });
+  decide(table);
   bool second_pass = false;  // for LAMB's larger tensors; their step size goes where their first chunk's sums were
   for (size_t c = 0; c < table.chunks.size(); ++c) {
     const Tensor& t = table.tensors[table.chunks[c].tensor];

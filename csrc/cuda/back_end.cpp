@@ -5,6 +5,7 @@
 #include <optional>
 #include <stdexcept>
 #include <tuple>
+#include <utility>
 
 #include "device.h"
 
@@ -14,11 +15,11 @@ static at::Tensor scalar(const at::Tensor& bytes, size_t at) {
   return bytes.narrow(0, int64_t(at), sizeof(double)).view(at::kDouble).squeeze();
 }
 
-void BackEnd::recut(const std::vector<Tensor>& tensors) {
+void BackEnd::recut(const std::vector<Tensor>& tensors, const std::vector<int32_t>& joint) {
   std::vector<int32_t> order;
   for (size_t t = 0; t < tensors.size(); ++t)
     if (tensors[t].device == device_ && tensors[t].row >= 0) order.push_back(int32_t(t));
-  const auto kind = [&](int32_t t) { return std::tuple(tensors[t].rule, tensors[t].dtype); };
+  const auto kind = [&](int32_t t) { return std::tuple(tensors[t].rule, joint[t], tensors[t].dtype); };
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return kind(a) < kind(b); });
 
   batches_.clear(), first_chunks_.clear();
@@ -30,8 +31,12 @@ void BackEnd::recut(const std::vector<Tensor>& tensors) {
     chunks_[c].tensor = t;
     if (!tensors[t].numel) chunks_[c].count = 0;
     if (!chunks_[c].begin) {
-      if (batches_.empty() || kind(t) != std::tuple(batches_.back().rule, batches_.back().dtype))
-        batches_.push_back({tensors[t].rule, tensors[t].dtype, c, 0, i, 0});
+      const int32_t before = i ? order[i - 1] : t;
+      if (!i || kind(t) != kind(before)) {
+        const bool goes_on = i && joint[t] >= 0 && joint[t] == joint[before];
+        const int32_t first = goes_on ? std::exchange(batches_.back().decides_from, -1) : c;
+        batches_.push_back({tensors[t].rule, tensors[t].dtype, c, 0, i, 0, first});
+      }
       ++batches_.back().tensors;
       first_chunks_.push_back(c);
     }

@@ -15,8 +15,9 @@ class BackEnd {
  public:
   explicit BackEnd(int device) : device_(device) {}
 
-  // Cuts the tensors of this device that have a row. Call when there are others than before, or of other sizes.
-  void recut(const std::vector<Tensor>& tensors);
+  // Cuts the tensors of this device that have a row. Call when there are others than before, or of other sizes. Groups
+  // that are decided on as a whole have numbers in `joint`, by tensor; others have -1.
+  void recut(const std::vector<Tensor>& tensors, const std::vector<int32_t>& joint);
   // Brings the table of the current stream up to date, once for norm() and update(), which work on it.
   void refresh(const std::vector<Tensor>& tensors);
   // A step that did not come to its update is over.

@@ -11,6 +11,7 @@ struct Batch {
   RuleId rule;
   Dtype dtype;
   int32_t chunk, chunks, tensor, tensors;
+  int32_t decides_from = -1;  // of a joint group's last batch the group's first chunk
 };
 
 // The table in device memory.

@@ -185,10 +185,20 @@ __device__ __forceinline__ bool is_last_block(unsigned* done) {
   return last[0];
 }
 
-// The end of a step: one block, when all others have read the counts, adds one to them.
-template <class Args>
-__device__ __forceinline__ void count_steps(const Args& args) {
-  if (!args.counts || !is_last_block(args.view.done)) return;
+// The end of a step: one block, when all others are through, decides for SWATS and adds one to the step counts.
+template <class Rule, class Args>
+__device__ __forceinline__ void finish(const Args& args, bool decides = false) {
+  if (!(args.counts || decides) || !is_last_block(args.view.done)) return;
+  if constexpr (requires(const Rule& rule) { rule.group; })
+    if (decides) {
+      double square = 0, dot = 0;
+      for (int c = args.batch.decides_from + int(threadIdx.x); c < args.batch.chunk + args.batch.chunks; c += kThreads)
+        square += __ldcg(args.view.sums + 2 * c), dot += __ldcg(args.view.sums + 2 * c + 1);
+      block_sum(square, dot);
+      // That of any tensor of the group, made once more: in registers it would be in the way of the sweep.
+      const auto rule = rule_of<Rule>(args, args.view.tensors[args.view.chunks[args.batch.chunk].tensor]);
+      if (threadIdx.x == 0) rule.group.decide(square, dot);
+    }
   for (int i = threadIdx.x; i < args.batch.tensors; i += kThreads) {
     const Tensor& t = args.view.tensors[args.view.chunks[args.view.first_chunks[args.batch.tensor + i]].tensor];
     if (!t.step) continue;
@@ -197,9 +207,9 @@ __device__ __forceinline__ void count_steps(const Args& args) {
   }
 }
 
-// Applies a rule; of LAMB the first pass, which leaves the sums of squares of parameters and updates.
+// Applies a rule; of LAMB the first pass, which leaves sums for the second, as SWATS does for its decision.
 template <template <class> class Rule, int D, int Bytes>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Rule<float>::kOperands.reads>)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, (4u << Rule<float>::kStateCount) - 1>)
     apply(const __grid_constant__ Arguments<Bytes> args) {
   using F = Compute<D>;
   if (skipped(args.scaling)) return;
@@ -208,52 +218,27 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Rule<float>::kOperan
   const Tensor& t = args.view.tensors[chunk.tensor];
   const auto rule = rule_of<Rule<F>>(args, t);
   constexpr Operands operands = Rule<F>::kOperands;
-  if constexpr (std::is_same_v<Rule<F>, Lamb<F>>) {
-    double param_sum = 0, update_sum = 0;
-    const auto body = [&](F& param, F& grad, F& exp_avg, F& exp_avg_sq, F& unused) {
-      rule(param, grad, exp_avg, exp_avg_sq, unused);
-      const F update = rule.update(param, stored<D>(exp_avg), stored<D>(exp_avg_sq));
-      param_sum += double(param) * double(param), update_sum += double(update) * double(update);
-    };
+  constexpr bool kSwats = std::is_same_v<Rule<F>, Swats<F>>;
+  if constexpr (kSwats) {
+    if (rule.group.is_sgd()) {
+      constexpr Operands sgd = Rule<F>::kSgdOperands;
+      const F rate = F(rule.group.step_size());
+      const auto body = [&](F& param, F& grad, F&, F&, F& buffer) { rule.descend(rate, param, grad, buffer); };
+      sweep<sgd.reads, sgd.writes, D>(t, chunk, body);
+      return finish<Rule<F>>(args);
+    }
+  }
+  if constexpr (kTakesSums<Rule<F>>) {
+    double first = 0, second = 0;
+    const auto body = [&](auto&... x) { rule(first, second, x..., [](F value) { return stored<D>(value); }); };
     sweep<operands.reads, operands.writes, D>(t, chunk, body);
-    block_sum(param_sum, update_sum);
-    if (threadIdx.x == 0) args.view.sums[2 * c] = param_sum, args.view.sums[2 * c + 1] = update_sum;
+    block_sum(first, second);
+    if (threadIdx.x == 0) args.view.sums[2 * c] = first, args.view.sums[2 * c + 1] = second;
+    if constexpr (kSwats) finish<Rule<F>>(args, args.batch.decides_from >= 0);
   } else {
     sweep<operands.reads, operands.writes, D>(t, chunk, rule);
-    count_steps(args);
+    finish<Rule<F>>(args);
   }
-}
-
-// A block for each tensor.
-template <int D, int Bytes>
-__global__ void __launch_bounds__(kThreads) lamb_step_sizes(const __grid_constant__ Arguments<Bytes> args) {
-  if (skipped(args.scaling)) return;
-  const int first = args.view.first_chunks[args.batch.tensor + blockIdx.x], tensor = args.view.chunks[first].tensor;
-  const Tensor& t = args.view.tensors[tensor];
-  double param_sum = 0, update_sum = 0;
-  for (int64_t c = threadIdx.x; c * kChunkSize < t.numel; c += kThreads)
-    param_sum += args.view.sums[2 * (first + c)], update_sum += args.view.sums[2 * (first + c) + 1];
-  block_sum(param_sum, update_sum);
-  const auto rule = rule_of<Lamb<Compute<D>>>(args, t);
-  if (threadIdx.x == 0) args.view.step_sizes[tensor] = rule.step_size(param_sum, update_sum);
-}
-
-// LAMB's second pass, backwards: what the first touched last is still in the cache.
-template <int D, int Bytes>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Lamb<float>::kUpdateOperands.reads>)
-    lamb_update(const __grid_constant__ Arguments<Bytes> args) {
-  using F = Compute<D>;
-  if (skipped(args.scaling)) return;
-  const Chunk chunk = args.view.chunks[args.batch.chunk + (gridDim.x - 1 - blockIdx.x)];
-  const Tensor& t = args.view.tensors[chunk.tensor];
-  const auto rule = rule_of<Lamb<F>>(args, t);
-  const F step_size = F(args.view.step_sizes[chunk.tensor]);
-  const auto body = [&](F& param, F&, F& exp_avg, F& exp_avg_sq, F&) {
-    param = madd(-step_size, rule.update(param, exp_avg, exp_avg_sq), param);
-  };
-  constexpr Operands operands = Lamb<F>::kUpdateOperands;
-  sweep<operands.reads, operands.writes, D>(t, chunk, body);
-  count_steps(args);
 }
 
 template <int D>

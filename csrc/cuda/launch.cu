@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "kernels.cuh"
+#include "lamb.cuh"
 
 namespace fusedopt::cuda {
 

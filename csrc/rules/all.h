@@ -8,6 +8,7 @@
 #include "lamb.h"
 #include "rmsprop.h"
 #include "sgd.h"
+#include "swats.h"
 
 #define FUSEDOPT_RULES(X)                              \
   X(sgd, Sgd<F, false>)                                \
@@ -21,7 +22,8 @@
   X(adam_amsgrad, Adam<F, true>)                       \
   X(lamb, Lamb<F>)                                     \
   X(delta_bar_delta, DeltaBarDelta<F, false>)          \
-  X(delta_bar_delta_momentum, DeltaBarDelta<F, true>)
+  X(delta_bar_delta_momentum, DeltaBarDelta<F, true>)  \
+  X(swats, Swats<F>)
 
 namespace fusedopt {
 

@@ -24,6 +24,10 @@ struct Operands {
   constexpr int transfers() const { return __builtin_popcount(reads) + __builtin_popcount(writes); }
 };
 
+// A rule that takes sums is called with two doubles to add to, the operands, and what gives a value as it is stored.
+template <class Rule>
+constexpr bool kTakesSums = requires { requires Rule::kSums; };
+
 // a * b + c, rounded once where the target has the instruction. Elsewhere a call to fma() would cost 35 times as much.
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__CUDA_ARCH__)
 FUSEDOPT_HD float madd(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

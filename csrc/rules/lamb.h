@@ -10,7 +10,7 @@ template <class F>
 struct Lamb {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq"};
   static constexpr int kStateCount = 2;
-  static constexpr bool kCountsSteps = true;
+  static constexpr bool kCountsSteps = true, kSums = true;
   static constexpr Operands kOperands{0b1111, 0b1100};        // first pass: moments and norms
   static constexpr Operands kUpdateOperands{0b1101, 0b0001};  // second pass: the step
   struct Numbers {
@@ -33,12 +33,15 @@ struct Lamb {
         trust_clip(n.trust_clip), phi_low(n.phi_low), phi_high(n.phi_high),
         adapts(n.weight_decay != 0 || n.always_adapt != 0) {}
 
-  // The first pass. The caller sums the squares of the parameter and of its update by the moments as they are stored:
-  // that is what the second pass reads, and in half precision the smallest squares are stored as zero.
-  FUSEDOPT_HD void operator()(F param, F grad, F& exp_avg, F& exp_avg_sq, F&) const {
+  // The first pass. Adds the squares of the parameter and of its update by the moments as they are stored: that is what
+  // the second pass reads, and in half precision the smallest squares are stored as zero.
+  FUSEDOPT_HD void operator()(double& param_square_sum, double& update_square_sum, F param, F grad, F& exp_avg,
+                              F& exp_avg_sq, F&, auto stored) const {
     const F g = gradient(grad, param);
     exp_avg = madd(beta1, exp_avg, rate1 * g);
     exp_avg_sq = square(exp_avg_sq, g);
+    const F u = update(param, stored(exp_avg), stored(exp_avg_sq));
+    param_square_sum += double(param) * double(param), update_square_sum += double(u) * double(u);
   }
 
   FUSEDOPT_HD F update(F param, F exp_avg, F exp_avg_sq) const {

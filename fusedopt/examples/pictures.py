@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import fusedopt
 from fusedopt.averages import ewma, moving_average
-from fusedopt.data import make_hands
+from fusedopt.data import load_fashion_mnist, make_hands
 from fusedopt.gradients import capture
-from fusedopt.models import HandClassifier
+from fusedopt.models import GarmentClassifier, HandClassifier
 from fusedopt.optim.sgd import MomentumForm
-from fusedopt.training import make_optimizer, seeded, train
+from fusedopt.training import OPTIMIZERS, make_optimizer, seeded, train
 
 TEMPERATURES = (
     (5, 11, 15, 6, 5, 3, 3, 0, 0, 3, 4, 2, 1, -1, -2, 2, 2, -2, -1, -1, 3, 4, -1, 2, 6, 4, 9, 11, 9, -2)
@@ -94,7 +96,69 @@ def draw_momentum(path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-DRAWINGS = {"averages": draw_averages, "capture": draw_capture, "momentum": draw_momentum}
+SWATS_EPOCHS, SWATS_BATCH = 8, 64
+SWATS_RUNS: dict[str, tuple[str, dict[str, float], dict[str, Any]]] = {
+    "Adam": ("adam", {}, {"color": "#9a9a9a", "linewidth": 5, "alpha": 0.6}),
+    "SGD, momentum 0.9": ("sgd", {}, {"color": "#3a7d44"}),
+    "SWATS, eps=1e-9": ("swats", {"eps": 1e-9}, {"color": "black", "linestyle": ":"}),
+    "SWATS, eps=1e-4": ("swats", {"eps": 1e-4}, {"color": "#1f6fb4"}),
+    "SWATS, eps=1e-3": ("swats", {"eps": 1e-3}, {"color": "#c8553d"}),
+}
+"""The runs by name: the optimizer at the examples' learning rate, its options, and how it is drawn."""
+
+
+def draw_swats(path: Path) -> None:
+    """Trains the LeNet on Fashion-MNIST with Adam, SGD and SWATS; draws test accuracies, switches and projections."""
+    data = load_fashion_mnist()
+    steps = -(-len(data.train_labels) // SWATS_BATCH)
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    accuracy_axes, projection_axes = figure.subplots(1, 2)
+    for label, (name, options, style) in SWATS_RUNS.items():
+        model = seeded(GarmentClassifier, 0)
+        optimizer = make_optimizer(name, model.parameters(), **options)
+        switches: list[list[float]] = []
+        if isinstance(optimizer, fusedopt.SWATS):
+            optimizer.register_step_post_hook(_keep_switch(switches))
+        epochs = list(train(model, optimizer, data, epochs=SWATS_EPOCHS, batch_size=SWATS_BATCH))
+        numbers, accuracies = [e.number for e in epochs], [100 * e.accuracy for e in epochs]
+        outcome = "never switches" if switches else None
+        if switches and switches[-1][2]:
+            at, ratio = switches[-1][0], switches[-1][2]
+            accuracy_axes.axvline(at / steps, color=style["color"], linewidth=1, linestyle="--")
+            outcome = f"step {at:.0f}, \u039b = {ratio * OPTIMIZERS[name].lr:.3f}"
+        text = f"{label}: {outcome}" if outcome else label
+        accuracy_axes.plot(numbers, accuracies, marker="o", markersize=3, label=text, **style)
+        print(f"{text}; test accuracy {' '.join(f'{accuracy:.2f}' for accuracy in accuracies)} %")
+        if options.get("eps") == 1e-9:
+            _draw_projections(projection_axes, switches, beta=0.999)
+    accuracy_axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="LeNet on Fashion-MNIST, one seed")
+    accuracy_axes.legend(frameon=False, loc="lower right")
+    for axes in (accuracy_axes, projection_axes):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def _keep_switch(switches: list[list[float]]) -> Callable[..., None]:
+    return lambda optimizer, *_: switches.append(optimizer.param_groups[0]["switch"].tolist())
+
+
+def _draw_projections(axes: Axes, switches: list[list[float]], beta: float) -> None:
+    """Draws each step's projection, read back from how the average moved, and the average without its bias."""
+    averages = torch.tensor([0.0] + [average for _, average, _ in switches], dtype=torch.float64)
+    counts = torch.arange(1, len(averages), dtype=torch.float64)
+    projections = (averages[1:] - beta * averages[:-1]) / (1 - beta)
+    axes.plot(counts, projections, ".", markersize=1.5, color="#9a9a9a", label="\u03b3, this step's")
+    axes.plot(
+        counts,
+        averages[1:] / (1 - beta**counts),
+        color="black",
+        label="\u03bb / (1 - \u03b2\u2082\u1d4f), their average",
+    )
+    axes.set(yscale="log", xlabel="step", title="What Adam's steps would be worth to SGD")
+    axes.legend(frameon=False, loc="upper right", markerscale=5)
+
+
+DRAWINGS = {"averages": draw_averages, "capture": draw_capture, "momentum": draw_momentum, "swats": draw_swats}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

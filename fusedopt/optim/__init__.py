@@ -7,5 +7,6 @@ from fusedopt.optim.delta_bar_delta import DeltaBarDelta
 from fusedopt.optim.lamb import LAMB
 from fusedopt.optim.rmsprop import RMSprop
 from fusedopt.optim.sgd import SGD
+from fusedopt.optim.swats import SWATS
 
-__all__ = ["LAMB", "SGD", "Adagrad", "Adam", "AdamW", "DeltaBarDelta", "Explanation", "RMSprop", "native"]
+__all__ = ["LAMB", "SGD", "SWATS", "Adagrad", "Adam", "AdamW", "DeltaBarDelta", "Explanation", "RMSprop", "native"]

@@ -74,6 +74,11 @@ class FusedStep(Optimizer):
         """Whether the rule's arithmetic depends on how many steps there have been."""
         return True
 
+    def _transfers(self, group: dict[str, Any]) -> int:
+        """How often an element is read or written in a step, without clipping."""
+        transfers: int = _C.TRANSFERS[self._numbers(group)[0]]
+        return transfers
+
     def _torch_class_of(self, group: dict[str, Any]) -> type[Optimizer]:
         """The class that steps what the fused path does not take of this group."""
         return self._torch_class
@@ -154,7 +159,7 @@ class FusedStep(Optimizer):
             return 0
         reasons, total = iter(self._plan.reasons()), 0
         for group in self.param_groups:
-            transfers = _C.TRANSFERS[self._numbers(group)[0]] + (self.defaults["max_grad_norm"] is not None)
+            transfers = self._transfers(group) + (self.defaults["max_grad_norm"] is not None)
             fused = [p for p in group["params"] if next(reasons) is None]
             total += transfers * sum(p.numel() * p.element_size() for p in fused)
         return total

@@ -8,12 +8,50 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices
+from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices, _use_grad_for_differentiable
 
 from fusedopt import _C
 
 if TYPE_CHECKING:
     from fusedopt.optim._fused import FusedStep
+
+
+class PlainOptimizer(Optimizer):
+    """An optimizer in plain PyTorch, to be read, and to step what the fused path does not take.
+
+    A subclass adds `_update`, and `_init_group` where there is a state to be made.
+    """
+
+    def _init_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Adds the parameters with a gradient to `params`, with a state."""
+        params.extend(p for p in group["params"] if p.grad is not None)
+
+    def _update(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
+        """Updates one parameter by a gradient that descends."""
+        raise NotImplementedError
+
+    def _update_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for p in params:
+            assert p.grad is not None
+            self._update(group, p, -p.grad if group["maximize"] else p.grad)
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Any = None) -> Any:
+        """Performs one step, without clipping."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params: list[Tensor] = []
+            self._init_group(group, params)
+            self._update_group(group, params)
+        return loss
+
+
+def real(t: Tensor) -> Tensor:
+    """A complex weight is two real ones."""
+    return torch.view_as_real(t) if t.is_complex() else t
 
 
 def _select(optimizer: Optimizer, indices: list[int]) -> list[tuple[dict[str, Any], list[Tensor]]]:
@@ -80,7 +118,8 @@ def _refusable(optimizer: FusedStep, group: dict[str, Any]) -> bool:
 @contextlib.contextmanager
 def _restored_on_error(optimizer: Optimizer, params: list[Tensor]) -> Iterator[None]:
     states = {p: dict(optimizer.state[p]) for p in params if p in optimizer.state}
-    tensors = {v for state in states.values() for v in state.values() if isinstance(v, Tensor)} | set(params)
+    values = [v for known in (*states.values(), *optimizer.param_groups) for v in known.values()]
+    tensors = {v for v in values if isinstance(v, Tensor)} | set(params)
     saved = [(t, t.detach().clone()) for t in tensors]
     try:
         yield

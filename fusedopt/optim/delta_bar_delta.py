@@ -6,16 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
+from torch.optim.optimizer import ParamsT
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
+from fusedopt.optim._torch import PlainOptimizer, real
 
 _PLAIN, _MOMENTUM = _C.RULES["delta_bar_delta"], _C.RULES["delta_bar_delta_momentum"]
 
 
-class _TorchDeltaBarDelta(Optimizer):
-    """Delta-bar-delta in plain PyTorch, to be read, and to step what the fused path does not take."""
+class _TorchDeltaBarDelta(PlainOptimizer):
+    """Delta-bar-delta in plain PyTorch."""
 
     def __init__(self, params: ParamsT, **defaults: Any) -> None:
         lr, beta, momentum = defaults["lr"], defaults["beta"], defaults["momentum"]
@@ -42,7 +43,7 @@ class _TorchDeltaBarDelta(Optimizer):
             state = self.state[p]
             if len(state) == 0:
                 state["gain"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                _real(state["gain"]).fill_(1.0)
+                real(state["gain"]).fill_(1.0)
                 state["grad_sign"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             for name in ("gain", "grad_sign"):
                 if name not in state:
@@ -50,26 +51,9 @@ class _TorchDeltaBarDelta(Optimizer):
             if group["momentum"] != 0 and state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
-    @_use_grad_for_differentiable
-    def step(self, closure: Any = None) -> Any:
-        """Performs one step, without clipping."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params: list[Tensor] = []
-            self._init_group(group, params)
-            for p in params:
-                assert p.grad is not None
-                state = {name: _real(value) for name, value in self.state[p].items() if isinstance(value, Tensor)}
-                _update(group, _real(p), _real(-p.grad if group["maximize"] else p.grad), state)
-        return loss
-
-
-def _real(t: Tensor) -> Tensor:
-    """A complex weight is two weights, each with a gain."""
-    return torch.view_as_real(t) if t.is_complex() else t
+    def _update(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
+        state = {name: real(value) for name, value in self.state[param].items() if isinstance(value, Tensor)}
+        _update(group, real(param), real(grad), state)
 
 
 def _update(group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, _get_scalar_dtype, _use_grad_for_differentiable
+from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
+from fusedopt.optim._torch import PlainOptimizer
 
 _RULE = _C.RULES["lamb"]
 
 
-class _TorchLAMB(Optimizer):
-    """LAMB in plain PyTorch, to be read, and to step what the fused path does not take."""
+class _TorchLAMB(PlainOptimizer):
+    """LAMB in plain PyTorch."""
 
     def __init__(self, params: ParamsT, **defaults: Any) -> None:
         lr, eps, weight_decay = defaults["lr"], defaults["eps"], defaults["weight_decay"]
@@ -50,21 +51,6 @@ class _TorchLAMB(Optimizer):
                 state["step"] = torch.zeros((), dtype=_get_scalar_dtype(), device=device)
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-
-    @_use_grad_for_differentiable
-    def step(self, closure: Any = None) -> Any:
-        """Performs one step, without clipping."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params: list[Tensor] = []
-            self._init_group(group, params)
-            for p in params:
-                assert p.grad is not None
-                self._update(group, p, -p.grad if group["maximize"] else p.grad)
-        return loss
 
     def _update(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
         state, (beta1, beta2) = self.state[param], group["betas"]

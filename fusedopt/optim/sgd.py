@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
+from torch.optim.optimizer import Optimizer, ParamsT
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
+from fusedopt.optim._torch import PlainOptimizer
 
 _PLAIN, _MOMENTUM = _C.RULES["sgd"], _C.RULES["sgd_momentum"]
 
@@ -23,16 +24,8 @@ def _is_classic(group: dict[str, Any]) -> bool:
     return bool(form == "classic")
 
 
-class _ClassicSGD(Optimizer):
-    """SGD with classic momentum in plain PyTorch, to be read, and to step what the fused path does not take."""
-
-    @_use_grad_for_differentiable
-    def step(self, closure: Any = None) -> Any:
-        """Performs one step, without clipping. The closure has been called by then."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(group, p, -p.grad if group["maximize"] else p.grad)
+class _ClassicSGD(PlainOptimizer):
+    """SGD with classic momentum in plain PyTorch."""
 
     def _update(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
         state, momentum = self.state[param], group["momentum"]

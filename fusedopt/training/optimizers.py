@@ -36,6 +36,8 @@ OPTIMIZERS = {
     "adagrad": OptimizerEntry("Adagrad", lr=2e-2),
     "adam": OptimizerEntry("Adam", lr=1e-3),
     "adamw": OptimizerEntry("AdamW", lr=1e-3),
+    "swats": OptimizerEntry("SWATS", lr=1e-3, in_torch=False),
+    "delta-bar-delta": OptimizerEntry("DeltaBarDelta", lr=0.02, momentum=0.9, in_torch=False),
     "lamb": OptimizerEntry("LAMB", lr=4e-3, in_torch=False),
 }
 
@@ -72,7 +74,7 @@ def make_optimizer(
     entry = OPTIMIZERS[short]
     if momentum is not None and entry.momentum is None:
         takers = [other for other, candidate in OPTIMIZERS.items() if candidate.momentum is not None]
-        raise ValueError(f"{name} takes no momentum, only {' and '.join(takers)} do")
+        raise ValueError(f"{name} takes no momentum, only {', '.join(takers[:-1])} and {takers[-1]} do")
     arguments: dict[str, Any] = {
         "lr": entry.lr if lr is None else lr,
         "momentum": entry.momentum if momentum is None else momentum,

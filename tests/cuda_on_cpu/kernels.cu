@@ -1,5 +1,5 @@
-// A step of Adam and of LAMB in the library's own kernels, on tensors that fill their memory exactly: for sanitizers,
-// which the executor's blocks of 64 threads make quick enough.
+// A step of Adam, of LAMB and of SWATS in the library's own kernels, on tensors that fill their memory exactly: for
+// sanitizers, which the executor's blocks of 64 threads make quick enough.
 #include <cmath>
 #include <cstdio>
 
@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "cuda/kernels.cuh"
+#include "cuda/lamb.cuh"
 
 namespace {
 
@@ -51,6 +51,7 @@ class Step {
     args_.rows = nullptr, args_.stride = sizeof(DeviceRow), args_.folded = false, args_.counts = true;
     typename Rule<F>::Numbers numbers{};
     numbers.lr = 0.1, numbers.beta1 = 0.5, numbers.beta2 = 0.9, numbers.eps = 1e-3, numbers.weight_decay = 0.1;
+    if constexpr (std::is_same_v<Rule<F>, Swats<F>>) numbers.memory = &memory_, args_.batch.decides_from = 0;
     DeviceRow row{};
     std::memcpy(row.numbers, &numbers, sizeof numbers);
     std::memcpy(args_.inlined, &row, sizeof row);
@@ -71,10 +72,13 @@ class Step {
     const Rule<F> rule(numbers_, 5, clip_coefficient(scalars_[1], kMaxNorm, 1e-6) / kGradScale);
     std::vector<F> expected;
     F unused = 0;
+    [[maybe_unused]] double sums[2] = {};
     for (int t = 0; t < kTensors; ++t)
       for (int i = 0; i < kNumels[t]; ++i) {
         F x[] = {widen(at(t, 0, i)), widen(at(t, 1, i)), widen(at(t, 2, i)), widen(at(t, 3, i))};
-        rule(x[0], x[1], x[2], x[3], unused);
+        if constexpr (kTakesSums<Rule<F>>)
+          rule(sums[0], sums[1], x[0], x[1], x[2], x[3], unused, [](F v) { return v; });
+        else rule(x[0], x[1], x[2], x[3], unused);
         for (const int k : {0, 2, 3}) expected.push_back(stored<D>(x[k]));
       }
     launch(apply<Rule, D, 1024>, blocks, kThreads, nullptr, args_);
@@ -83,6 +87,11 @@ class Step {
       for (int i = 0; i < kNumels[t]; ++i)
         for (const int k : {0, 2, 3}) CHECK(std::abs(widen(at(t, k, i)) - *value++) <= F(1e-6));
 
+    if constexpr (std::is_same_v<Rule<F>, Swats<F>>) {
+      const Switch::Memory found = std::exchange(memory_, {});
+      rule.group.decide(sums[0], sums[1]);
+      CHECK(found.count == 1 && std::abs(found.average / memory_.average - 1) < 1e-6 && found.ratio == 0);
+    }
     if constexpr (std::is_same_v<Rule<F>, Lamb<F>>) {
       for (int t = 0; t < kTensors; ++t) {
         double param = 0, update = 0;
@@ -113,6 +122,7 @@ class Step {
   std::unique_ptr<unsigned> done_{new unsigned(0)};
   Arguments<1024> args_;
   typename Rule<F>::Numbers numbers_;
+  Switch::Memory memory_{};
 };
 
 void patch() {
@@ -130,5 +140,6 @@ int main() {
   Step<by_name::adam, 2>().run();
   Step<Lamb, 0>().run();
   Step<Lamb, 3>().run();
+  Step<Swats, 0>().run();
   patch();
 }

@@ -1,0 +1,235 @@
+"""SWATS: Adam that switches to SGD (Keskar and Socher, https://arxiv.org/abs/1712.07628)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT, _get_scalar_dtype
+
+from fusedopt import _C
+from fusedopt.optim._fused import FusedStep
+from fusedopt.optim._torch import PlainOptimizer, real
+
+_RULE, _SGD = _C.RULES["swats"], _C.RULES["sgd_momentum"]
+
+
+class _TorchSWATS(PlainOptimizer):
+    """SWATS in plain PyTorch."""
+
+    def __init__(self, params: ParamsT, **defaults: Any) -> None:
+        lr, eps, weight_decay = defaults["lr"], defaults["eps"], defaults["weight_decay"]
+        beta1, beta2 = defaults["betas"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+        if not lr >= 0.0:
+            raise ValueError(f"Invalid learning rate: {lr}")
+        if not 0.0 <= beta1 < 1.0:
+            raise ValueError(f"Invalid beta parameter at index 0: {beta1}")
+        if not 0.0 <= beta2 < 1.0:
+            raise ValueError(f"Invalid beta parameter at index 1: {beta2}")
+        if not eps >= 0.0:
+            raise ValueError(f"Invalid epsilon value: {eps}")
+        if not weight_decay >= 0.0:
+            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+        super().__init__(params, defaults)
+
+    def _init_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            params.append(p)
+            state = self.state[p]
+            if len(state) == 0:
+                device = p.device if group["capturable"] else "cpu"
+                state["step"] = torch.zeros((), dtype=_get_scalar_dtype(), device=device)
+                for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+                    state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            for name in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
+                if name not in state:
+                    raise KeyError(name)
+
+    def _update_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        if _C.is_capturing():
+            raise RuntimeError("SWATS: only the fused path can be captured in a CUDA graph; explain() says what is not")
+        ratio = group["switch"][2].item()
+        step_square = step_dot_grad = 0.0
+        for p in params:
+            assert p.grad is not None
+            state = {name: real(value) for name, value in self.state[p].items()}
+            param, grad = real(p), real(-p.grad if group["maximize"] else p.grad)
+            if group["weight_decay"] != 0:
+                grad = grad + group["weight_decay"] * (param.clone() if group["differentiable"] else param)
+            state["step"] += 1
+            if ratio != 0:
+                step = _sgd(group, ratio, grad, state)
+            else:
+                step = _adam(group, grad, state)
+                exact_step, exact_grad = step.detach().double(), grad.detach().double()
+                step_square += float((exact_step * exact_step).sum())
+                step_dot_grad += float((exact_step * exact_grad).sum())
+            param.add_(step)
+        if step_square != 0:
+            _decide(group, step_square, step_dot_grad)
+
+
+def _rate(group: dict[str, Any]) -> float | Tensor:
+    lr: float | Tensor = group["lr"]
+    return lr.reshape(()) if isinstance(lr, Tensor) else lr
+
+
+def _adam(group: dict[str, Any], grad: Tensor, state: dict[str, Tensor]) -> Tensor:
+    beta1, beta2 = group["betas"]
+    mean = state["exp_avg"].mul_(beta1).add_(grad, alpha=1 - beta1)
+    square = state["exp_avg_sq"].mul_(beta2).add_(grad * grad * (1 - beta2))
+    if group["differentiable"]:  # autograd keeps what the next step overwrites
+        mean, square = mean.clone(), square.clone()
+    count = state["step"].item()
+    step_size = _rate(group) * (math.sqrt(1 - beta2**count) / (1 - beta1**count))
+    step: Tensor = -step_size * (mean / (square.sqrt() + group["eps"]))
+    return step
+
+
+def _sgd(group: dict[str, Any], ratio: float, grad: Tensor, state: dict[str, Tensor]) -> Tensor:
+    beta1, _ = group["betas"]
+    velocity = state["momentum_buffer"].mul_(beta1).add_(grad)
+    step_size = _rate(group) * ((1 - beta1) * ratio)
+    step: Tensor = -step_size * (velocity.clone() if group["differentiable"] else velocity)
+    return step
+
+
+def _decide(group: dict[str, Any], step_square: float, step_dot_grad: float) -> None:
+    """What follows a step of Adam that has moved something."""
+    count, average, ratio = group["switch"].tolist()
+    count += 1
+    if step_dot_grad != 0:
+        _, beta2 = group["betas"]
+        projection = step_square / -step_dot_grad
+        average = beta2 * average + (1 - beta2) * projection
+        settled = average / (1 - beta2**count)
+        if count > 1 and abs(settled - projection) < group["eps"] and settled > 0:
+            lr = group["lr"]
+            ratio = settled / (lr.item() if isinstance(lr, Tensor) else lr)
+    group["switch"].copy_(torch.tensor([count, average, ratio], dtype=torch.float64))
+
+
+class SWATS(FusedStep, _TorchSWATS):
+    r"""Adam that switches to SGD with momentum, at a learning rate which it finds itself; with a fused step.
+
+    Step k of a parameter group, from the gradient g (negated by `maximize`, with `weight_decay` times the parameter
+    added), is Adam's, and the step size that it would be worth to SGD is that which, along the gradient, goes as far:
+
+    .. math::
+        p_k = -\eta \frac{\sqrt{1 - \beta_2^k}}{1 - \beta_1^k} \frac{m_k}{\sqrt{a_k} + \epsilon}, \qquad
+        w \leftarrow w + p_k, \qquad
+        \gamma_k = \frac{p_k^\top p_k}{-p_k^\top g_k}, \qquad
+        \lambda_k = \beta_2 \lambda_{k-1} + (1 - \beta_2) \gamma_k
+
+    over all parameters of the group together; where :math:`p_k^\top g_k = 0`, lambda stays, and a step of length 0 (at
+    lr=0, say) does not count. As soon as that step size
+    has settled, :math:`|\lambda_k / (1 - \beta_2^k) - \gamma_k| < \epsilon` with k > 1, the group goes on with SGD at
+    :math:`\Lambda = \lambda_k / (1 - \beta_2^k)`, from v = 0 and for good:
+
+    .. math:: v \leftarrow \beta_1 v + g, \qquad w \leftarrow w - (1 - \beta_1) \Lambda v
+
+    Three things that the paper leaves open: each group has a switch of its own. :math:`\Lambda` must be positive, or
+    SGD would climb. A schedule, or you, may go on to change `lr`: :math:`\Lambda` is scaled by `lr` over that at the
+    switch. As in the paper `eps` is in both places, and beside the root before its correction; the decision is about
+    step sizes, so a default of 1e-9 next to steps of 1e-3 asks for a lot: see docs/methods.md for what a larger one
+    does.
+
+    A group decides within its step's own launch, and the host does not wait to learn of it. The decision is taken where
+    the group's first parameter is: a group with parameters on several devices, or with one that cannot be fused, takes
+    the plain path as a whole (`explain()` says so), with the same result.
+
+    The state of a parameter has `step` (float32 scalar), `exp_avg`, `exp_avg_sq`, and `momentum_buffer` (v), each of
+    shape and dtype of the parameter; a group has `switch`, float64 [3]: k, lambda and, 0 before the switch,
+    :math:`\Lambda / \eta`. A state_dict without one, torch.optim.Adam's for example, counts as not switched, with its
+    projections still to be averaged.
+
+    Args:
+        params: parameters or groups of them; real and imaginary parts of a complex one are two.
+        lr: learning rate :math:`\eta` of the Adam phase; may change with a schedule, in both phases.
+        betas: :math:`\beta_1, \beta_2`: decay of the two moments; the first is the momentum of SGD too, the second
+            averages the projections.
+        eps: :math:`\epsilon`, in the denominator and in the decision.
+        weight_decay: L2, added to the gradient.
+        maximize: whether to ascend.
+        capturable: whether the step may be captured in a CUDA graph.
+        differentiable: whether autograd sees the step; what is decided is a constant to it.
+        max_grad_norm: clips the norm of all gradients, over all groups, as
+            :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
+
+    Raises:
+        ValueError: on a hyper-parameter out of range.
+        RuntimeError: on a sparse gradient, in `step`.
+
+    Source: N. S. Keskar and R. Socher, "Improving generalization performance by switching from Adam to SGD" (2017),
+    https://arxiv.org/abs/1712.07628, algorithm 1.
+    """
+
+    _torch_class = _TorchSWATS
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-9,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
+        self._options(max_grad_norm)
+
+    @property
+    def phase(self) -> list[Literal["adam", "sgd"]]:
+        """Where each group is. Waits for a GPU."""
+        return ["adam" if group["switch"][2].item() == 0 else "sgd" for group in self.param_groups]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's."""
+        super().add_param_group(param_group)
+        self.param_groups[-1]["switch"] = torch.zeros(3, dtype=torch.float64, device="cpu")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        live = self.__dict__.get("param_groups", [])
+        for i, group in enumerate(state["param_groups"]):
+            loaded = group.get("switch", torch.zeros(3, dtype=torch.float64, device="cpu"))
+            # In place, where a CUDA graph may go on to use it.
+            group["switch"] = live[i]["switch"].copy_(loaded) if i < len(live) else loaded
+        super().__setstate__(state)
+
+    def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        if group["params"] and group["switch"].device != group["params"][0].device:
+            group["switch"] = group["switch"].to(group["params"][0].device)
+        return (
+            _RULE,
+            group["lr"],
+            *group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            group["maximize"],
+            group["switch"],
+        )
+
+    def _transfers(self, group: dict[str, Any]) -> int:
+        return _C.TRANSFERS[_RULE if group["switch"][2].item() == 0 else _SGD]
+
+    def _sparse_error(self, group: dict[str, Any]) -> str | None:
+        return "SWATS does not support sparse gradients"
