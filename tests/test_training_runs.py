@@ -67,6 +67,15 @@ def test_a_run_is_left_in_a_folder(fashion):
     assert (fashion / "runs" / "fashion-mnist-lenet-2" / "log.csv").is_file()
 
 
+def test_the_weights_are_those_of_the_best_epoch(fashion, monkeypatch):
+    train(fashion, "--epochs", 1, "--out", "first")
+    better = iter([True, False])
+    monkeypatch.setattr(EarlyStopping, "update", lambda self, metric: next(better))
+    train(fashion, "--epochs", 2, "--out", "both")
+    weights = [outcome(fashion / name)[1] for name in ("first", "both")]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
 def test_a_run_is_not_overwritten(fashion):
     train(fashion, "--epochs", 1, "--out", "run")
     before = outcome(fashion / "run")
@@ -78,7 +87,7 @@ def test_a_run_is_not_overwritten(fashion):
 
 
 EVERYTHING = (
-    *("--batch-size", 20, "--model", "cnn2", "--optimizer", "sgd", "--amp", "fp16", "--accumulate", 3, "--ema", 0.9),
+    *("--batch-size", 20, "--model", "cnn2", "--optimizer", "sgd", "--amp", "fp16", "--accumulate", 2, "--ema", 0.9),
     *("--augment", "flip", "--label-smoothing", 0.1, "--max-grad-norm", 1, "--patience", 4, "--lr", "auto"),
 )
 
