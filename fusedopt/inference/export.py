@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,15 +85,17 @@ def export_onnx(run: RunFolder, path: Path, dtype: torch.dtype = torch.uint8) ->
     import onnxscript  # noqa: F401, what torch's exporter needs
 
     model, example, dynamic = _prepare(run, dtype)
-    program = torch.onnx.export(
-        model,
-        example,
-        input_names=["images"],
-        output_names=["scores"],
-        dynamic_shapes=dynamic,
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's exporter has some about itself
+        program = torch.onnx.export(
+            model,
+            example,
+            input_names=["images"],
+            output_names=["scores"],
+            dynamic_shapes=dynamic,
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None  # as it is with dynamo
     proto = program.model_proto
     onnx.helper.set_model_props(proto, {"classes": _classes(run)})
