@@ -67,6 +67,13 @@ def _worker(rank, folder):
         checkpoints = {**straight, "checkpoint_dir": folder / "checkpoints"}
         _fit(Normed, DistributedDataParallel, **{**checkpoints, "epochs": 2})
         results["resumed"] = _fit(Normed, DistributedDataParallel, **checkpoints, resume=True)
+        results["draws"] = draws = []
+
+        def draw(images, labels, generator):  # an augmentation that changes nothing
+            draws.append((torch.rand(1, generator=generator).item(), torch.rand(1).item()))
+            return images, labels
+
+        _fit(HandClassifier, DistributedDataParallel, augmentation=draw)
         network = DistributedDataParallel(seeded(HandClassifier, 0))
         optimizer = make_optimizer("adamw", network.parameters())
         results["found"] = find_training_lr(network, optimizer, _data(), batch_size=14, num_iter=4).losses
@@ -125,6 +132,12 @@ def test_processes_resume_bit_for_bit(ranks):
     for rank in ranks:
         torch.testing.assert_close(rank["resumed"]["state"], rank["straight"]["state"], rtol=0, atol=0)
         assert rank["resumed"]["rows"] == rank["straight"]["rows"][2:]
+
+
+def test_processes_augment_and_drop_each_in_their_own_way(ranks):
+    draws = [rank["draws"] for rank in ranks]
+    assert len(draws[0]) == len(draws[1]) == 14
+    assert len({*draws[0], *draws[1]}) == 28
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(ranks):

@@ -10,7 +10,9 @@ import torch
 from command_line import plain, run, write_fashion
 
 from fusedopt.data import hold_out, load_fashion_mnist
-from fusedopt.training import RunFolder, accuracy
+from fusedopt.models import GarmentClassifier
+from fusedopt.training import RunFolder, accuracy, auto_lr, make_optimizer, seeded
+from fusedopt.training.auto_lr import find_training_lr
 from fusedopt.training.early_stopping import EarlyStopping
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,6 +69,15 @@ def test_a_run_is_left_in_a_folder(fashion):
     assert (fashion / "runs" / "fashion-mnist-lenet-2" / "log.csv").is_file()
 
 
+def test_the_weights_are_those_of_the_best_epoch(fashion, monkeypatch):
+    train(fashion, "--epochs", 1, "--out", "first")
+    better = iter([True, False])
+    monkeypatch.setattr(EarlyStopping, "update", lambda self, metric: next(better))
+    train(fashion, "--epochs", 2, "--out", "both")
+    weights = [outcome(fashion / name)[1] for name in ("first", "both")]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
 def test_a_run_is_not_overwritten(fashion):
     train(fashion, "--epochs", 1, "--out", "run")
     before = outcome(fashion / "run")
@@ -78,14 +89,15 @@ def test_a_run_is_not_overwritten(fashion):
 
 
 EVERYTHING = (
-    *("--batch-size", 20, "--model", "cnn2", "--optimizer", "sgd", "--amp", "fp16", "--accumulate", 3, "--ema", 0.9),
+    *("--batch-size", 20, "--model", "cnn2", "--optimizer", "sgd", "--amp", "fp16", "--accumulate", 2, "--ema", 0.9),
     *("--augment", "flip", "--label-smoothing", 0.1, "--max-grad-norm", 1, "--patience", 4, "--lr", "auto"),
 )
 
 
-def test_a_run_resumes_bit_for_bit(fashion):
+def test_a_run_resumes_bit_for_bit(fashion, monkeypatch):
     train(fashion, *EVERYTHING, "--epochs", 3, "--out", "straight")
     train(fashion, *EVERYTHING, "--epochs", 2, "--out", "resumed")
+    monkeypatch.setattr(auto_lr, "find_lr", None)  # the learning rate is known by now
     output = train(fashion, *EVERYTHING, "--epochs", 3, "--out", "resumed", "--resume").stdout
     assert re.findall(r"epoch (\d)/3", output) == ["3"]
     straight, resumed = outcome(fashion / "straight"), outcome(fashion / "resumed")
@@ -160,7 +172,10 @@ def test_an_interruption_says_how_to_go_on(fashion, monkeypatch):
 def test_automatic_lr_is_that_of_the_finder(fashion):
     train(fashion, "--epochs", 1, "--lr", "auto", "--out", "auto")
     lr = RunFolder.open(fashion / "auto").config.optimizer_options["lr"]
-    assert 0 < lr < 1
+    model = seeded(GarmentClassifier, 0)
+    optimizer = make_optimizer("adamw", model.parameters())
+    assert lr == find_training_lr(model, optimizer, load_fashion_mnist(fashion)).suggestion
+    assert lr != optimizer.param_groups[0]["lr"]
     train(fashion, "--epochs", 1, "--lr", lr, "--out", "given")
     auto, given = outcome(fashion / "auto"), outcome(fashion / "given")
     assert auto[0] == given[0]
