@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from optuna import Study
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as visualization
@@ -42,7 +43,7 @@ def draw_search(study: Study, folder: Path) -> list[Path]:
 def _epochs(study: Study) -> Axes:
     axes = visualization.plot_intermediate_values(study)
     axes.set(title="Accuracy after Each Epoch", xlabel="epoch", ylabel=_NAME)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return axes
 
 
