@@ -67,6 +67,13 @@ def test_the_homeworks_network_has_three_linear_layers_and_the_lectures_tanh():
     assert sum(isinstance(m, nn.Tanh) for m in LectureMLP().modules()) == 3
 
 
+def test_the_scores_of_resnet9_are_scaled():
+    model, images = ResNet9(width=8).eval(), torch.randn(4, 3, 32, 32)
+    scaled = model(images)
+    model.scale = 1.0
+    torch.testing.assert_close(scaled, model(images) / 8)
+
+
 def test_cnn2_is_the_books():
     """Written out with the book's layers: the same seed gives the same scores."""
     torch.manual_seed(13)

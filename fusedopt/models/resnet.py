@@ -49,6 +49,8 @@ class ResNet9(nn.Module):
     Args:
         channels, classes: of the images, and how many scores there are.
         width: channels of the first convolution; the last has eight times as many.
+        scale: of the scores. The largest of 8 * width features are far from unit scale: without it training diverges
+            at learning rates eight times smaller.
         activation, normalization, initialization: names in `blocks`.
         dropout, p: which dropout after each of the three stages, and the share that it drops.
 
@@ -62,6 +64,7 @@ class ResNet9(nn.Module):
         classes: int = 10,
         *,
         width: int = 64,
+        scale: float = 0.125,
         activation: str = "relu",
         normalization: str = "batch",
         dropout: str = "dropblock",
@@ -74,6 +77,7 @@ class ResNet9(nn.Module):
         def residual(count: int) -> nn.Module:
             return _Residual(nn.Sequential(make.block(count, count), make.block(count, count)), *_plain())
 
+        self.scale = scale
         self.prepare = make.block(channels, width)
         self.stages = nn.Sequential(
             nn.Sequential(make.block(width, 2 * width, pool=True), residual(2 * width), make_dropout(dropout, p)),
@@ -86,7 +90,7 @@ class ResNet9(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns scores [N, classes]."""
-        scores: Tensor = self.classifier(self.pool(self.stages(self.prepare(images))))
+        scores: Tensor = self.scale * self.classifier(self.pool(self.stages(self.prepare(images))))
         return scores
 
 
