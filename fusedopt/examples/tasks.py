@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from fusedopt.data import ImageData, load_cifar10, load_fashion_mnist, load_rps, load_rps_photos, make_hands
@@ -39,11 +38,6 @@ class Task:
         return make_model(name, channels=self.channels, classes=self.classes, size=self.size)
 
 
-def photo_network() -> nn.Module:
-    """Makes a ResNet-9 of an eighth of the usual width, channels last, which small networks on a CPU gain by."""
-    return ResNet9(channels=3, classes=3, width=8).to(memory_format=torch.channels_last)
-
-
 TASKS = {
     "fashion-mnist": Task(
         lambda data_dir, notify: load_fashion_mnist(data_dir, notify=notify), GarmentClassifier, channels=1, classes=10
@@ -51,7 +45,11 @@ TASKS = {
     "hands": Task(lambda data_dir, notify: make_hands(), HandClassifier),  # drawn, so there is nothing to find
     "rps": Task(lambda data_dir, notify: load_rps(data_dir, notify=notify), lambda: CNN2(n_feature=5, p=0.3)),
     "cifar10": Task(lambda data_dir, notify: load_cifar10(data_dir, notify=notify), ResNet9, classes=10, size=32),
-    "rps-photos": Task(lambda data_dir, notify: load_rps_photos(data_dir), photo_network, size=64),
+    "rps-photos": Task(
+        lambda data_dir, notify: load_rps_photos(data_dir, size=40),
+        lambda: make_model("resnet9-small", channels=3, classes=3, size=40),
+        size=40,
+    ),
 }
 
 
