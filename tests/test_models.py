@@ -53,9 +53,10 @@ def test_every_parameter_gets_a_gradient(name):
         (lambda: MLP3(normalization="none"), 784 * 512 + 512 + 512 * 256 + 256 + 256 * 10 + 10),
         (lambda: CNN2(5), (27 * 5 + 5) + (45 * 5 + 5) + (125 * 50 + 50) + (50 * 3 + 3)),
         (ResNet9, 6_573_130),
+        (lambda: make_model("resnet9-small", channels=3, classes=10, size=32), 232_822),
         (ResNet18, 11_173_962),
     ],
-    ids=["lenet", "lecture-mlp", "mlp3", "cnn2", "resnet9", "resnet18"],
+    ids=["lenet", "lecture-mlp", "mlp3", "cnn2", "resnet9", "resnet9-small", "resnet18"],
 )
 def test_number_of_parameters(model, parameters):
     assert size_of(model()) == parameters

@@ -29,7 +29,7 @@ def train(
     ],
     model_name: Annotated[
         str | None,
-        typer.Option("--model", help="lenet, lecture-mlp, mlp3, cnn2, resnet9, resnet18; each data set has its own."),
+        typer.Option("--model", help="lenet, lecture-mlp, mlp3, cnn2, resnet9, ...; each data set has its own."),
     ] = None,
     optimizer: Annotated[
         str,
@@ -189,7 +189,6 @@ def train(
                 data,
                 dataset=dataset,
                 model=model_name or task.model,
-                model_options={} if model_name else dict(task.model_options),
                 optimizer=optimizer,
                 optimizer_options=options,
                 epochs=epochs,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from optuna import Study
     from optuna.trial import FrozenTrial
 
 
@@ -46,7 +47,7 @@ def tune(
     with _one_line_errors():
         from fusedopt.data import hold_out
         from fusedopt.examples.tasks import find_task
-        from fusedopt.tuning import METHODS, Search, best_trial, draw_search, finished, make_space, open_study, run
+        from fusedopt.tuning import METHODS, Search, finished, make_space, open_study, run
 
         def note(line: str) -> None:
             if not quiet:
@@ -65,29 +66,35 @@ def tune(
             data = hold_out(find_task(dataset).load(data_dir, note), held_out)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
-        kept = open_study(search, study)
-        if finished(kept):
-            note(f"{study} holds {finished(kept)} finished trials")
-        try:
-            for trial in run(kept, search, data, trials, processes=processes, path=study):
-                note(_line(trial))
-        except KeyboardInterrupt:
-            goes_on = f"the same command goes on with {study}" if study else "with --study it could be gone on with"
-            typer.echo(f"fusedopt: stopped after {finished(kept)} finished trials; {goes_on}", err=True)
-            raise typer.Exit(130) from None
-        best = best_trial(kept)
-        if best is None:
-            typer.echo("fusedopt: no trial came to its last epoch; give more --trials", err=True)
-            raise typer.Exit(1)
-        network = f" --model {model}" if model else ""
-        typer.echo(f"best of {finished(kept)} trials: held-out accuracy {100 * best.values[0]:.2f} %, with")
-        typer.echo(f"fusedopt train {dataset}{network} {best.user_attrs['options']} --epochs {epochs} --seed {seed}")
-        if out is not None:
+        with open_study(search, study) as kept:
+            if finished(kept):
+                note(f"{study} holds {finished(kept)} finished trials")
             try:
-                typer.echo(f"pictures: {', '.join(str(path) for path in draw_search(kept, out))}")
-            except OSError as error:
-                typer.echo(f"fusedopt: {out} cannot be written ({error}); name another folder with --out", err=True)
-                raise typer.Exit(1) from error
+                for trial in run(kept, search, data, trials, processes=processes, path=study):
+                    note(_line(trial))
+            except KeyboardInterrupt:
+                goes_on = f"the same command goes on with {study}" if study else "with --study it could be gone on with"
+                typer.echo(f"fusedopt: stopped after {finished(kept)} finished trials; {goes_on}", err=True)
+                raise typer.Exit(130) from None
+            network = f"{dataset} --model {model}" if model else dataset
+            _conclude(kept, network, f"--epochs {epochs} --seed {seed}", out)
+
+
+def _conclude(study: Study, network: str, rest: str, out: Path | None) -> None:
+    from fusedopt.tuning import best_trial, draw_search, finished
+
+    best = best_trial(study)
+    if best is None:
+        typer.echo("fusedopt: no trial came to its last epoch; give more --trials", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"best of {finished(study)} trials: held-out accuracy {100 * best.values[0]:.2f} %, with")
+    typer.echo(f"fusedopt train {network} {best.user_attrs['options']} {rest}")
+    if out is not None:
+        try:
+            typer.echo(f"pictures: {', '.join(str(path) for path in draw_search(study, out))}")
+        except OSError as error:
+            typer.echo(f"fusedopt: {out} cannot be written ({error}); name another folder with --out", err=True)
+            raise typer.Exit(1) from error
 
 
 def _line(trial: FrozenTrial) -> str:

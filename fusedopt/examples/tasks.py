@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -23,13 +22,11 @@ class Task:
         load: takes the folder of the user's data sets (None for the default places) and a function that is told about
             downloads; raises DataError.
         model: name of the network that is trained unless another is named, see `fusedopt.models.make_model`.
-        model_options: its options; a network that is named has none.
         channels, classes, size: of the images.
     """
 
     load: Callable[[Path | None, Notify], ImageData]
     model: str
-    model_options: Mapping[str, Any] = field(default_factory=dict)
     channels: int = 3
     classes: int = 3
     size: int = 28
@@ -40,8 +37,7 @@ class Task:
         Raises:
             ValueError: there is none of that name; the message lists the names.
         """
-        shape = {"channels": self.channels, "classes": self.classes, "size": self.size}
-        return make_model(name or self.model, **shape, **({} if name else self.model_options))
+        return make_model(name or self.model, channels=self.channels, classes=self.classes, size=self.size)
 
 
 TASKS = {
@@ -50,7 +46,7 @@ TASKS = {
     ),
     "hands": Task(lambda data_dir, notify: make_hands(), "lenet"),  # drawn, so there is nothing to find
     "rps": Task(lambda data_dir, notify: load_rps(data_dir, notify=notify), "cnn2"),
-    "rps-photos": Task(lambda data_dir, notify: load_rps_photos(data_dir), "resnet9", {"width": 8}, size=64),
+    "rps-photos": Task(lambda data_dir, notify: load_rps_photos(data_dir, size=40), "resnet9-small", size=40),
     "cifar10": Task(lambda data_dir, notify: load_cifar10(data_dir, notify=notify), "resnet9", classes=10, size=32),
 }
 

@@ -35,9 +35,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp3": MLP3,
     "cnn2": CNN2,
     "resnet9": ResNet9,
+    "resnet9-small": ResNet9,
     "resnet18": ResNet18,
 }
-_DEFAULTS: dict[str, dict[str, Any]] = {"cnn2": {"n_feature": 5, "p": 0.3}}
+_DEFAULTS: dict[str, dict[str, Any]] = {"cnn2": {"n_feature": 5, "p": 0.3}, "resnet9-small": {"width": 12}}
 
 
 def make_model(name: str, *, channels: int, classes: int, size: int, **options: Any) -> nn.Module:

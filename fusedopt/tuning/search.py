@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -114,15 +115,37 @@ class Search:
         return accuracy
 
 
-def open_study(search: Search, path: Path | None = None) -> Study:
+@contextmanager
+def open_study(search: Search, path: Path | None = None) -> Iterator[Study]:
     """Opens the study in a SQLite file, or makes one; without a path it is kept in memory.
 
-    Trials that were interrupted are put in line again.
+    Trials that were interrupted are put in line again. The file is locked, so that none that another run is working on
+    is taken for one.
 
     Raises:
-        fusedopt.files.FileError: the file holds something else or the study of another search, or cannot be written.
+        fusedopt.files.FileError: the file is in use, holds something else or another search, or cannot be written.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with nullcontext() if path is None else _locked(path):
+        yield _opened(search, path)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        file = lock.open("w")
+    except OSError as error:
+        raise FileError(f"{lock}: cannot be written ({error}); name another file with --study") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FileError(f"{path}: is in use by another search; wait for it, or name another --study") from error
+        yield
+
+
+def _opened(search: Search, path: Path | None) -> Study:
     storage = InMemoryStorage() if path is None else _storage(path)
     study = optuna.create_study(storage=storage, study_name=_NAME, direction="maximize", load_if_exists=True)
     kept, settings = study.user_attrs.get("settings", {}), search.settings()
