@@ -16,7 +16,7 @@ from reference import ReferenceSWATS
 from test_contract import make_params
 from torch import Tensor, nn
 
-from fusedopt import SWATS, native
+from fusedopt import SWATS, AdamW, native
 from fusedopt.training import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -443,6 +443,29 @@ def test_a_missing_state_is_refused(name: str, switched: bool, path: str) -> Non
     if path == "fused":
         assert all(map(torch.equal, params, before[0]))
         assert [switch_of(opt, g) for g in (0, 1)] == before[1]
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2, dtype=F64), torch.zeros(3)], ids=["size", "dtype"])
+def test_another_switch_is_refused(value: Tensor) -> None:
+    params = make_params()
+    opt = SWATS(params)
+    phases(opt, params, 1)
+    before = [p.detach().clone() for p in params]
+    opt.param_groups[0]["switch"] = value
+    with pytest.raises((ValueError, RuntimeError), match=r"three float64 numbers|scalar type Double"):
+        opt.step()
+    assert all(map(torch.equal, params, before))
+
+
+@pytest.mark.parametrize("lr", [torch.ones(2, dtype=F64), torch.ones(3, dtype=F64)], ids=str)
+def test_lr_of_several_numbers_is_no_switch(lr: Tensor) -> None:
+    params = make_params()
+    for cls in (SWATS, AdamW):
+        opt = cls(params)
+        set_grads(params, 0)
+        opt.param_groups[0]["lr"] = lr
+        with pytest.raises(RuntimeError, match="cannot be converted to Scalar"):
+            opt.step()
 
 
 def test_bytes_of_either_phase() -> None:
