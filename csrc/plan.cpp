@@ -35,8 +35,9 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
       PyObject* number = PyTuple_GET_ITEM(tuple, 1 + i);
       if (PyFloat_Check(number) || !THPVariable_Check(number)) group.numbers[i] = PyFloat_AsDouble(number);
       else if (const at::Tensor& t = THPVariable_Unpack(number); i == 0 && is_gpu_number(t)) group.lr = number;
-      else if (t.numel() == 1) group.numbers[i] = t.item<double>();
-      else {  // memory of the group that the rule reads and writes
+      else if (group.rule != RuleId::swats || i + 1 < rule.numbers) group.numbers[i] = t.item<double>();
+      else {  // the group's `switch`, which the rule reads and writes
+        TORCH_CHECK_VALUE(t.numel() == 3 && t.is_contiguous(), "a group's switch must be three float64 numbers");
         group.joint = true, group.device = gpu_index(t.device());
         group.numbers[i] = std::bit_cast<double>(t.data_ptr<double>());
       }

@@ -16,7 +16,7 @@ from reference import ReferenceSWATS
 from test_contract import make_params
 from torch import Tensor, nn
 
-from fusedopt import SWATS, native
+from fusedopt import SWATS, AdamW, native
 from fusedopt.training import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -398,20 +398,22 @@ def test_lr_as_a_tensor(lr: Tensor, path: str) -> None:
 
 @pytest.mark.parametrize("eps", [1e-9, 100.0])
 def test_differentiable_over_both_phases(eps: float) -> None:
-    """By finite differences in the gradients; the rate of SGD, like what is decided, is a constant."""
+    """By finite differences, in the gradients and in a rate set after the switch; what is decided is constant."""
 
-    def train(x: Tensor) -> Tensor:
+    def train(x: Tensor, lr: Tensor) -> Tensor:
         opt = SWATS([torch.ones(2, dtype=F64)], lr=0.1, betas=(0.9, 0.99), eps=eps, differentiable=True)
         p = torch.ones(2, dtype=F64) * 1.0
         opt.param_groups[0]["params"] = [p]
         for i, factor in enumerate((1.0, 2.0, -1.0, 3.0)):
             p.grad = factor * (x if i > 1 or eps < 1 else torch.ones_like(x))  # the switch is at the second
+            if i == 2:
+                opt.param_groups[0]["lr"] = lr
             opt.step()
         assert opt.phase == ["sgd" if eps > 1 else "adam"]
         return p
 
     x = torch.tensor([1.0, 2.0], dtype=F64, requires_grad=True)
-    assert torch.autograd.gradcheck(train, (x,))
+    assert torch.autograd.gradcheck(train, (x, torch.tensor(0.5, dtype=F64, requires_grad=True)))
 
 
 def test_the_parts_of_a_complex_weight_are_two_weights() -> None:
@@ -441,6 +443,29 @@ def test_a_missing_state_is_refused(name: str, switched: bool, path: str) -> Non
     if path == "fused":
         assert all(map(torch.equal, params, before[0]))
         assert [switch_of(opt, g) for g in (0, 1)] == before[1]
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2, dtype=F64), torch.zeros(3)], ids=["size", "dtype"])
+def test_another_switch_is_refused(value: Tensor) -> None:
+    params = make_params()
+    opt = SWATS(params)
+    phases(opt, params, 1)
+    before = [p.detach().clone() for p in params]
+    opt.param_groups[0]["switch"] = value
+    with pytest.raises((ValueError, RuntimeError), match=r"three float64 numbers|scalar type Double"):
+        opt.step()
+    assert all(map(torch.equal, params, before))
+
+
+@pytest.mark.parametrize("lr", [torch.ones(2, dtype=F64), torch.ones(3, dtype=F64)], ids=str)
+def test_lr_of_several_numbers_is_no_switch(lr: Tensor) -> None:
+    params = make_params()
+    for cls in (SWATS, AdamW):
+        opt = cls(params)
+        set_grads(params, 0)
+        opt.param_groups[0]["lr"] = lr
+        with pytest.raises(RuntimeError, match="cannot be converted to Scalar"):
+            opt.step()
 
 
 def test_bytes_of_either_phase() -> None:
