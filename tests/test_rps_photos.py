@@ -109,7 +109,6 @@ def test_network_of_the_task_takes_its_images():
     images = torch.zeros(2, 3, task.size, task.size)
     for name in (None, "lenet"):
         assert task.network(name)(images).shape == (2, 3)
-    assert sum(p.numel() for p in task.network().parameters()) < 200_000
 
 
 @real
