@@ -30,7 +30,7 @@ def test_recipe_repeats_and_trains_on_what_is_not_held_out(data, monkeypatch):
 
     original = recipes.train
     monkeypatch.setattr(recipes, "train", spy)
-    recipe = Recipe(HandClassifier, epochs=2, batch_size=20, max_lr=2e-3, held_out=0.25)
+    recipe = Recipe("hands", HandClassifier, epochs=2, batch_size=20, max_lr=2e-3, held_out=0.25)
     losses = [[epoch.loss for epoch in run(recipe, data, seed).epochs] for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
     assert len(seen[0].train_labels) == 45
@@ -51,7 +51,7 @@ def test_confusion_has_a_row_for_each_class():
 
 
 def test_command_prints_each_seed_and_the_mean(data, monkeypatch, capsys):
-    small = Recipe(HandClassifier, epochs=1, batch_size=30, max_lr=1e-3)
+    small = Recipe("rps", HandClassifier, epochs=1, batch_size=30, max_lr=1e-3)
     monkeypatch.setitem(RECIPES, "rps", small)
     monkeypatch.setitem(TASKS, "rps", replace(TASKS["rps"], load=lambda data_dir, notify: data))
     recipes.main(["rps", "--seeds", "2", "--optimizer", "torch.adamw"])

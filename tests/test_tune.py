@@ -17,7 +17,6 @@ from fusedopt import cli  # noqa: E402
 from fusedopt.data import hold_out, make_hands  # noqa: E402
 from fusedopt.examples.tasks import TASKS, Task  # noqa: E402
 from fusedopt.files import FileError  # noqa: E402
-from fusedopt.models import HandClassifier  # noqa: E402
 from fusedopt.tuning import METHODS, Search, finished, make_space, open_study, run, search  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -204,7 +203,7 @@ def command(*arguments, code=0):
 @pytest.fixture
 def few_hands(monkeypatch):
     data = make_hands(90, 3)
-    monkeypatch.setitem(TASKS, "hands", Task(lambda folder, notify: data, HandClassifier))
+    monkeypatch.setitem(TASKS, "hands", Task(lambda folder, notify: data, "lenet"))
 
 
 @pytest.mark.usefixtures("few_hands")
@@ -273,11 +272,11 @@ def test_missing_optuna_is_named(monkeypatch):
 def test_ctrl_c_on_two_processes_keeps_what_is_finished(tmp_path):
     path = tmp_path / "study.db"
     code = """
-from fusedopt import cli, data, models
+from fusedopt import cli, data
 from fusedopt.examples import tasks
 if __name__ == "__main__":
     hands = data.make_hands(90, 3)
-    tasks.TASKS["hands"] = tasks.Task(lambda folder, notify: hands, models.HandClassifier)
+    tasks.TASKS["hands"] = tasks.Task(lambda folder, notify: hands, "lenet")
     cli.main()
 """
     arguments = ["tune", "hands", "--epochs", "1", "--method", "random", "--study", path, "--processes", "2"]

@@ -2,8 +2,9 @@
 
     python -m fusedopt.examples.rps
 
-Adam, with hands that are flipped and coloured at random. The gradients and weights of the first layer are captured all
-along, and drawn in the report.
+AdamW, whose learning rate rises and falls in one cycle, with hands that are flipped, moved and coloured at random: the
+recipe of `fusedopt.examples.recipes`, which says how it was chosen. The gradients and weights of the first layer are
+captured all along, and drawn in the report.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import fusedopt
 from fusedopt.data import Compose, load_rps, make_augmentation
 from fusedopt.examples.worked import log_training, read_options, report
 from fusedopt.models import CNN2
-from fusedopt.training import seeded, train
+from fusedopt.training import Settings, seeded, train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,9 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(__doc__, "rps", 10, arguments)
     data = load_rps(options.data_dir)
     classes = len(data.classes)
-    augmentation = Compose([make_augmentation("flip", classes), make_augmentation("color-jitter", classes)])
+    augmentation = Compose(
+        [
+            make_augmentation("flip", classes),
+            make_augmentation("crop", classes, padding=4),
+            make_augmentation("color-jitter", classes, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03),
+        ]
+    )
     model = seeded(lambda: CNN2(n_feature=5, p=0.3), options.seed).to(options.device)
-    optimizer = fusedopt.Adam(model.parameters(), lr=1e-3)  # was torch.optim.Adam
+    optimizer = fusedopt.AdamW(model.parameters(), lr=5e-3)  # was torch.optim.AdamW
     with fusedopt.capture(model, layers=["conv1"], every=10) as history:
         run = log_training(
             train(
@@ -35,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 batch_size=16,
                 seed=options.seed,
                 augmentation=augmentation,
+                settings=Settings(schedule="one-cycle"),
             ),
             model,
             data,
@@ -42,10 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             dataset="rps",
             model="cnn2",
             model_options={"n_feature": 5, "p": 0.3},
-            optimizer="adam",
-            optimizer_options={"lr": 1e-3},
+            optimizer="adamw",
+            optimizer_options={"lr": 5e-3},
             batch_size=16,
-            augmentations=("flip", "color-jitter"),
+            augmentations=("flip", "crop", "color-jitter"),
+            schedule="one-cycle",
         )
     history.save(run.folder / "history.pt")
     report(run, data)
