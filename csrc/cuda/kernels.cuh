@@ -24,9 +24,9 @@ namespace fusedopt::cuda {
 
 constexpr int kThreads = FUSEDOPT_CUDA_THREADS, kWarps = kThreads / 32;
 // Registers are shared out so that this many blocks fit on a multiprocessor: half of its threads. Double needs more of
-// them, and so do eight elements of five half-precision operands.
-template <int D, unsigned Reads>
-constexpr int kBlocksPerSm = D == 1 || (D > 1 && Reads == 0b11111) ? 1 : 1024 / kThreads;
+// them, and so do eight elements of five half-precision operands, and sums beside five operands.
+template <int D, unsigned Reads, bool Sums = false>
+constexpr int kBlocksPerSm = D == 1 || (Reads == 0b11111 && (D > 1 || Sums)) ? 1 : 1024 / kThreads;
 constexpr int kArguments = 32764;  // bytes that a launch carries at most, since CUDA 12.1
 
 // What travels with a launch, with room for rows. Two sizes, because the driver copies all of it.
@@ -209,7 +209,8 @@ __device__ __forceinline__ void finish(const Args& args, bool decides = false) {
 
 // Applies a rule; of LAMB the first pass, which leaves sums for the second, as SWATS does for its decision.
 template <template <class> class Rule, int D, int Bytes>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, (4u << Rule<float>::kStateCount) - 1>)
+__global__ void __launch_bounds__(kThreads,
+                                  kBlocksPerSm<D, (4u << Rule<float>::kStateCount) - 1, kTakesSums<Rule<float>>>)
     apply(const __grid_constant__ Arguments<Bytes> args) {
   using F = Compute<D>;
   if (skipped(args.scaling)) return;

@@ -52,7 +52,7 @@ class _TorchSWATS(PlainOptimizer):
                     raise KeyError(name)
 
     def _update_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        if _C.is_capturing():
+        if any(p.device.type == _C.GPU for p in params) and _C.is_capturing():
             raise RuntimeError("SWATS: only the fused path can be captured in a CUDA graph; explain() says what is not")
         ratio = group["switch"][2].item()
         step_square = step_dot_grad = 0.0
@@ -128,8 +128,8 @@ class SWATS(FusedStep, _TorchSWATS):
         \lambda_k = \beta_2 \lambda_{k-1} + (1 - \beta_2) \gamma_k
 
     over all parameters of the group together; where :math:`p_k^\top g_k = 0`, lambda stays, and a step of length 0 (at
-    lr=0, say) does not count. As soon as that step size
-    has settled, :math:`|\lambda_k / (1 - \beta_2^k) - \gamma_k| < \epsilon` with k > 1, the group goes on with SGD at
+    lr=0, say) does not count. As soon as that step size has settled,
+    :math:`|\lambda_k / (1 - \beta_2^k) - \gamma_k| < \epsilon` with k > 1, the group goes on with SGD at
     :math:`\Lambda = \lambda_k / (1 - \beta_2^k)`, from v = 0 and for good:
 
     .. math:: v \leftarrow \beta_1 v + g, \qquad w \leftarrow w - (1 - \beta_1) \Lambda v
