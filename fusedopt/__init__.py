@@ -1,7 +1,10 @@
 """Drop-in replacements for torch.optim whose step is one fused pass over memory."""
 
 import platform
+from importlib import import_module
 from importlib.metadata import version
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -37,11 +40,25 @@ __all__ = [
     "capture",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "data",
     "find_lr",
     "info",
+    "models",
     "native",
     "schedulers",
+    "training",
 ]
+
+
+if TYPE_CHECKING:
+    from fusedopt import data, models, training
+else:
+
+    def __getattr__(name: str) -> ModuleType:
+        """Imports what belongs to the examples when it is asked for."""
+        if name not in ("data", "models", "training"):
+            raise AttributeError(f"module 'fusedopt' has no attribute {name!r}")
+        return import_module(f"fusedopt.{name}")
 
 
 def info() -> dict[str, str]:

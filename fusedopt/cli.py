@@ -130,15 +130,15 @@ def find_learning_rate(
         typer.echo(report(result))
         try:
             draw(result, f"Range test: {optimizer} on {model}, {data.name}, batches of {batch_size}", out)
-        except OSError as error:
-            typer.echo(f"fusedopt: the picture cannot be written ({error}); name another file with --out", err=True)
+        except (OSError, ValueError) as error:  # the latter of a file type that is unknown
+            typer.echo(f"fusedopt: {out} cannot be written ({error}); name another file with --out", err=True)
             raise typer.Exit(1) from error
         typer.echo(f"picture: {out}")
 
 
 @app.command()
 def show_augmentations(
-    dataset: Annotated[str, typer.Argument(help="fashion-mnist, cifar10, rps, or hands, which needs no download.")],
+    dataset: Annotated[str, typer.Argument(help="As in train; hands needs no download.")],
     names: Annotated[list[str] | None, typer.Argument(help="crop, flip, ...; by default all of them.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what is random.")] = 0,
     data_dir: Annotated[Path | None, typer.Option(help="As for train.")] = None,
@@ -162,7 +162,7 @@ def plot_schedule(
     names: Annotated[list[str], typer.Argument(help="one-cycle, cosine, warmup-stable-decay, ...; `all`, `ours`.")],
     steps: Annotated[int, typer.Option(min=2, help="Length of the run.")] = 32,
     max_lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-3,
-    min_lr: Annotated[float | None, typer.Option(help="The lowest; a tenth of the highest by default.")] = None,
+    min_lr: Annotated[float | None, typer.Option(help="The lowest, where there is one; a tenth by default.")] = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("schedule.png"),
 ) -> None:
     """Draw learning-rate schedules, torch's and this package's."""

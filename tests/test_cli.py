@@ -3,6 +3,7 @@
 import re
 import runpy
 import struct
+import subprocess
 import sys
 
 import pytest
@@ -87,7 +88,7 @@ def test_demo_prints_the_table_draws_two_pictures_and_reports(tmp_path):
         *pictures, page = run_demo(tmp_path / "out", epochs=1, data=make_hands(90, 30), rounds=3, say=lines.append)
     assert page == tmp_path / "out" / "run" / "report.html"
     assert "<html" in page.read_text()
-    assert lines[-1] == f"report of the training: {page}"
+    assert lines[-1] == f"report of the training, with its best epoch: {page}"
     assert tuple(pictures) == (tmp_path / "out" / "training.png", tmp_path / "out" / "step_times.png")
     for picture in pictures:
         content = picture.read_bytes()
@@ -147,3 +148,14 @@ def test_show_augmentations_names_what_is_wrong(tmp_path):
     assert line.startswith(f"fusedopt: {tmp_path}/no/x.png cannot be written")
     result = run("show-augmentations", "rps", "--data-dir", tmp_path, code=1)
     assert result.stderr.startswith(f"fusedopt: {tmp_path}/rps/rps.zip: no such file")
+
+
+def test_parts_of_the_examples_are_imported_when_they_are_asked_for():
+    code = """
+import sys, fusedopt
+assert "fusedopt.training" not in sys.modules
+assert fusedopt.training.Settings(ema=0.9).ema == 0.9
+assert fusedopt.models.LeNet and fusedopt.data.hold_out
+assert not hasattr(fusedopt, "trainings")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

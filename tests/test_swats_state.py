@@ -222,3 +222,46 @@ def test_any_number_of_threads_decides_alike(threads: None, dtype: torch.dtype) 
     assert opt.phase == ["sgd"]
     for others in results[1:]:
         assert all(map(torch.equal, results[0], others))
+
+
+def test_loading_leaves_an_earlier_state_dict_alone() -> None:
+    params = make_params()
+    opt = SWATS(params, eps=100.0)
+    fresh = copy.deepcopy(opt.state_dict())
+    phases(opt, params, 3)
+    snapshot = opt.state_dict()
+    assert opt.phase == ["sgd"]
+    opt.load_state_dict(fresh)
+    assert opt.phase == ["adam"]
+    opt.load_state_dict(snapshot)
+    assert opt.phase == ["sgd"]
+
+
+@each_path
+def test_goes_on_from_adam(path: str) -> None:
+    params = make_params()
+    adam = torch.optim.Adam(params)
+    set_grads(params, 0)
+    adam.step()
+    opt = SWATS(params)
+    opt.load_state_dict(adam.state_dict())
+    opt.param_groups[0]["eps"] = 100.0
+    with on(path):
+        for step in range(1, 4):
+            set_grads(params, step)
+            opt.step()
+    assert opt.phase == ["sgd"]
+    assert {int(state["step"]) for state in opt.state.values()} == {4}
+
+
+@pytest.mark.parametrize("switch", [torch.zeros(1, dtype=F64), torch.zeros(3), 5.0])
+def test_a_malformed_switch_is_refused_before_anything_changes(switch: object) -> None:
+    params = make_params()
+    opt = SWATS([{"params": params[:1]}, {"params": params[1:]}], eps=100.0)
+    state = copy.deepcopy(opt.state_dict())
+    phases(opt, params, 3)
+    state["param_groups"][1]["switch"] = switch
+    with pytest.raises(ValueError, match="group 1: switch must be a float64 tensor"):
+        opt.load_state_dict(state)
+    assert opt.phase == ["sgd", "sgd"]
+    assert {int(state["step"]) for state in opt.state.values()} == {3}

@@ -41,7 +41,7 @@ def test_example_trains_and_reports(name, channels, size, classes, tmp_path, mon
     assert len(run.rows) == run.config.epochs == 4
     assert run.config.seed == 3
     accuracy = (run.load_model()(run.normalize(data.test_images)).argmax(1) == data.test_labels).float().mean()
-    assert accuracy.item() == pytest.approx(run.rows[-1]["test_accuracy"])
+    assert accuracy.item() == pytest.approx(max(row["test_accuracy"] for row in run.rows))
     if name == "rps":
         history = History.load(tmp_path / "run" / "history.pt")
         assert history.steps == [0, 10]

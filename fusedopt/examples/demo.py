@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from fusedopt.data import ImageData, Normalize, make_hands
@@ -13,7 +14,7 @@ from fusedopt.examples.figures import plot_step_times, plot_training
 from fusedopt.examples.step_times import format_table, measure
 from fusedopt.models import HandClassifier
 from fusedopt.reports import write_report
-from fusedopt.training import Epoch, RunConfig, RunFolder, make_optimizer, predict, seeded, train
+from fusedopt.training import OPTIMIZERS, Epoch, RunConfig, RunFolder, make_optimizer, predict, seeded, train
 from fusedopt.training.timing import machine
 
 _BATCH_SIZE = 32
@@ -48,21 +49,32 @@ def run_demo(
         data = make_hands()
     count, test_count = len(data.train_labels), len(data.test_labels)
     say(f"{count} drawn hands to learn from, {test_count} to test on: {', '.join(data.classes)}")
+    config = RunConfig.of(
+        data,
+        dataset="hands",
+        model="lenet",
+        optimizer="adamw",
+        optimizer_options={"lr": OPTIMIZERS["adamw"].lr},
+        epochs=epochs,
+        batch_size=_BATCH_SIZE,
+        seed=0,
+    )
+    run = RunFolder.create(out / "run", config, resume=True)  # in the place of an earlier demo's
+
+    def keep(epoch: Epoch, network: nn.Module) -> None:
+        run.append(epoch.row())
+        if epoch.best:
+            run.save_model(network)
+
     runs: dict[str, list[Epoch]] = {}
     model = HandClassifier()
     for label, name in (("torch.optim.AdamW", "torch.adamw"), ("fusedopt.AdamW", "adamw")):
         model = seeded(HandClassifier, 0)
         optimizer = make_optimizer(name, model.parameters())
-        runs[label] = list(train(model, optimizer, data, epochs=epochs, batch_size=_BATCH_SIZE))
+        on_epoch = keep if name == "adamw" else None
+        runs[label] = list(train(model, optimizer, data, epochs=epochs, batch_size=_BATCH_SIZE, on_epoch=on_epoch))
         last = runs[label][-1]
         say(f"{label:<18} {epochs} epochs: loss {last.train_loss:.4f}, test accuracy {last.test_accuracy:.1%}")
-    config = RunConfig.of(
-        data, dataset="hands", model="lenet", optimizer="adamw", epochs=epochs, batch_size=_BATCH_SIZE, seed=0
-    )
-    run = RunFolder.create(out / "run", config, resume=True)  # in the place of an earlier demo's
-    for epoch in runs["fusedopt.AdamW"]:
-        run.append(epoch.row())
-    run.save_model(model)
 
     normalize = Normalize(data.train_images)
     predicted = predict(model, data.test_images, normalize)
@@ -81,5 +93,5 @@ def run_demo(
     plot_step_times(step_times, table, title)
     say(f"pictures: {training}, {step_times}")
     page = write_report(run, data)
-    say(f"report of the training: {page}")
+    say(f"report of the training, with its best epoch: {page}")
     return training, step_times, page

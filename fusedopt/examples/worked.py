@@ -53,7 +53,7 @@ def read_options(description: str | None, name: str, epochs: int, arguments: Seq
 def log_training(
     epochs: Iterable[Epoch], model: nn.Module, data: ImageData, options: Options, /, **config: Any
 ) -> RunFolder:
-    """Trains to the end, prints and logs each epoch, and keeps the last weights.
+    """Trains to the end, prints and logs each epoch, and keeps the best weights.
 
     Args:
         epochs: of `fusedopt.training.train`.
@@ -67,9 +67,10 @@ def log_training(
     run = RunFolder.create(options.out, RunConfig.of(data, **config))
     for epoch in epochs:
         run.append(epoch.row())
+        if epoch.best:
+            run.save_model(model)
         accuracies = f"training accuracy {epoch.train_accuracy:.2%}, test accuracy {epoch.test_accuracy:.2%}"
         print(f"epoch {epoch.number}: loss {epoch.train_loss:.4f}, {accuracies}, {epoch.seconds:.1f} s", flush=True)
-    run.save_model(model)
     return run
 
 

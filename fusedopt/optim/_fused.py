@@ -148,7 +148,7 @@ class FusedStep(Optimizer):
             path = "none" if idle else "torch" if reason else "fused"
             name = names[i] if names else None
             where = p.device.type.upper() if p.device.type == _C.GPU else f"CPU, {_C.isa()}"
-            text = reason or f"rule {self._torch_class.__name__}, {where}"
+            text = reason or f"rule {self._torch_class.__name__.removeprefix('_Torch').removeprefix('_')}, {where}"
             shape = () if is_lazy(p) else tuple(p.shape)
             explanations.append(Explanation(g, i, name, shape, p.dtype, path, text))
         return explanations

@@ -146,8 +146,8 @@ class SWATS(FusedStep, _TorchSWATS):
 
     The state of a parameter has `step` (float32 scalar), `exp_avg`, `exp_avg_sq`, and `momentum_buffer` (v), each of
     shape and dtype of the parameter; a group has `switch`, float64 [3]: k, lambda and, 0 before the switch,
-    :math:`\Lambda / \eta`. A state_dict without one, torch.optim.Adam's for example, counts as not switched, with its
-    projections still to be averaged.
+    :math:`\Lambda / \eta`. A state_dict of torch.optim.Adam's, which has neither `switch` nor `momentum_buffer`, counts
+    as not switched, with its projections still to be averaged.
 
     Args:
         params: parameters or groups of them; real and imaginary parts of a complex one are two.
@@ -207,12 +207,25 @@ class SWATS(FusedStep, _TorchSWATS):
         super().add_param_group(param_group)
         self.param_groups[-1]["switch"] = torch.zeros(3, dtype=torch.float64, device="cpu")
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's."""
+        state = super().state_dict()
+        for group in state["param_groups"]:  # a group's own is loaded in place
+            group["switch"] = group["switch"].clone()
+        return state
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        live = self.__dict__.get("param_groups", [])
-        for i, group in enumerate(state["param_groups"]):
-            loaded = group.get("switch", torch.zeros(3, dtype=torch.float64, device="cpu"))
+        groups, live = state["param_groups"], self.__dict__.get("param_groups", [])
+        loaded = [group.get("switch", torch.zeros(3, dtype=torch.float64, device="cpu")) for group in groups]
+        for i, switch in enumerate(loaded):
+            if not (isinstance(switch, Tensor) and switch.shape == (3,) and switch.dtype == torch.float64):
+                raise ValueError(f"group {i}: switch must be a float64 tensor [3]; load a state that SWATS saved")
+        for i, (group, switch) in enumerate(zip(groups, loaded, strict=True)):
             # In place, where a CUDA graph may go on to use it.
-            group["switch"] = live[i]["switch"].copy_(loaded) if i < len(live) else loaded
+            group["switch"] = live[i]["switch"].copy_(switch) if i < len(live) else switch
+        for values in state["state"].values():
+            if "exp_avg" in values and "momentum_buffer" not in values:  # Adam's
+                values["momentum_buffer"] = torch.zeros_like(values["exp_avg"])
         super().__setstate__(state)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
