@@ -144,7 +144,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except (StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
         first: BaseException = error
-        while first.__cause__ is not None:
+        while isinstance(first.__cause__, Exception):
             first = first.__cause__
         reason = str(first).splitlines()[0]
         raise FileError(f"{path}: cannot be written ({reason}); free some space, then repeat the command") from error
@@ -266,7 +266,8 @@ def _start_worker(search: Search, data: ImageData, path: Path, threads: int) -> 
     study = optuna.load_study(study_name=_NAME, storage=_storage(path))
 
     def work(number: int) -> FrozenTrial:
-        return _one(study, search, data, number)
+        with _writing(path):
+            return _one(study, search, data, number)
 
     _worker = work
 
