@@ -7,7 +7,8 @@ import hashlib
 import io
 import os
 import pickle
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,36 @@ def write_durably(path: Path, *parts: bytes | memoryview) -> None:
         with suppress(OSError):  # the error that is on its way says more
             partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(path: Path, in_use: str, advice: str) -> Iterator[None]:
+    """Keeps other processes out of the block, for as long as this one lives.
+
+    Args:
+        path: a folder, which nothing is written into, or a file, which is made where it is missing and left there.
+        in_use: what to say where another process is in such a block.
+        advice: what to do where the path cannot be opened.
+
+    Raises:
+        FileError: another process is in such a block, or the path cannot be opened.
+    """
+    import fcntl  # not everywhere
+
+    try:
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_WRONLY | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written ({_reason(error)}); {advice}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileError(in_use) from error
+        except OSError:  # a network file system that has no locks, or none of folders
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def flush_folder(folder: Path) -> None:

@@ -270,7 +270,7 @@ def test_what_cannot_be_reported_is_one_line(run, monkeypatch):
     hide("captum", monkeypatch)
     assert refused(run.folder) == "fusedopt: captum is not installed; pip install 'fusedopt[examples]'"
     (run.folder / "model.pt").unlink()
-    assert "the run has no model.pt yet; train it to its end" in refused(run.folder)
+    assert "the run has lost its model.pt; restore it" in refused(run.folder)
 
 
 def test_data_of_another_kind_are_refused(run, monkeypatch):

@@ -140,9 +140,23 @@ def test_an_earlier_run_is_refused_and_unchanged(tmp_path, config):
 def test_what_is_no_run_is_refused(tmp_path, config):
     refused(lambda: RunFolder.open(tmp_path / "no"), "holds no run, as there is no config.json; name the folder")
     run = RunFolder.create(tmp_path, config)
-    refused(run.load_model, "the run has no model.pt yet; train it to its end")
+    refused(run.load_model, "the run has finished no epoch yet; go on with fusedopt train hands ... --out .* --resume")
     (tmp_path / "log.json").write_text('{"epoch": 1}')
     refused(lambda: RunFolder.open(tmp_path), "log.json: damaged")
+    (tmp_path / "log.json").write_text('[{"epoch": null}]')
+    refused(lambda: RunFolder.open(tmp_path), "log.json: damaged")
+    (tmp_path / "log.json").unlink()
+    good = json.loads((tmp_path / "config.json").read_text())
+    for change in (
+        {"settings": None},
+        {"settings": [1]},
+        {"optimizer_options": None},
+        {"mean": [None, 0.5, 0.5]},
+        {"held_out": "a tenth"},
+        {"epochs": True},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(good | change))
+        refused(lambda: RunFolder.open(tmp_path), f"config.json: damaged, .*{next(iter(change))} cannot be .*; restore")
     for content in ("", "[]", "{}", '{"dataset": "hands", "later": 1}'):
         (tmp_path / "config.json").write_text(content)
         refused(lambda: RunFolder.open(tmp_path), "config.json: damaged, or of another version")

@@ -10,7 +10,7 @@ from command_line import plain, run, write_fashion
 
 from fusedopt import History
 from fusedopt.data import load_fashion_mnist
-from fusedopt.models import GarmentClassifier
+from fusedopt.models import GarmentClassifier, LeNet
 from fusedopt.training import RunFolder, make_optimizer, seeded
 from fusedopt.training import train as train_loop
 
@@ -35,7 +35,10 @@ def test_train_reports_accuracy_and_share_of_the_step(fashion, optimizer):
     assert "400 training and 50 test images" in output
     assert "epoch 2/2: loss" in output
     assert f"optimizer.step ({optimizer}: " in output
-    final = re.search(r"test accuracy ([\d.]+) %; ([\d.]+) % of the time", output.splitlines()[-1])
+    final = re.search(
+        r"test accuracy ([\d.]+) % after the last epoch, [\d.]+ % the best .*; ([\d.]+) % of the time",
+        output.splitlines()[-1],
+    )
     assert final is not None
     assert 0 < float(final[2]) < 100
 
@@ -102,7 +105,7 @@ def test_corrupt_data_is_one_line_and_exit_1(fashion):
         (["fashion-mnist", "--optimizer", "lion"], "unknown optimizer 'lion'; choose one of sgd, rmsprop, adagrad,"),
         (["fashion-mnist", "--optimizer", "adam", "--momentum", "0.9"], "adam takes no momentum"),
         (["fashion-mnist", "--lr", "-1"], "Invalid learning rate: -1"),
-        (["mnist"], "unknown data set 'mnist'; choose one of fashion-mnist, hands, rps, cifar10"),
+        (["mnist"], "unknown data set 'mnist'; choose one of fashion-mnist, hands, rps, rps-photos, cifar10"),
         (["hands", "--model", "vgg"], "unknown model 'vgg'; choose one of lenet,"),
         (["hands", "--augment", "flip,shear"], "unknown augmentation 'shear'; choose from pad,"),
         (["hands", "--lr", "fast"], "--lr takes a number, or auto, not 'fast'"),
@@ -110,9 +113,9 @@ def test_corrupt_data_is_one_line_and_exit_1(fashion):
         (["hands", "--loss", "mse", "--label-smoothing", "0.1"], "--label-smoothing belongs to cross-entropy"),
         (["hands", "--amp", "fp8"], "unknown precision 'fp8'; choose from bf16, fp16"),
         (["hands", "--schedule", "sawtooth"], "unknown schedule 'sawtooth'; choose from exponential-decay,"),
-        (["hands", "--accumulate", "0"], "accumulate must be at least 1, not 0"),
+        (["hands", "--accumulate", "0"], "accumulate must be a whole number, at least 1, not 0"),
         (["hands", "--ema", "1"], "the decay of the average must be between 0 and 1, not 1"),
-        (["hands", "--patience", "0"], "patience must be at least 1 epoch, not 0"),
+        (["hands", "--patience", "0"], "patience must be a whole number of epochs, at least 1, not 0"),
         (["hands", "--device", "tpu"], "'tpu' is not a device; choose from auto, cpu, cuda,"),
         (["hands", "--device", "cuda:99"], "there is no cuda:99: torch sees"),
         (["hands", "--cuda-graph", "--device", "cpu"], "a CUDA graph runs on a GPU, not on cpu"),
@@ -120,6 +123,12 @@ def test_corrupt_data_is_one_line_and_exit_1(fashion):
         (["hands", "--cuda-graph", "--optimizer", "torch.sgd"], "torch.sgd cannot be captured in a CUDA graph"),
         (["fashion-mnist", "--epochs", "0"], "Invalid value for '--epochs'"),
         (["fashion-mnist", "--batch-size", "0"], "Invalid value for '--batch-size'"),
+        (["hands", "--seed", str(2**63)], "Invalid value for '--seed'"),
+        (["hands", "--threads", "1025"], "Invalid value for '--threads'"),
+        (["hands", "--max-grad-norm", "0"], "--max-grad-norm must be above 0, not 0"),
+        (["hands", "--lr", "inf"], "--lr must be a finite number, not inf"),
+        (["hands", "--lr", "nan"], "--lr must be a finite number, not nan"),
+        (["hands", "--optimizer", "sgd", "--momentum", "nan"], "--momentum must be a finite number, not nan"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -228,7 +237,10 @@ def test_deterministic_is_deterministic(fashion):
 
 
 def test_a_curve_without_an_answer_is_one_line(fashion, monkeypatch):
-    monkeypatch.setattr(GarmentClassifier, "forward", lambda self, images: 0 * self.fc3(torch.ones(len(images), 84)))
+    forward = LeNet.forward
+    monkeypatch.setattr(LeNet, "forward", lambda self, images: 0 * forward(self, images))
     (line,) = train(fashion, "--lr", "auto", code=1).stderr.splitlines()
-    assert re.match("fusedopt: no learning rate found: .*; or give one by --lr$", line)
+    assert re.match(
+        "fusedopt: no learning rate found: [^;]*; look at the curve of fusedopt find-lr and give --lr$", line
+    )
     assert not (fashion / "runs").exists()

@@ -149,23 +149,44 @@ def test_the_learning_rate_is_found_together(ranks):
     assert ranks[0]["found"] == ranks[1]["found"]
 
 
-def test_torchrun_runs_the_command(tmp_path):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fusedopt"]
-    options = ["train", "hands", "--epochs", "1", "--batch-size", "500", "--device", "cpu", "--no-report"]
+def _torchrun(folder, *options):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fusedopt", "train"]
+    options = [*options, "--epochs", "1", "--batch-size", "500", "--device", "cpu", "--no-report"]
     command = [sys.executable, *launch, *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    launcher = subprocess.Popen(command, cwd=tmp_path, env=_environment(), start_new_session=True, **pipes)
+    launcher = subprocess.Popen(command, cwd=folder, env=_environment(), start_new_session=True, **pipes)
     try:
         output, errors = launcher.communicate(timeout=240)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(launcher.pid, signal.SIGKILL)  # whatever is left of what it started
-    assert launcher.returncode == 0, errors
+    return launcher.returncode, output, errors
+
+
+def test_torchrun_runs_the_command(tmp_path):
+    code, output, errors = _torchrun(tmp_path, "hands")
+    assert code == 0, errors
     assert len(re.findall("epoch 1/1", output)) == 1
     run = RunFolder.open(tmp_path / "runs" / "hands-lenet-1")
     assert len(run.rows) == 1
     assert run.load_model()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["hands-lenet-1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["hands", "--out", "run"], "fusedopt: run: holds an earlier run"),
+        (["fashion-mnist", "--data-dir", "."], "train-images-idx3-ubyte.gz: no such file"),
+    ],
+)
+def test_one_process_says_why_and_all_end(tmp_path, options, message):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.json").write_text("[]")
+    code, _, errors = _torchrun(tmp_path, *options)
+    assert code == 1
+    assert errors.count(message) == 1
+    assert "fusedopt/commands/train.py" not in errors  # a traceback there is of the launcher, which has seen the exits
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def test_a_run_is_not_overwritten(fashion):
     train(fashion, "--epochs", 1, "--out", "run")
     before = outcome(fashion / "run")
     (line,) = train(fashion, "--epochs", 1, "--seed", 1, "--out", "run", code=1).stderr.splitlines()
-    assert line == "fusedopt: run: holds an earlier run; resume it, or name another folder"
+    assert line == "fusedopt: run: holds an earlier run; go on with it by --resume, or name another folder"
     after = outcome(fashion / "run")
     assert before[0] == after[0]
     torch.testing.assert_close(before[1], after[1], rtol=0, atol=0)
@@ -118,6 +118,7 @@ def test_a_run_resumes_bit_for_bit(fashion, monkeypatch):
         ),
         (["--batch-size", 30], "batch_size is 20 there and 30 here"),
         (["--epochs", 3], "epochs is 2 there and 3 here"),
+        (["--schedule", "cosine", "--epochs", 3], "schedule is 'one-cycle' there and 'cosine' here"),
     ],
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
 )

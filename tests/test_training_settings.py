@@ -165,14 +165,18 @@ def test_the_first_update_of_an_average_copies():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"accumulate": 0}, "accumulate must be at least 1, not 0"),
+        ({"accumulate": 0}, "accumulate must be a whole number, at least 1, not 0"),
+        ({"accumulate": 1.5}, "accumulate must be a whole number, at least 1, not 1.5"),
+        ({"schedule": "cosine", "min_lr": 0.0}, "min_lr must be above 0 and finite, not 0"),
+        ({"schedule": "cosine", "min_lr": math.nan}, "min_lr must be above 0 and finite, not nan"),
+        ({"patience": math.nan}, "patience must be a whole number of epochs, at least 1, not nan"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0 and finite, not 0"),
         ({"max_grad_norm": math.nan}, "max_grad_norm must be above 0 and finite, not nan"),
         ({"amp": "fp8"}, "unknown precision 'fp8'; choose from bf16, fp16"),
         ({"ema": 1.0}, "between 0 and 1, not 1"),
         ({"schedule": "saw"}, "unknown schedule 'saw'; choose from exponential-decay,"),
         ({"min_lr": 0.1}, "needs a schedule"),
-        ({"patience": 0}, "at least 1 epoch, not 0"),
+        ({"patience": 0}, "a whole number of epochs, at least 1, not 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):

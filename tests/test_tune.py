@@ -181,6 +181,7 @@ def test_a_file_of_another_search_is_refused_and_left_as_it_is(data, tmp_path):
         (["momentum=0.5..1"], False, "momentum: 1 is out of range"),
         (["batch-size=2.5"], False, "batch-size: '2.5' is not a whole number"),
         (["batch-size=0"], False, "batch-size: 0 is out of range"),
+        (["batch-size=2147483648"], False, "batch-size: 2147483648 is out of range"),
         (["optimizer=lion"], False, "unknown optimizer 'lion'; choose from sgd,"),
         (["optimizer=adam..sgd"], False, "optimizers have no order"),
         (["optimizer=adam", "momentum=0.9"], False, "adam takes no momentum"),

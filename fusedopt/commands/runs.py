@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from fusedopt.data import ImageData
-    from fusedopt.training import Epoch, RunConfig, RunFolder
+    from fusedopt.training import Epoch, RunFolder
 
 
 def free_folder(name: str) -> Path:
@@ -20,15 +21,22 @@ def free_folder(name: str) -> Path:
     return next(folder for number in count(1) if not (folder := Path("runs") / f"{name}-{number}").exists())
 
 
-def check_same(folder: Path, earlier: RunConfig, config: RunConfig) -> None:
-    """Refuses to go on with other settings than before: `RunFolder.create` compares the rest."""
-    from fusedopt.files import FileError
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder and keeps other processes out of it; removes it again where nothing came into it."""
+    from fusedopt.files import locked
+    from fusedopt.training.run import make_folder
 
-    before, now = ({**c.settings, **({"epochs": c.epochs} if c.schedule else {})} for c in (earlier, config))
-    for name in [*now, *(before.keys() - now.keys())]:
-        if before.get(name) != now.get(name):
-            values = f"{name} is {before.get(name, 'the default')} there and {now.get(name, 'the default')} here"
-            raise FileError(f"{folder}: holds another run ({values}); give the same options, or another folder")
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    in_use = f"{folder}: is in use by another process; wait for it, or name another folder"
+    try:
+        with locked(folder, in_use, "name another folder"):
+            yield
+    finally:
+        with suppress(OSError):  # it is not empty
+            for path in missing:
+                path.rmdir()
 
 
 def conclude(
@@ -60,7 +68,6 @@ def conclude(
     )
     if math.isnan(step_seconds):
         share = f"no telling optimizer.step from the rest of a CUDA graph ({config.optimizer}"
-    typer.echo(
-        f"{tested} accuracy {100 * results[-1].test_accuracy:.2f} %; "
-        f"{share} of {seconds:.2f} s training, without evaluation)"
-    )
+    last = f"{tested} accuracy {100 * results[-1].test_accuracy:.2f} % after the last epoch"
+    kept = f"{100 * best['test_accuracy']:.2f} % the best (model.pt)"
+    typer.echo(f"{last}, {kept}; {share} of {seconds:.2f} s training, without evaluation)")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fusedopt.commands.runs import check_same, conclude, free_folder
+from fusedopt.commands.checks import check_images, check_numbers, check_same, earlier_run, rate_of, usage_errors
+from fusedopt.commands.runs import conclude, free_folder, own_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +48,9 @@ def train(
     held_out: Annotated[
         float | None, typer.Option(help="Share of the training images to test on, in place of the test images.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights, and of order and augmentation of the images.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the weights, and of order and augmentation of the images.")
+    ] = 0,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -58,7 +60,7 @@ def train(
     loss: Annotated[str, _learning(help="cross-entropy, mae, mse, bce, weighted-bce.")] = "cross-entropy",
     label_smoothing: Annotated[float, _learning(min=0, max=1, help="Share spread over all classes.")] = 0.0,
     schedule: Annotated[str | None, _learning(help="one-cycle, cosine, ...: see plot-schedule; --lr at most.")] = None,
-    min_lr: Annotated[float | None, _learning(help="The schedule's lowest; by default a tenth of the highest.")] = None,
+    min_lr: Annotated[float | None, _learning(help="Of schedules with a lowest rate; by default --lr / 10.")] = None,
     max_grad_norm: Annotated[float | None, _learning(help="Clip the norm of all gradients.")] = None,
     accumulate: Annotated[int, _learning(help="Batches per optimizer step.")] = 1,
     ema: Annotated[float | None, _learning(help="Decay of an average of the weights to keep, e.g. 0.999.")] = None,
@@ -68,7 +70,9 @@ def train(
     channels_last: Annotated[bool, _speed("--channels-last", help="The memory layout that GPUs like.")] = False,
     compile_model: Annotated[bool, _speed("--compile", help="Train through torch.compile.")] = False,
     cuda_graph: Annotated[bool, _speed("--cuda-graph", help="Replay the whole step from a CUDA graph.")] = False,
-    threads: Annotated[int, _speed(min=1, help="CPU threads; networks as small as these gain little by more.")] = 1,
+    threads: Annotated[
+        int, _speed(min=1, max=1024, help="CPU threads; networks as small as these gain little by more.")
+    ] = 1,
     out: Annotated[Path | None, _run(help="The run's folder; by default runs/DATASET-MODEL-1, -2, ...")] = None,
     resume: Annotated[bool, _run("--resume", help="Go on with the run in --out, with the same options.")] = False,
     tensorboard: Annotated[bool, _run("--tensorboard", help="Write events into the run's folder.")] = False,
@@ -109,7 +113,10 @@ def train(
     ours = not optimizer.startswith("torch.")
     with _one_line_errors():
         progress = None if quiet else ProgressBar()
-        with _usage_errors():
+        with usage_errors():
+            numbers = {"lr": rate_of(lr), "momentum": momentum, "weight_decay": weight_decay}
+            shares = {"held_out": held_out, "label_smoothing": label_smoothing, "ema": ema}
+            check_numbers(**numbers, **shares, min_lr=min_lr, max_grad_norm=max_grad_norm)
             settings = Settings(
                 accumulate=accumulate,
                 max_grad_norm=None if ours else max_grad_norm,  # fusedopt's optimizers clip within their step
@@ -131,8 +138,7 @@ def train(
             if label_smoothing and loss != "cross-entropy":
                 raise ValueError(f"--label-smoothing belongs to cross-entropy, not to {loss}")
             loss_fn = make_loss(loss, **({"label_smoothing": label_smoothing} if label_smoothing else {}))
-            given = {"lr": _rate(lr), "momentum": momentum, "weight_decay": weight_decay}
-            options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+            options: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
             if ours and max_grad_norm is not None:
                 options["max_grad_norm"] = max_grad_norm
             if cuda_graph:
@@ -147,7 +153,7 @@ def train(
                 check_capture(settings, where, chosen, ALONE)
         _prepare(threads, deterministic)
 
-        with process_group(where) as world:
+        with process_group(where) as world, ExitStack() as stack:
 
             def say(line: str) -> None:
                 if world.main and not quiet:
@@ -156,15 +162,19 @@ def train(
             with world.main_first():
                 data = task.load(data_dir, say)
             if held_out is not None:
-                with _usage_errors():
+                with usage_errors():
                     data = hold_out(data, held_out)
+            check_images(model, augmentation, data, where)
             tested = "test" if held_out is None else "held-out"
             say(f"{data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} {tested} images")
             say("normalised with the mean and standard deviation of the training images")
 
             torch.manual_seed(seed)  # of dropout
             folder = world.agreed(free_folder(f"{dataset}-{model_name or task.model}") if out is None else out)
-            earlier = RunFolder.open(folder).config if resume and (folder / "config.json").exists() else None
+            with world.main_first():
+                if world.main:
+                    stack.enter_context(own_folder(folder))
+                earlier, done = earlier_run(folder, resume=resume)
             network = model if world.size == 1 else DistributedDataParallel(model)
             arguments: dict[str, Any] = {
                 "batch_size": batch_size,
@@ -174,17 +184,21 @@ def train(
                 "settings": settings,
             }
             if lr == "auto":
-                found = None if earlier is None else earlier.optimizer_options.get("lr")
+                found = None if earlier is None else earlier.config.optimizer_options.get("lr")
                 try:
                     found = found or find_training_lr(network, chosen, data, **arguments).suggestion
                 except ValueError as error:
-                    typer.echo(f"fusedopt: no learning rate found: {error}; or give one by --lr", err=True)
+                    if world.main:
+                        reason = str(error).partition(";")[0]  # what follows is advice on arguments that are not here
+                        text = f"no learning rate found: {reason}; look at the curve of fusedopt find-lr and give --lr"
+                        typer.echo(f"fusedopt: {text}", err=True)
                     raise typer.Exit(1) from error
                 for group in chosen.param_groups:
                     group["lr"] = found
             rate = options["lr"] = chosen.param_groups[0]["lr"]
             parameters = sum(p.numel() for p in model.parameters())
-            say(f"{type(model).__name__} with {parameters:,} parameters, {optimizer} with lr {rate:g}, seed {seed}")
+            how = f"lr {rate:g}{' (found by a range test)' if lr == 'auto' else ''}"
+            say(f"{type(model).__name__} with {parameters:,} parameters, {optimizer} with {how}, seed {seed}")
             config = RunConfig.of(
                 data,
                 dataset=dataset,
@@ -209,7 +223,12 @@ def train(
                 if events is not None:
                     events.add(epoch)
 
-            with _usage_errors():
+            with world.main_first():
+                if earlier is not None:
+                    check_same(folder, earlier.config, config)
+                run = RunFolder.prepare(folder, config, resume=resume)
+                run.config = replace(config, epochs=max([epochs, *(int(row["epoch"]) for row in run.rows)]))
+            with usage_errors():
                 epochs_to_come = training(
                     network,
                     chosen,
@@ -221,9 +240,11 @@ def train(
                     resume=resume,
                     **arguments,
                 )
-            if earlier is not None:
-                check_same(folder, earlier, config)
-            run = RunFolder.create(folder, config, resume=resume) if world.main else RunFolder(folder, config, [])
+            with world.main_first():
+                if world.main:
+                    run.save_config()
+            if 0 < done < epochs:
+                say(f"going on after epoch {done} of {epochs}")
             results = []
             try:
                 with capture(model) if record else nullcontext() as history:
@@ -244,24 +265,6 @@ def train(
                     events.close()
             if world.main:
                 conclude(run, data, results, tested, say, report=not no_report)
-
-
-@contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Turns what is wrong with an option's value into a usage error."""
-    try:
-        yield
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def _rate(text: str | None) -> float | None:
-    if text is None or text == "auto":
-        return None
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ValueError(f"--lr takes a number, or auto, not {text!r}") from error
 
 
 def _unusual(settings: dict[str, Any]) -> dict[str, Any]:

@@ -30,8 +30,10 @@ def tune(
     held_out: Annotated[float, typer.Option(help="Share of the training images that the accuracy is taken on.")] = 0.2,
     study: Annotated[Path | None, typer.Option(help="SQLite file to keep the trials in, and to go on with.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Trials at once; more than one need --study.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search, and of weights and order in every trial.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each process.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the search, and of weights and order in every trial.")
+    ] = 0,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of each process.")] = 1,
     data_dir: Annotated[Path | None, typer.Option(help="As in train.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for pictures of the search.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,

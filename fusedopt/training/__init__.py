@@ -10,7 +10,8 @@ from fusedopt.training.loop import train
 from fusedopt.training.losses import LOSSES, make_loss
 from fusedopt.training.optimizers import OPTIMIZERS, make_optimizer, optimizer_names
 from fusedopt.training.progress import ProgressBar
-from fusedopt.training.run import RunConfig, RunFolder
+from fusedopt.training.run import RunFolder
+from fusedopt.training.run_config import RunConfig
 from fusedopt.training.sampler import ResumableSampler
 from fusedopt.training.settings import Settings
 from fusedopt.training.trajectory import Trajectory, record_steps

@@ -16,6 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 T = TypeVar("T")
 
 
+class MainFailedError(RuntimeError):
+    """The main process has failed, and says why; this one only has to end."""
+
+
 @dataclass(frozen=True)
 class World:
     """The processes that train one model, and which of them this is; by default the only one.
@@ -84,12 +88,22 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Lets the main process go through the block before the others, who find what it has downloaded or made."""
+        """Lets the main process go through the block before the others, who find what it has downloaded or made.
+
+        Raises:
+            MainFailedError: on the others, which do not enter the block, where the main process left it by an error.
+        """
         if not self.main:
-            self.wait()
-        yield
-        if self.main:
-            self.wait()
+            if not self.agreed(False):
+                raise MainFailedError("the main process has failed, and says why")
+            yield
+            return
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            self.agreed(done)
 
     def wait(self) -> None:
         """Waits until all processes are here."""
@@ -128,7 +142,11 @@ def choose_device(name: str = "auto") -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[World]:
-    """Joins the other processes where `torchrun` started this one, until the end of the block."""
+    """Joins the other processes where `torchrun` started this one, until the end of the block.
+
+    Raises:
+        SystemExit: the main process has failed: this one ends without a word.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not (dist.is_available() and dist.is_torchelastic_launched()):
@@ -140,5 +158,7 @@ def process_group(device: torch.device) -> Iterator[World]:
         dist.init_process_group("gloo")
     try:
         yield World.joined()
+    except MainFailedError as error:
+        raise SystemExit(1) from error
     finally:
         dist.destroy_process_group()

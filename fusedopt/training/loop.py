@@ -85,16 +85,21 @@ def train(
             is reported again. Called by the main process only.
         checkpoint_dir: the folder for a checkpoint after each epoch; None saves none.
         resume: go on after the last epoch in `checkpoint_dir`, and yield only those that follow. With the same
-            arguments as before, the weights come out bit for bit as without the interruption.
+            arguments as before, the weights come out bit for bit as without the interruption. The checkpoint is
+            loaded at once, before the first epoch is asked for.
 
     Raises:
         fusedopt.files.FileError: a checkpoint cannot be written or loaded.
         fusedopt.training.CompileError: `torch.compile` does not work here.
         ValueError: there are no training images, the batch size is below 1 or cannot be shared by the processes, or
             the settings do not fit the optimizer, the device or each other.
+        fusedopt.training.distributed.MainFailedError: the main process could not begin, and says why.
     """
     training = _Training(model, optimizer, data, epochs, batch_size, seed, augmentation, loss_fn, settings)
-    return training.run(progress, on_epoch, checkpoint_dir, resume)
+    checkpoint = None if checkpoint_dir is None else Checkpoint(checkpoint_dir, **training.state())
+    if checkpoint is not None:
+        training.begin(checkpoint, resume)
+    return training.run(progress, on_epoch, checkpoint)
 
 
 class _Training:
@@ -152,17 +157,20 @@ class _Training:
         )
         self.step = GraphedStep(step) if settings.cuda_graph else step
 
-    def run(
-        self, progress: Progress | None, on_epoch: OnEpoch | None, checkpoint_dir: Path | None, resume: bool
-    ) -> Iterator[Epoch]:
-        """Trains epoch after epoch, from where a checkpoint left off."""
-        checkpoint = None if checkpoint_dir is None else Checkpoint(checkpoint_dir, **self.state())
-        if checkpoint is not None:
+    def begin(self, checkpoint: Checkpoint, resume: bool) -> None:
+        """Loads where an earlier run left off, or finds out that the folder can be used, not after an epoch only."""
+        with self.world.main_first():
             if resume:
                 checkpoint.load()
-            self.world.wait()  # until all have loaded what the main process may now replace
+        self.world.wait()  # until all have loaded what the main process may now replace
+        with self.world.main_first():
             if self.sampler.epoch == 0 and self.world.main:
-                checkpoint.save(epoch=0, step=0)  # a folder that cannot be used is found now, not after an epoch
+                checkpoint.save(epoch=0, step=0)
+
+    def run(
+        self, progress: Progress | None, on_epoch: OnEpoch | None, checkpoint: Checkpoint | None
+    ) -> Iterator[Epoch]:
+        """Trains epoch after epoch, from where a checkpoint left off."""
         while self.sampler.epoch < self.epochs and not self.stopping.over:
             epoch = self.train_epoch(progress)
             if self.world.main:

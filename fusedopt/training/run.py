@@ -8,8 +8,6 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,71 +16,13 @@ from torch import nn
 
 from fusedopt import files
 from fusedopt.data.images import DataError, ImageData, Normalize, hold_out
-from fusedopt.data.statistics import ChannelStatistics, channel_statistics
+from fusedopt.data.statistics import ChannelStatistics
 from fusedopt.files import FileError
 from fusedopt.models import make_model
+from fusedopt.training.run_config import RunConfig
 
 _CONFIG, _LOG, _TABLE, _MODEL = "config.json", "log.json", "log.csv", "model.pt"
 _MAY_DIFFER = ("epochs", "fusedopt", "torch")  # between the parts of a run that is resumed
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """All that a run is made from, as plain values.
-
-    Attributes:
-        dataset: name of the data set, a key of `fusedopt.examples.tasks.TASKS`.
-        model, model_options: what `fusedopt.models.make_model` makes the network from.
-        channels, size: of the images, which are square.
-        classes: names of the labels.
-        mean, std: of the training images, per channel, for pixel values from 0 to 1.
-        optimizer, optimizer_options: what `fusedopt.training.make_optimizer` makes the optimizer from.
-        epochs, batch_size, seed: as in `fusedopt.training.train`.
-        augmentations: of the training images, in order.
-        held_out: share of the training images that takes the place of the test images, None for the test images.
-        schedule: name of the learning-rate schedule, None for a constant rate.
-        amp: dtype of mixed precision, None without.
-        settings: whatever else should be remembered; strings, numbers, booleans, None, lists and dictionaries.
-        fusedopt, torch: versions.
-
-    Raises:
-        ValueError: there are not as many means or standard deviations as channels.
-    """
-
-    dataset: str
-    model: str
-    channels: int
-    size: int
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    optimizer: str
-    epochs: int
-    batch_size: int
-    seed: int
-    model_options: Mapping[str, Any] = field(default_factory=dict)
-    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
-    augmentations: tuple[str, ...] = ()
-    held_out: float | None = None
-    schedule: str | None = None
-    amp: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    fusedopt: str = field(default_factory=lambda: version("fusedopt"))
-    torch: str = torch.__version__
-
-    def __post_init__(self) -> None:
-        for name in ("classes", "mean", "std", "augmentations"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
-        if not len(self.mean) == len(self.std) == self.channels:
-            counts = f"{len(self.mean)} means and {len(self.std)} standard deviations for {self.channels} channels"
-            raise ValueError(f"one of each is needed per channel, not {counts}")
-
-    @classmethod
-    def of(cls, data: ImageData, **fields: Any) -> RunConfig:
-        """Makes a configuration with the channels, size, classes, mean and std of the data that are trained on."""
-        mean, std = (tuple(values.tolist()) for values in channel_statistics(data.train_images))
-        _, channels, size, _ = data.train_images.shape
-        return cls(channels=channels, size=size, classes=data.classes, mean=mean, std=std, **fields)
 
 
 class RunFolder:
@@ -122,9 +62,16 @@ class RunFolder:
         Raises:
             FileError: the folder holds a run, or with `resume` one of another configuration, or cannot be written.
         """
+        run = cls.prepare(folder, config, resume=resume)
+        run.save_config()
+        return run
+
+    @classmethod
+    def prepare(cls, folder: Path | str, config: RunConfig, *, resume: bool = False) -> RunFolder:
+        """Checks what `create` does, and leaves the folder as it is until `save_config`."""
         folder = Path(folder)
         rows: list[dict[str, float]] = []
-        if any((folder / name).exists() for name in (_CONFIG, _LOG, _TABLE, _MODEL)):
+        if holds_run(folder):
             if not resume:
                 raise FileError(f"{folder}: holds an earlier run; resume it, or name another folder")
             earlier = cls.open(folder)
@@ -134,11 +81,6 @@ class RunFolder:
                 values = f"{name} is {there[name]!r} there and {here[name]!r} here"
                 raise FileError(f"{folder}: holds another run ({values}); give the same options, or another folder")
             rows = earlier.rows
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
-        _write_json(folder / _CONFIG, _plain(config))
         return cls(folder, config, rows)
 
     @classmethod
@@ -154,6 +96,16 @@ class RunFolder:
         config = _read(folder / _CONFIG, lambda content: RunConfig(**content))
         rows = _read(folder / _LOG, _rows) if (folder / _LOG).exists() else []
         return cls(folder, config, rows)
+
+    def save_config(self) -> None:
+        """Writes `config.json`, in a folder that is made where it is missing.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        content = _plain(self.config)
+        make_folder(self.folder)
+        _write_json(self.folder / _CONFIG, content)
 
     def append(self, row: Mapping[str, float]) -> None:
         """Adds an epoch to the log, in place of that epoch and all later ones, if there are.
@@ -195,7 +147,10 @@ class RunFolder:
         """
         path, config = self.folder / _MODEL, self.config
         if not path.is_file():
-            raise FileError(f"{self.folder}: the run has no {_MODEL} yet; train it to its end")
+            if self.rows:
+                raise FileError(f"{self.folder}: the run has lost its {_MODEL}; restore it")
+            command = f"fusedopt train {config.dataset} ... --out {self.folder} --resume"
+            raise FileError(f"{self.folder}: the run has finished no epoch yet; go on with {command}")
         state = files.load(path, "model")
         try:
             model = make_model(
@@ -240,6 +195,19 @@ class RunFolder:
         return Normalize.with_statistics(ChannelStatistics(mean, std))
 
 
+def holds_run(folder: Path) -> bool:
+    """Returns whether there is something of a run in the folder."""
+    return any((folder / name).exists() for name in (_CONFIG, _LOG, _TABLE, _MODEL))
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder where it is missing; raises FileError where it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
+
+
 def _plain(config: RunConfig) -> dict[str, Any]:
     """The configuration as it comes back from its file."""
     fields = {name: getattr(config, name) for name in (f.name for f in dataclasses.fields(config))}
@@ -266,6 +234,8 @@ def _read(path: Path, parse: Callable[[Any], Any]) -> Any:
 
 def _rows(content: Any) -> list[dict[str, float]]:
     rows = [{name: _number(value) for name, value in row.items()} for row in content]
+    if not all(row["epoch"] >= 1 for row in rows):
+        raise ValueError("a row has no epoch")
     return sorted(rows, key=lambda row: row["epoch"])
 
 

@@ -46,8 +46,8 @@ class Settings:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, not {self.accumulate}")
+        if not isinstance(self.accumulate, int) or self.accumulate < 1:
+            raise ValueError(f"accumulate must be a whole number, at least 1, not {self.accumulate}")
         if self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf:
             raise ValueError(f"max_grad_norm must be above 0 and finite, not {self.max_grad_norm:g}")
         if self.amp is not None and self.amp not in DTYPES:
@@ -58,8 +58,10 @@ class Settings:
             raise ValueError(f"unknown schedule {self.schedule!r}; choose from {', '.join(GALLERY)}")
         if self.min_lr is not None and self.schedule is None:
             raise ValueError("a lowest learning rate needs a schedule that goes down to it")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be at least 1 epoch, not {self.patience}")
+        if self.min_lr is not None and not 0 < self.min_lr < math.inf:
+            raise ValueError(f"min_lr must be above 0 and finite, not {self.min_lr:g}")
+        if self.patience is not None and (not isinstance(self.patience, int) or self.patience < 1):
+            raise ValueError(f"patience must be a whole number of epochs, at least 1, not {self.patience}")
 
 
 PLAIN = Settings()

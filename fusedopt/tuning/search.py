@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import optuna
 import torch
 from optuna import Study, Trial
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GridSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from fusedopt.data import ImageData
 from fusedopt.examples.tasks import find_task
-from fusedopt.files import FileError
+from fusedopt.files import FileError, locked
 from fusedopt.training import make_optimizer, seeded, train
 from fusedopt.tuning.space import Space, suggest
 
@@ -126,23 +126,28 @@ def open_study(search: Search, path: Path | None = None) -> Iterator[Study]:
         fusedopt.files.FileError: the file is in use, holds something else or another search, or cannot be written.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with nullcontext() if path is None else _locked(path):
+    if path is None:
+        yield _opened(search, None)
+        return
+    in_use = f"{path}: is in use by another search; wait for it, or name another --study"
+    lock = path.with_name(f"{path.name}.lock")
+    with locked(lock, in_use, "name another file with --study"), _writing(path):
         yield _opened(search, path)
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = path.with_name(f"{path.name}.lock")
+def _writing(path: Path) -> Iterator[None]:
+    """Says in one line that the study cannot be written, wherever in the block that turns out."""
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
-        file = lock.open("w")
-    except OSError as error:
-        raise FileError(f"{lock}: cannot be written ({error}); name another file with --study") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FileError(f"{path}: is in use by another search; wait for it, or name another --study") from error
         yield
+    except (StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
+        first: BaseException = error
+        while isinstance(first.__cause__, Exception):
+            first = first.__cause__
+        reason = str(first).splitlines()[0]
+        raise FileError(f"{path}: cannot be written ({reason}); free some space, then repeat the command") from error
 
 
 def _opened(search: Search, path: Path | None) -> Study:
@@ -261,7 +266,8 @@ def _start_worker(search: Search, data: ImageData, path: Path, threads: int) -> 
     study = optuna.load_study(study_name=_NAME, storage=_storage(path))
 
     def work(number: int) -> FrozenTrial:
-        return _one(study, search, data, number)
+        with _writing(path):
+            return _one(study, search, data, number)
 
     _worker = work
 

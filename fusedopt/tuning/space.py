@@ -120,7 +120,7 @@ def _value(name: str, text: str) -> str | float | int:
         kind = "a whole number" if name == "batch-size" else "a number"
         raise ValueError(f"{name}: {text!r} is not {kind}") from error
     lowest = {"batch-size": 1, "lr": math.ulp(0)}.get(name, 0)
-    if not lowest <= number < (1 if name == "momentum" else math.inf):
+    if not lowest <= number < {"momentum": 1, "batch-size": 2**31}.get(name, math.inf):
         raise ValueError(f"{name}: {text} is out of range")
     return number
 
