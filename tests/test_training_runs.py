@@ -171,8 +171,9 @@ def test_an_interruption_says_how_to_go_on(fashion, monkeypatch):
 
 
 def test_automatic_lr_is_that_of_the_finder(fashion):
-    train(fashion, "--epochs", 1, "--lr", "auto", "--out", "auto")
+    output = train(fashion, "--epochs", 1, "--lr", "auto", "--out", "auto").stdout
     lr = RunFolder.open(fashion / "auto").config.optimizer_options["lr"]
+    assert f"adamw with lr {lr:g} (found by a range test), seed 0" in output
     model = seeded(GarmentClassifier, 0)
     optimizer = make_optimizer("adamw", model.parameters())
     assert lr == find_training_lr(model, optimizer, load_fashion_mnist(fashion)).suggestion

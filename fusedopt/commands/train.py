@@ -161,10 +161,10 @@ def train(
 
             with world.main_first():
                 data = task.load(data_dir, say)
-            if held_out is not None:
                 with usage_errors():
-                    data = hold_out(data, held_out)
-            check_images(model, augmentation, data, where)
+                    if held_out is not None:
+                        data = hold_out(data, held_out)
+                check_images(model, augmentation, data, where)
             tested = "test" if held_out is None else "held-out"
             say(f"{data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} {tested} images")
             say("normalised with the mean and standard deviation of the training images")
