@@ -70,7 +70,7 @@ def _about() -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("demo-output"),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 6,
-    threads: Annotated[int, typer.Option(min=1, help=_THREADS_HELP)] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help=_THREADS_HELP)] = 1,
 ) -> None:
     """Learn Rock-Paper-Scissors from drawn hands, time fused against native steps, report on both. Needs no network."""
     import torch
@@ -95,9 +95,9 @@ def find_learning_rate(
     end_lr: Annotated[float, typer.Option(help="Last learning rate.")] = 10,
     iterations: Annotated[int, typer.Option(min=2, help="Number of learning rates.")] = 100,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights and of the order of the images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the weights and of the order of the images.")] = 0,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("find-lr.png"),
-    threads: Annotated[int, typer.Option(min=1, help=_THREADS_HELP)] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help=_THREADS_HELP)] = 1,
     data_dir: Annotated[Path | None, typer.Option(help="As in train.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -140,7 +140,7 @@ def find_learning_rate(
 def show_augmentations(
     dataset: Annotated[str, typer.Argument(help="As in train; hands needs no download.")],
     names: Annotated[list[str] | None, typer.Argument(help="crop, flip, ...; by default all of them.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of what is random.")] = 0,
     data_dir: Annotated[Path | None, typer.Option(help="As for train.")] = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("augmentations.png"),
 ) -> None:

@@ -159,3 +159,11 @@ assert fusedopt.models.LeNet and fusedopt.data.hold_out
 assert not hasattr(fusedopt, "trainings")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("find-lr", "hands", "--seed", 2**63), ("find-lr", "hands", "--threads", 100_000), ("demo", "--threads", 100_000)],
+)
+def test_numbers_that_are_too_large_are_refused(arguments):
+    assert f"Invalid value for '{arguments[-2]}'" in run(*arguments, code=2).stderr
