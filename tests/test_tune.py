@@ -273,8 +273,10 @@ def test_missing_optuna_is_named(monkeypatch):
 def test_ctrl_c_on_two_processes_keeps_what_is_finished(tmp_path):
     path = tmp_path / "study.db"
     code = """
+import signal
 from fusedopt import cli, data
 from fusedopt.examples import tasks
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background takes away
 if __name__ == "__main__":
     hands = data.make_hands(90, 3)
     tasks.TASKS["hands"] = tasks.Task(lambda folder, notify: hands, "lenet")

@@ -260,7 +260,9 @@ _worker: Callable[[int], FrozenTrial]
 def _start_worker(search: Search, data: ImageData, path: Path, threads: int) -> None:
     global _worker
     # Ctrl-C reaches all processes: this one ends at once, and the next run finds the trial that it was working on.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # In the background of a shell, all of them ignore it.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(threads)
     study = optuna.load_study(study_name=_NAME, storage=_storage(path))
