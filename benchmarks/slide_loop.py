@@ -19,6 +19,7 @@ oneDNN's (for batches of a few small images, where oneDNN spends its time on pre
 """
 
 import argparse
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -123,11 +124,10 @@ LOOPS = {"slides": slide, "fusedopt": ours, "bound": bound}
 @contextmanager
 def without_onednn() -> Iterator[None]:
     """Let PyTorch's own CPU kernels do the convolutions."""
-    torch.backends.mkldnn.enabled, before = False, torch.backends.mkldnn.enabled
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.enabled = before
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")  # which nobody asked for
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 @torch.no_grad()
