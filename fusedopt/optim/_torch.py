@@ -49,6 +49,24 @@ class PlainOptimizer(Optimizer):
         return loss
 
 
+def check_numbers(defaults: dict[str, Any]) -> None:
+    """Raises what torch.optim.Adam raises for a number that is out of range."""
+    lr, eps, weight_decay = defaults["lr"], defaults["eps"], defaults["weight_decay"]
+    beta1, beta2 = defaults["betas"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
+    if not lr >= 0.0:
+        raise ValueError(f"Invalid learning rate: {lr}")
+    if not eps >= 0.0:
+        raise ValueError(f"Invalid epsilon value: {eps}")
+    if not 0.0 <= beta1 < 1.0:
+        raise ValueError(f"Invalid beta parameter at index 0: {beta1}")
+    if not 0.0 <= beta2 < 1.0:
+        raise ValueError(f"Invalid beta parameter at index 1: {beta2}")
+    if not weight_decay >= 0.0:
+        raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+
+
 def real(t: Tensor) -> Tensor:
     """A complex weight is two real ones."""
     return torch.view_as_real(t) if t.is_complex() else t

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
-from fusedopt.optim._torch import PlainOptimizer, real
+from fusedopt.optim._torch import PlainOptimizer, check_numbers, real
 
 _RULE, _SGD = _C.RULES["swats"], _C.RULES["sgd_momentum"]
 
@@ -20,20 +20,7 @@ class _TorchSWATS(PlainOptimizer):
     """SWATS in plain PyTorch."""
 
     def __init__(self, params: ParamsT, **defaults: Any) -> None:
-        lr, eps, weight_decay = defaults["lr"], defaults["eps"], defaults["weight_decay"]
-        beta1, beta2 = defaults["betas"]
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
-        if not lr >= 0.0:
-            raise ValueError(f"Invalid learning rate: {lr}")
-        if not 0.0 <= beta1 < 1.0:
-            raise ValueError(f"Invalid beta parameter at index 0: {beta1}")
-        if not 0.0 <= beta2 < 1.0:
-            raise ValueError(f"Invalid beta parameter at index 1: {beta2}")
-        if not eps >= 0.0:
-            raise ValueError(f"Invalid epsilon value: {eps}")
-        if not weight_decay >= 0.0:
-            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+        check_numbers(defaults)
         super().__init__(params, defaults)
 
     def _init_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
