@@ -1,14 +1,13 @@
 """Two processes of DistributedDataParallel over gloo: one curve, one suggestion, and everything put back on both."""
 
 import datetime
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -86,20 +85,7 @@ def _worker(rank, folder):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ddp")
-    # Processes of their own, this file as their script: a fork of a process that has run autograd threads may hang.
-    path = os.pathsep.join([str(Path(fusedopt.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=os.environ | {"PYTHONPATH": path})
-        for rank in range(WORLD)
-    ]
-    try:
-        codes = [process.wait(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return run_ranks(__file__, tmp_path_factory.mktemp("ddp"), WORLD)
 
 
 def test_every_rank_has_the_same_curve_and_suggestions(ranks):

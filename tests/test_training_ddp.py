@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import environment, run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import fusedopt
 from fusedopt.data import make_hands
 from fusedopt.models import HandClassifier
 from fusedopt.training import RunFolder, Settings, make_optimizer, seeded, train
@@ -86,25 +86,9 @@ def _worker(rank, folder):
         dist.destroy_process_group()
 
 
-def _environment():
-    path = os.pathsep.join([str(Path(fusedopt.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ddp")
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=_environment())
-        for rank in range(WORLD)
-    ]
-    try:
-        codes = [process.wait(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return run_ranks(__file__, tmp_path_factory.mktemp("ddp"), WORLD)
 
 
 def test_processes_train_as_one_does(ranks):
@@ -154,7 +138,7 @@ def _torchrun(folder, *options):
     options = [*options, "--epochs", "1", "--batch-size", "500", "--device", "cpu", "--no-report"]
     command = [sys.executable, *launch, *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    launcher = subprocess.Popen(command, cwd=folder, env=_environment(), start_new_session=True, **pipes)
+    launcher = subprocess.Popen(command, cwd=folder, env=environment(), start_new_session=True, **pipes)
     try:
         output, errors = launcher.communicate(timeout=240)
     finally:

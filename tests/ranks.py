@@ -1,0 +1,31 @@
+"""Processes that train together over gloo, each of them the test file itself, run as a script."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import fusedopt
+
+
+def environment():
+    """This one, with the package on its path."""
+    path = os.pathsep.join([str(Path(fusedopt.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def run_ranks(script, folder, world):
+    """Runs `script RANK FOLDER` for each rank, and returns what they saved as FOLDER/RANK.pt."""
+    # Processes of their own: a fork of a process that has run autograd threads may hang.
+    processes = [
+        subprocess.Popen([sys.executable, script, str(rank), str(folder)], env=environment()) for rank in range(world)
+    ]
+    try:
+        codes = [process.wait(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0] * world
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
