@@ -9,20 +9,21 @@ is written for TensorBoard.
 
 The bound is forward and backward on batches that are there already: what would be left if the loader and the optimizer
 cost nothing. The three take turns within each repeat. What makes forward and backward themselves faster can be chosen
-for fusedopt's loop and the bound: channels-last weights (for large batches), and PyTorch's own convolutions in place of
-oneDNN's (for batches of a few small images, where oneDNN spends its time on preparations).
+for fusedopt's loop and the bound, by the options that `fusedopt train` has for it: PyTorch's own convolutions in place
+of oneDNN's (for batches of a few small images, where oneDNN spends its time on preparations), channels-last weights and
+bfloat16 (for large batches).
 
     python benchmarks/slide_loop.py                                 # Fashion-MNIST, GarmentClassifier, about 3 minutes
     python benchmarks/slide_loop.py --no-onednn
-    python benchmarks/slide_loop.py --batch-size 256 --channels-last
+    python benchmarks/slide_loop.py --batch-size 256 --channels-last --amp bf16
     python benchmarks/slide_loop.py --task rps --repeats 10         # Rock-Paper-Scissors, CNN2
 """
 
 import argparse
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter
@@ -36,7 +37,9 @@ from torch.utils.data import DataLoader, Dataset
 import fusedopt
 from fusedopt.data import ImageData, Normalize, channel_statistics
 from fusedopt.examples.tasks import TASKS
-from fusedopt.training import ResumableSampler, seeded, train
+from fusedopt.training import ResumableSampler, Settings, seeded, train
+from fusedopt.training.onednn import without_onednn
+from fusedopt.training.precision import DTYPES, Precision
 from fusedopt.training.timing import machine
 
 LR, MOMENTUM = 0.001, 0.9
@@ -93,15 +96,18 @@ def slide(model: nn.Module, data: ImageData, batch_size: int, seed: int) -> Resu
     return Result(perf_counter() - start, total / len(data.train_labels), model)
 
 
-def ours(model: nn.Module, data: ImageData, batch_size: int, seed: int) -> Result:
+def ours(model: nn.Module, data: ImageData, batch_size: int, seed: int, settings: Settings) -> Result:
     """Train with this package."""
     optimizer = fusedopt.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
-    (epoch,) = train(model, optimizer, data, epochs=1, batch_size=batch_size, seed=seed)
+    (epoch,) = train(model, optimizer, data, epochs=1, batch_size=batch_size, seed=seed, settings=settings)
     return Result(epoch.seconds, epoch.loss, model)
 
 
-def bound(model: nn.Module, data: ImageData, batch_size: int, seed: int) -> Result:
+def bound(model: nn.Module, data: ImageData, batch_size: int, seed: int, settings: Settings) -> Result:
     """Run forward and backward alone, as often as an epoch has batches; no weight changes."""
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    precision = Precision(settings.amp, torch.device("cpu"))
     order = ResumableSampler(len(data.train_labels), seed=seed).remaining()
     normalize = Normalize(data.train_images)
     indices = torch.split(order, batch_size)
@@ -109,25 +115,15 @@ def bound(model: nn.Module, data: ImageData, batch_size: int, seed: int) -> Resu
     parameters = list(model.parameters())
     model.train()
     loss = torch.zeros(())
-    start = perf_counter()
-    for images, labels in islice(cycle(batches), len(indices)):
-        for parameter in parameters:
-            parameter.grad = None
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-    return Result(perf_counter() - start, loss.item(), model)
-
-
-LOOPS = {"slides": slide, "fusedopt": ours, "bound": bound}
-
-
-@contextmanager
-def without_onednn() -> Iterator[None]:
-    """Let PyTorch's own CPU kernels do the convolutions."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")  # which nobody asked for
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
+    with nullcontext() if settings.onednn else without_onednn():
+        start = perf_counter()
+        for images, labels in islice(cycle(batches), len(indices)):
+            for parameter in parameters:
+                parameter.grad = None
+            loss = F.cross_entropy(precision(model, images), labels)
+            loss.backward()
+        seconds = perf_counter() - start
+    return Result(seconds, loss.item(), model)
 
 
 @torch.no_grad()
@@ -149,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--channels-last", action="store_true", help="fusedopt and bound with channels-last weights")
     parser.add_argument("--no-onednn", action="store_true", help="fusedopt and bound without oneDNN")
+    parser.add_argument("--amp", choices=DTYPES, help="fusedopt and bound in mixed precision")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     task = TASKS[options.task]
@@ -156,21 +153,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(0))[: options.images]
     data = replace(data, train_images=data.train_images[chosen], train_labels=data.train_labels[chosen])
 
-    results: dict[str, list[Result]] = {name: [] for name in LOOPS}
+    settings = Settings(amp=options.amp, channels_last=options.channels_last, onednn=not options.no_onednn)
+    loops = {"slides": slide, "fusedopt": partial(ours, settings=settings), "bound": partial(bound, settings=settings)}
+    results: dict[str, list[Result]] = {name: [] for name in loops}
     others = OtherWork()
     for _ in range(options.repeats):
-        for name, loop in LOOPS.items():
+        for name, loop in loops.items():
             model = seeded(task.network, options.seed)
             torch.manual_seed(options.seed)  # of dropout
-            if options.channels_last and name != "slides":
-                model.to(memory_format=torch.channels_last)
-            with without_onednn() if options.no_onednn and name != "slides" else nullcontext():
-                results[name].append(loop(model, data, options.batch_size, options.seed))
+            results[name].append(loop(model, data, options.batch_size, options.seed))
 
     print(
         f"{data.name}: {type(model).__name__}, {len(chosen):,} images in batches of {options.batch_size}, "
         f"SGD with lr {LR} and momentum {MOMENTUM}, {options.repeats} repeat(s)"
         f"{', channels-last' * options.channels_last}{', without oneDNN' * options.no_onednn}"
+        f"{f', {options.amp}' if options.amp else ''}"
     )
     print(f"{machine()}; other processes kept {others.cores():.1f} core(s) busy")
     print(f"{'':<10}{'s per epoch':>12}{'slides / it':>13}{'quartiles':>16}{'epoch loss':>12}{'test loss':>11}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import nullcontext
 
 import gpu
 import pytest
@@ -291,3 +292,15 @@ def test_zero_grad(case: Case, set_to_none: bool) -> None:
         assert all((p.grad is None) if set_to_none else not p.grad.any() for p in params)
         opt.step()
     pair.compare()
+
+
+@pytest.mark.parametrize("profiled", [False, True])
+def test_zero_grad_tells_the_profiler_when_it_listens(profiled: bool) -> None:
+    params = make_params([(3,)])
+    opt = fusedopt.AdamW(params)
+    set_grads(params, 0)
+    with torch.profiler.profile() if profiled else nullcontext() as profile:
+        opt.zero_grad()
+    assert params[0].grad is None
+    if profiled:
+        assert "Optimizer.zero_grad#AdamW.zero_grad" in {event.name for event in profile.events()}

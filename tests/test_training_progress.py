@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fusedopt.data import make_hands
 from fusedopt.training import ProgressBar, make_optimizer, train
@@ -49,11 +50,19 @@ def test_the_bar_looks_at_the_metrics_rarely(monkeypatch):
 
 
 def test_metrics_weigh_batches_by_their_images():
-    metrics = Metrics(CPU, 8)
-    metrics.add(torch.tensor(1.0), torch.tensor(3), 6)
-    metrics.add(torch.tensor(5.0), torch.tensor(2), 2)
-    metrics.add(torch.tensor(9.0), torch.tensor(1), 0)  # a stand-in
+    def add(loss, right, images):
+        targets = torch.arange(images) % 3
+        scores = F.one_hot(torch.where(torch.arange(images) < right, targets, (targets + 1) % 3), 3).float()
+        metrics.add(torch.tensor(loss), scores, targets, images)
+
+    metrics = Metrics(CPU, 408)
+    add(1.0, 3, 6)
+    add(5.0, 2, 2)
+    metrics.add(torch.tensor(9.0), torch.eye(3), torch.arange(3), 0)  # a stand-in
     assert (metrics.loss, metrics.accuracy, metrics.images) == (2.0, 0.625, 8)
+    for _ in range(100):  # more than are counted at once
+        add(2.0, 3, 4)
+    assert (metrics.loss, metrics.accuracy, metrics.images) == (2.0, 305 / 408, 408)
 
 
 def test_correct_answers_are_counted_for_labels_and_for_mixtures():

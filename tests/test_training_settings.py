@@ -44,6 +44,19 @@ def test_fp16_unscales_before_it_clips(data, monkeypatch):
     assert max(norms) < 100  # the scale is 65,536
 
 
+def test_onednn_is_turned_off_for_the_training_alone(data):
+    enabled = []
+
+    def loss(scores, targets):
+        enabled.append(torch.backends.mkldnn.enabled)
+        return F.cross_entropy(scores, targets)
+
+    ours, _ = fit(data, onednn=False, epochs=1, loss_fn=loss)
+    assert enabled == [False] * 7 + [True]
+    assert torch.backends.mkldnn.enabled
+    assert_same_weights(ours, fit(data, epochs=1)[0], rtol=1e-3, atol=1e-5)
+
+
 def test_bf16_is_autocast_forwards_and_float32_in_the_loss(data):
     ours, epochs = fit(data, amp="bf16", epochs=1)
     network, optimizer, batches = written_out(data, epochs=1)

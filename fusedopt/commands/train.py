@@ -70,6 +70,9 @@ def train(
     channels_last: Annotated[bool, _speed("--channels-last", help="The memory layout that GPUs like.")] = False,
     compile_model: Annotated[bool, _speed("--compile", help="Train through torch.compile.")] = False,
     cuda_graph: Annotated[bool, _speed("--cuda-graph", help="Replay the whole step from a CUDA graph.")] = False,
+    no_onednn: Annotated[
+        bool, _speed("--no-onednn", help="PyTorch's own CPU kernels: quicker for batches of a few small images.")
+    ] = False,
     threads: Annotated[
         int, _speed(min=1, max=1024, help="CPU threads; networks as small as these gain little by more.")
     ] = 1,
@@ -124,6 +127,7 @@ def train(
                 channels_last=channels_last,
                 compile=compile_model,
                 cuda_graph=cuda_graph,
+                onednn=not no_onednn,
                 ema=ema,
                 schedule=schedule,
                 min_lr=min_lr,

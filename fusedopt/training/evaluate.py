@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fusedopt.data.images import Normalize
 from fusedopt.training.batches import Loss
 from fusedopt.training.distributed import ALONE, World
-from fusedopt.training.metrics import Metrics, count_correct
+from fusedopt.training.metrics import Metrics
 
 _CHUNK = 1000  # images
 
@@ -32,7 +32,7 @@ def evaluate(
     metrics = Metrics(device, len(labels))
     for chunk, expected in zip(torch.split(images[own], _CHUNK), torch.split(labels[own], _CHUNK), strict=True):
         scores, targets = model(normalize(chunk.to(device))), expected.to(device)
-        metrics.add(loss_fn(scores, targets), count_correct(scores, targets), len(targets))
+        metrics.add(loss_fn(scores, targets), scores, targets, len(targets))
     return metrics.over(world)
 
 

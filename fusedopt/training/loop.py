@@ -33,6 +33,7 @@ from fusedopt.training.epoch import Epoch
 from fusedopt.training.evaluate import device_of, evaluate
 from fusedopt.training.graph import GraphedStep, check_capture
 from fusedopt.training.metrics import Metrics, Stopwatch
+from fusedopt.training.onednn import without_onednn
 from fusedopt.training.precision import Precision
 from fusedopt.training.progress import Progress
 from fusedopt.training.sampler import ResumableSampler
@@ -195,12 +196,15 @@ class _Training:
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.model.train()
         start = perf_counter()
-        with compile_errors() if self.settings.compile else nullcontext():
+        with (
+            compile_errors() if self.settings.compile else nullcontext(),
+            nullcontext() if self.settings.onednn else without_onednn(),
+        ):
             for (images, targets), part in zip(batches, plan, strict=True):
                 if self.settings.channels_last:
                     images = images.to(memory_format=torch.channels_last)
-                loss, correct = self.step(images, targets, part)
-                metrics.add(loss, correct, part.images)
+                loss, scores = self.step(images, targets, part)
+                metrics.add(loss, scores, targets, part.images)
                 if part.last:
                     if self.schedule is not None:
                         self.schedule.advance()

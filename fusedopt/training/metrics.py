@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from time import perf_counter
 from types import TracebackType
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from fusedopt.training.distributed import World
 
+_AT_ONCE = 32  # batches
+
 
 def count_correct(scores: Tensor, targets: Tensor) -> Tensor:
     """Returns how many of the scores [N, classes] are highest at the target, labels [N] or probabilities [N, classes].
@@ -17,11 +20,13 @@ def count_correct(scores: Tensor, targets: Tensor) -> Tensor:
     An int64 scalar on the device.
     """
     labels = targets if targets.dim() == 1 else targets.argmax(dim=1)
-    return (scores.detach().argmax(dim=1) == labels).sum()
+    return (scores.argmax(dim=1) == labels).sum()
 
 
 class Metrics:
     """Mean loss and accuracy over images; only reading them waits for the device.
+
+    Batches are counted some at a time: the handful of small operations costs as much for one as for many.
 
     Args:
         device: where losses and counts come from.
@@ -33,28 +38,47 @@ class Metrics:
 
     def __init__(self, device: torch.device, total: int) -> None:
         self.total, self.images = total, 0
+        self._uncounted: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
 
-    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
-        """Adds a batch: mean loss, number of correct answers, number of images; one of 0 images is left out."""
+    def add(self, loss: Tensor, scores: Tensor, targets: Tensor, images: int) -> None:
+        """Adds a batch of that many images; one of 0 is left out.
+
+        Args:
+            loss: the batch's mean, without a gradient.
+            scores: [N, classes], without a gradient.
+            targets: labels [N] or probabilities [N, classes].
+            images: how many count.
+        """
         if images:
             self.images += images
-            self._loss += loss * images
-            self._correct += correct
+            self._uncounted.append((images, loss, scores, targets))
+            if len(self._uncounted) == _AT_ONCE:
+                self._count()
+
+    def _count(self) -> None:
+        for images, batches in groupby(self._uncounted, key=lambda batch: batch[0]):
+            _, losses, scores, targets = zip(*batches, strict=True)
+            self._loss += torch.stack(losses).double().sum() * images
+            self._correct += count_correct(torch.cat(scores), torch.cat(targets))
+        self._uncounted.clear()
 
     @property
     def loss(self) -> float:
         """The mean loss over the images so far."""
+        self._count()
         return float(self._loss) / max(self.images, 1)
 
     @property
     def accuracy(self) -> float:
         """The share of the images so far that were classified correctly, 0 to 1."""
+        self._count()
         return int(self._correct) / max(self.images, 1)
 
     def over(self, world: World) -> Metrics:
         """Adds up what the processes have, in place, and returns it."""
+        self._count()
         if world.size > 1:
             images = torch.tensor(float(self.images), dtype=torch.float64, device=self._loss.device)
             sums = world.sum(torch.stack([self._loss, self._correct.double(), images]))

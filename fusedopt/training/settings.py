@@ -23,6 +23,8 @@ class Settings:
         channels_last: lays out the weights and the images so that channels are next to each other.
         compile: runs training through `torch.compile`.
         cuda_graph: captures the whole step in a CUDA graph, see `fusedopt.training.graph`.
+        onednn: lets oneDNN compute on the CPU, where PyTorch was built with it. False is quicker for batches of a few
+            small images.
         ema: decay of an exponential moving average of weights and buffers, which is what is evaluated and handed to
             `on_epoch`; for instance 0.999.
         schedule: a name in `fusedopt.schedulers.gallery.GALLERY`, for instance "one-cycle": what `fusedopt
@@ -40,6 +42,7 @@ class Settings:
     channels_last: bool = False
     compile: bool = False
     cuda_graph: bool = False
+    onednn: bool = True
     ema: float | None = None
     schedule: str | None = None
     min_lr: float | None = None

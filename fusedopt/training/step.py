@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from fusedopt.gradients import clip_grad_norm_
 from fusedopt.training.batches import Loss, Part
-from fusedopt.training.metrics import count_correct
 from fusedopt.training.precision import Precision
 
 
@@ -41,7 +40,7 @@ class Step:
         self.max_grad_norm, self.stopwatch = max_grad_norm, stopwatch or nullcontext()
 
     def __call__(self, images: Tensor, targets: Tensor, part: Part) -> tuple[Tensor, Tensor]:
-        """Trains on a batch; returns its mean loss and the number of correct answers, scalars on the device."""
+        """Trains on a batch; returns its mean loss and its scores [B, classes], without gradients."""
         if part.first:
             self.optimizer.zero_grad()
         with self._local_gradients(part):
@@ -52,7 +51,7 @@ class Step:
             torch.autograd.backward(self.precision.scaler.scale(weighted))
         if part.last:
             self._update()
-        return loss.detach(), count_correct(scores, targets)
+        return loss.detach(), scores.detach()
 
     def _local_gradients(self, part: Part) -> AbstractContextManager[Any]:
         """Gradients travel between processes once per step: with its last batch."""
