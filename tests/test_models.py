@@ -132,6 +132,8 @@ def test_unknown_names_list_the_names():
         initialize(nn.Linear(2, 2), "zeros")
     with pytest.raises(ValueError, match="needs the sizes"):
         MLP([784])
+    with pytest.raises(ValueError, match="2 hidden layers need as many shares of dropout"):
+        MLP([784, 20, 20, 10], dropout=[0.5])
 
 
 X = torch.tensor([-8.0, -1.0, 0.5, 7.0], dtype=torch.float64)

@@ -1,13 +1,17 @@
 """The worked examples, on a few drawn images."""
 
 import importlib
+import re
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from fusedopt.data import ImageData, make_hands
+from fusedopt.examples import lecture_mlp
 from fusedopt.gradients import History
-from fusedopt.training import RunFolder
+from fusedopt.training import RunFolder, seeded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,3 +54,31 @@ def test_example_trains_and_reports(name, channels, size, classes, tmp_path, mon
         suggested = run.config.optimizer_options["lr"]
         assert f"the finder suggests a learning rate of {suggested:.2g}" in printed
         assert 0 < run.rows[0]["lr"] <= suggested
+
+
+def test_lecture_sweep_trains_every_variant(monkeypatch, capsys):
+    data, seen = images(1, 28, 10), []
+
+    def spy(model, optimizer, data, **options):
+        seen.append((model, optimizer.param_groups[0]["lr"], len(data.train_labels)))
+        return original(model, optimizer, data, **options)
+
+    original = lecture_mlp.train
+    monkeypatch.setattr(lecture_mlp, "train", spy)
+    monkeypatch.setattr(lecture_mlp, "HELD_OUT", 0.25)  # of these few
+    monkeypatch.setattr(lecture_mlp, "load_fashion_mnist", lambda *_, **__: data)
+    short = {name: replace(variant, epochs=2) for name, variant in lecture_mlp.VARIANTS.items()}
+    monkeypatch.setattr(lecture_mlp, "VARIANTS", short)
+    lecture_mlp.main(["--seeds", "2"])
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert len(rows) == 10
+    assert all(re.search(r" 2 +\d\d\.\d\d % +\d+\.\d\d % \(\d+\.\d\d to \d+\.\d\d %\)$", row) for row in rows)
+    assert {count for _, _, count in seen} == {48 - 10}  # one of each class
+    assert [lr for _, lr, _ in seen[::2]] == [0.01, 0.01, *[0.1] * 8]
+    first = [next(p for p in seeded(variant.model, 0).parameters()) for variant in lecture_mlp.VARIANTS.values()]
+    assert first[0].std().item() == pytest.approx(1, abs=0.05)
+    assert first[1].min() >= 0
+    assert first[1].mean().item() == pytest.approx(0.5, abs=0.02)
+    assert first[4].std().item() == pytest.approx((2 / 784) ** 0.5, rel=0.05)
+    assert [len(p) for p in first] == [75] * 9 + [1000]
+    assert [layer.p for layer in seen[16][0].modules() if isinstance(layer, nn.Dropout)] == [0.5, 0.3, 0.2]

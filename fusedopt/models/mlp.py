@@ -19,11 +19,11 @@ class MLP(nn.Module):
         sizes: features of the input, of each hidden layer, and of the scores.
         activation: a key of `blocks.ACTIVATIONS`.
         normalization: `none`, `batch`, `layer` or `group`.
-        dropout: share of the features that is dropped after each activation.
+        dropout: share of the features that is dropped after each activation, or one share for each hidden layer.
         initialization: one of `blocks.INITIALIZATIONS`.
 
     Raises:
-        ValueError: there are fewer than two sizes, or a name is unknown.
+        ValueError: there are fewer than two sizes, a name is unknown, or there is not a share for each hidden layer.
     """
 
     def __init__(
@@ -32,19 +32,23 @@ class MLP(nn.Module):
         *,
         activation: str = "relu",
         normalization: str = "none",
-        dropout: float = 0.0,
+        dropout: float | Sequence[float] = 0.0,
         initialization: str = "default",
     ) -> None:
         super().__init__()
         if len(sizes) < 2:
             raise ValueError(f"an MLP needs the sizes of its input and of its scores, not {list(sizes)}")
+        hidden = len(sizes) - 2
+        shares = dropout if isinstance(dropout, Sequence) else [dropout] * hidden
+        if len(shares) != hidden:
+            raise ValueError(f"{hidden} hidden layers need as many shares of dropout, not {list(shares)}")
         layers: list[nn.Module] = [nn.Flatten()]
-        for fan_in, fan_out in pairwise(sizes[:-1]):
+        for (fan_in, fan_out), share in zip(pairwise(sizes[:-1]), shares, strict=True):
             layers += [
                 nn.Linear(fan_in, fan_out),
                 make_normalization(normalization, fan_out, spatial=False),
                 make_activation(activation),
-                make_dropout("dropout", dropout),
+                make_dropout("dropout", share),
             ]
         layers.append(nn.Linear(sizes[-2], sizes[-1]))
         self.layers = nn.Sequential(*layers)
@@ -69,7 +73,7 @@ class LectureMLP(MLP):
         *,
         activation: str = "tanh",
         normalization: str = "none",
-        dropout: float = 0.0,
+        dropout: float | Sequence[float] = 0.0,
         initialization: str = "default",
     ) -> None:
         super().__init__(

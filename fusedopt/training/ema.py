@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 
 class ExponentialAverage(AveragedModel):
     """torch's `AveragedModel` as an exponential moving average, whose update never waits for the device.
 
-    The first update copies the network; each further one moves the average by a share of 1 - decay towards it. torch's
-    own update copies a counter to the device at every step, and turns integer buffers, such as the number of batches
-    that batch normalisation has seen, into a rounded average; here they are copied.
+    The first update copies the network; after n updates the next one moves the average by a share of 1 - d towards it,
+    where d is the decay, at first only (1 + n) / (10 + n): the average of a short run does not remember the weights
+    that it began with. torch's own update copies a counter to the device at every step, and turns integer buffers, such
+    as the number of batches that batch normalisation has seen, into a rounded average; here they are copied.
+
+    Source: `num_updates` of https://www.tensorflow.org/api_docs/python/tf/train/ExponentialMovingAverage.
 
     Args:
         model: what is averaged.
@@ -20,8 +23,8 @@ class ExponentialAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        super().__init__(model, multi_avg_fn=move, use_buffers=True)
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
         self.module.requires_grad_(False)
 
     @torch.no_grad()
@@ -35,12 +38,12 @@ class ExponentialAverage(AveragedModel):
             )
             for mean, value in zip(means, values, strict=True)
         ]
-        moving = [
-            pair for pair in pairs if self.n_averaged and pair[0].is_floating_point()
-        ]  # the counter is on the host
-        if moving and self.multi_avg_fn is not None:
-            self.multi_avg_fn([mean for mean, _ in moving], [value for _, value in moving], self.n_averaged)
+        seen = int(self.n_averaged)  # on the host
+        moving = [pair for pair in pairs if seen and pair[0].is_floating_point()]
+        if moving:
+            share = 1 - min(self.decay, (1 + seen) / (10 + seen))
+            torch._foreach_lerp_([mean for mean, _ in moving], [value for _, value in moving], share)
         for mean, value in pairs:
-            if not self.n_averaged or not mean.is_floating_point():
+            if not seen or not mean.is_floating_point():
                 mean.copy_(value)
         self.n_averaged += 1
