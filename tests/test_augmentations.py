@@ -235,6 +235,8 @@ def test_blur_is_torchvisions():
     sigma = torch.tensor([0.4, 1.0, 3.0])
     expected = torch.stack([gaussian_blur(i, [5, 5], [s]) for i, s in zip(images, sigma.tolist(), strict=True)])
     torch.testing.assert_close(blur(images, sigma, 5), expected, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="images of 2x20 pixels are too small to be blurred with a kernel of 5"):
+        blur(images[:, :, :2], sigma, 5)
 
 
 @pytest.mark.parametrize("part", ["brightness", "contrast", "saturation"])

@@ -49,6 +49,7 @@ def test_every_parameter_gets_a_gradient(name):
     ("model", "parameters"),
     [
         (lambda: LeNet(1, 10), 44_426),
+        (lambda: make_model("lenet-bn", channels=1, classes=10, size=28), 44_426 + 2 * (6 + 16 + 120 + 84)),
         (LectureMLP, 784 * 75 + 75 + 75 * 50 + 50 + 50 * 25 + 25 + 25 * 10 + 10),
         (lambda: MLP3(normalization="none"), 784 * 512 + 512 + 512 * 256 + 256 + 256 * 10 + 10),
         (lambda: CNN2(5), (27 * 5 + 5) + (45 * 5 + 5) + (125 * 50 + 50) + (50 * 3 + 3)),
@@ -56,7 +57,7 @@ def test_every_parameter_gets_a_gradient(name):
         (lambda: make_model("resnet9-small", channels=3, classes=10, size=32), 232_822),
         (ResNet18, 11_173_962),
     ],
-    ids=["lenet", "lecture-mlp", "mlp3", "cnn2", "resnet9", "resnet9-small", "resnet18"],
+    ids=["lenet", "lenet-bn", "lecture-mlp", "mlp3", "cnn2", "resnet9", "resnet9-small", "resnet18"],
 )
 def test_number_of_parameters(model, parameters):
     assert size_of(model()) == parameters

@@ -52,7 +52,6 @@ def conclude(
             typer.echo(f"{run.folder} holds all of the {done} epochs; give a larger --epochs to train on")
         return
     best = max(run.rows, key=lambda row: row["test_accuracy"])
-    say(f"the best, {100 * best['test_accuracy']:.2f} % after epoch {best['epoch']:.0f}, is in {run.folder}/model.pt")
     if results[-1].number < config.epochs:
         say(f"stopped after epoch {results[-1].number}: none better since epoch {best['epoch']:.0f}")
     if report:
@@ -69,5 +68,5 @@ def conclude(
     if math.isnan(step_seconds):
         share = f"no telling optimizer.step from the rest of a CUDA graph ({config.optimizer}"
     last = f"{tested} accuracy {100 * results[-1].test_accuracy:.2f} % after the last epoch"
-    kept = f"{100 * best['test_accuracy']:.2f} % the best (model.pt)"
+    kept = f"{100 * best['test_accuracy']:.2f} % the best (epoch {best['epoch']:.0f}, {run.folder}/model.pt)"
     typer.echo(f"{last}, {kept}; {share} of {seconds:.2f} s training, without evaluation)")

@@ -25,11 +25,15 @@ _learning, _speed, _run = (partial(typer.Option, rich_help_panel=panel) for pane
 def train(
     dataset: Annotated[
         str,
-        typer.Argument(help="fashion-mnist, cifar10, rps: Rock-Paper-Scissors, or hands: the same drawn on the spot."),
+        typer.Argument(
+            help="fashion-mnist, cifar10, rps: Rock-Paper-Scissors, rps-photos, or hands: drawn on the spot."
+        ),
     ],
     model_name: Annotated[
         str | None,
-        typer.Option("--model", help="lenet, lecture-mlp, mlp3, cnn2, resnet9, ...; each data set has its own."),
+        typer.Option(
+            "--model", help="lenet, lenet-bn, lecture-mlp, mlp3, cnn2, resnet9, ...; each data set has its own."
+        ),
     ] = None,
     optimizer: Annotated[
         str,

@@ -19,7 +19,7 @@ def tune(
         list[str] | None,
         typer.Option(
             help="NAME=VALUE,VALUE,... or NAME=LOW..HIGH for optimizer, lr, momentum, weight-decay or batch-size; "
-            "repeat it for several. By default sgd,adamw over wide ranges, for grid a grid."
+            "repeat it for several. What is not named is searched too: sgd,adamw, wide ranges, in a grid a few values."
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="As in train.")] = None,

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from fusedopt.data import Augmentation, Compose, ImageData, Normalize, hold_out, make_augmentation
 from fusedopt.examples.tasks import TASKS
-from fusedopt.models import CNN2, MLP3
+from fusedopt.models import CNN2, MLP3, GarmentClassifier
 from fusedopt.training import Epoch, make_loss, make_optimizer, predict, seeded, train
 
 
@@ -74,7 +74,11 @@ RECIPES = {
         ),
     ),
     "fashion-mnist-lenet": Recipe(
-        "fashion-mnist", TASKS["fashion-mnist"].network, epochs=10, batch_size=64, max_lr=6e-3
+        "fashion-mnist",
+        lambda: GarmentClassifier(activation="gelu", normalization="batch"),
+        epochs=10,
+        batch_size=64,
+        max_lr=6e-3,
     ),
     "fashion-mnist": Recipe(
         "fashion-mnist", lambda: MLP3(activation="gelu"), epochs=10, batch_size=128, max_lr=3e-3, held_out=0.1

@@ -31,6 +31,7 @@ __all__ = [
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
+    "lenet-bn": LeNet,
     "lecture-mlp": LectureMLP,
     "mlp3": MLP3,
     "cnn2": CNN2,
@@ -38,7 +39,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet9-small": ResNet9,
     "resnet18": ResNet18,
 }
-_DEFAULTS: dict[str, dict[str, Any]] = {"cnn2": {"n_feature": 5, "p": 0.3}, "resnet9-small": {"width": 12}}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "lenet-bn": {"normalization": "batch"},
+    "cnn2": {"n_feature": 5, "p": 0.3},
+    "resnet9-small": {"width": 12},
+}
 
 
 def make_model(name: str, *, channels: int, classes: int, size: int, **options: Any) -> nn.Module:

@@ -46,6 +46,7 @@ def plot_curves(rows: Sequence[Mapping[str, float]], tested: str = "test") -> Fi
                 axes.plot(epochs, values, color=color, label=label.format(tested=tested), marker=marker, markersize=4)
                 drawn += [value for value in values if math.isfinite(value)]
         axes.set(title=title, xlabel="epoch")
+        axes.ticklabel_format(axis="y", useOffset=False)
         if drawn and 0 < 100 * min(drawn) < max(drawn):
             axes.set_yscale("log")
         elif title == "learning rate":

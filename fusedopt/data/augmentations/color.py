@@ -136,8 +136,15 @@ class GaussianBlur(ImageAugmentation):
 
 
 def blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
-    """Blurs each image [B, C, H, W] with its own Gaussian of standard deviation `sigma` [B]; mirrors at the border."""
+    """Blurs each image [B, C, H, W] with its own Gaussian of standard deviation `sigma` [B]; mirrors at the border.
+
+    Raises:
+        ValueError: the images are too small to be mirrored that far.
+    """
     radius = kernel_size // 2
+    if min(images.shape[2:]) <= radius:
+        size = "x".join(map(str, images.shape[2:]))
+        raise ValueError(f"images of {size} pixels are too small to be blurred with a kernel of {kernel_size}")
     offsets = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
     kernel = (-0.5 * (offsets / sigma[:, None]).square()).softmax(dim=1)
     kernel = kernel.repeat_interleave(images.shape[1], dim=0)[:, None]
