@@ -20,12 +20,11 @@ def data():
 
 
 def test_recipe_repeats_and_trains_on_what_is_not_held_out(data, monkeypatch):
-    seen, rates, optimizers = [], [], []
+    seen, rates = [], []
 
     def spy(model, optimizer, data, **options):
         optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
         seen.append(data)
-        optimizers.append(optimizer)
         return original(model, optimizer, data, **options)
 
     original = recipes.train
@@ -38,7 +37,7 @@ def test_recipe_repeats_and_trains_on_what_is_not_held_out(data, monkeypatch):
     assert len(rates) == 3 * 2 * 3
     assert max(rates) == pytest.approx(2e-3, rel=0.05)
     assert rates[0] == pytest.approx(2e-3 / 25)
-    assert [o.param_groups[0]["lr"] for o in optimizers] == [pytest.approx(2e-3 / 25 / 1e4)] * 3  # the cycle is over
+    assert rates[5::6] == [pytest.approx(2e-3 / 25 / 1e4)] * 3  # the cycle is over
 
 
 def test_confusion_has_a_row_for_each_class():

@@ -37,7 +37,8 @@ def draw_augmentations(load: Callable[[], ImageData], names: Sequence[str] | Non
     images, labels = data.train_images[chosen].float() / 255, data.train_labels[chosen]
     rows: list[tuple[str, Tensor, Tensor]] = [("original", images, labels)]
     for name in names:
-        augmentation = make_augmentation(name, len(data.classes))
+        options = {"size": images.shape[-1] // 2} if name == "resize" else {}  # so that there is something to see
+        augmentation = make_augmentation(name, len(data.classes), **options)
         rows.append((name, *augmentation(images, labels, torch.Generator().manual_seed(seed))))
 
     figure = Figure(figsize=(1.15 * _COLUMNS + 1.3, 1.32 * len(rows)), layout="constrained")

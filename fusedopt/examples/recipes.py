@@ -15,17 +15,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
 
 from fusedopt.data import Augmentation, Compose, ImageData, Normalize, hold_out, make_augmentation
 from fusedopt.examples.tasks import TASKS
 from fusedopt.models import CNN2, MLP3, GarmentClassifier
-from fusedopt.training import Epoch, make_loss, make_optimizer, predict, seeded, train
+from fusedopt.training import Epoch, Settings, make_loss, make_optimizer, predict, seeded, train
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: AdamW, and one cycle of the learning rate over all steps.
+    """How a network is trained: AdamW, and one cycle of learning rate and momentum over all steps.
 
     Attributes:
         dataset: a key of `TASKS`.
@@ -109,10 +108,6 @@ def run(recipe: Recipe, data: ImageData, seed: int, optimizer_name: str = "adamw
     model = seeded(recipe.model, seed)
     torch.manual_seed(seed)  # of dropout
     optimizer = make_optimizer(optimizer_name, model.parameters(), lr=recipe.max_lr)
-    steps = recipe.epochs * -(-len(data.train_labels) // recipe.batch_size)
-    # One more: it counts the rate that it sets after the last step.
-    schedule = OneCycleLR(optimizer, recipe.max_lr, total_steps=steps + 1, cycle_momentum=False)
-    optimizer.register_step_post_hook(lambda *_: schedule.step())
     epochs = train(
         model,
         optimizer,
@@ -122,6 +117,7 @@ def run(recipe: Recipe, data: ImageData, seed: int, optimizer_name: str = "adamw
         seed=seed,
         augmentation=Compose(recipe.augmentations) if recipe.augmentations else None,
         loss_fn=make_loss("cross-entropy", label_smoothing=recipe.label_smoothing),
+        settings=Settings(schedule="one-cycle"),
     )
     return Trained(list(epochs), predict(model, data.test_images, Normalize(data.train_images)))
 
