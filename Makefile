@@ -26,7 +26,7 @@ test-cpu: $(VENV)/built
 STEP_TESTS := gpu numerics contract amp clipping lamb optim_db properties regressions refusals state_dict fallback plan memory swats swats_state
 test-cuda-on-cpu: $(VENV)/ready
 	$(call copy,build/cuda_on_cpu)
-	cd build/cuda_on_cpu && FUSEDOPT_CUDA_ON_CPU=1 $(abspath $(VENV))/bin/python setup.py -q build_ext --inplace
+	cd build/cuda_on_cpu && FUSEDOPT_CUDA_ON_CPU=1 $(abspath $(VENV))/bin/python setup.py -q egg_info build_ext --inplace
 	cd build/cuda_on_cpu && PYTHONPATH=. FUSEDOPT_EXECUTOR_ORDER=7 $(abspath $(VENV))/bin/python -m pytest -n $(JOBS) -q $(STEP_TESTS:%=tests/test_%.py)
 
 # A tree of its own for another build of the extension, which would otherwise take the place of the real one.
@@ -50,7 +50,7 @@ lint: $(VENV)/ready
 
 sanitize: $(VENV)/ready
 	$(call copy,build/sanitize)
-	cd build/sanitize && FUSEDOPT_SANITIZE=1 $(abspath $(VENV))/bin/python setup.py -q build_ext --inplace
+	cd build/sanitize && FUSEDOPT_SANITIZE=1 $(abspath $(VENV))/bin/python setup.py -q egg_info build_ext --inplace
 	cd build/sanitize && \
 	    LD_PRELOAD="$$(for lib in asan ubsan stdc++; do gcc -print-file-name=lib$$lib.so; done | tr '\n' ' ')" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=. \
