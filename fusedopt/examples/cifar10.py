@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     augmentation = compose(AUGMENTATIONS, len(data.classes))
     model = seeded(lambda: ResNet9(width=WIDTH), options.seed).to(options.device)
     optimizer = fusedopt.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    settings = Settings(schedule="one-cycle", amp="bf16" if options.device.type == "cuda" else None)
+    settings = Settings(schedule="one-cycle", amp=options.amp, channels_last=True)
 
     found = find_training_lr(
         model, optimizer, data, batch_size=128, seed=options.seed, augmentation=augmentation, settings=settings
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch_size=128,
         augmentations=AUGMENTATIONS,
         schedule="one-cycle",
-        amp=settings.amp,
+        amp=options.amp,
     )
     report(run, data)
 

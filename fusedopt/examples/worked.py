@@ -30,6 +30,12 @@ class Options:
         """A GPU where there is one."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    @property
+    def amp(self) -> str | None:
+        """The precision for large networks: bfloat16 on a GPU, and on CPUs that have instructions for it."""
+        known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every PyTorch
+        return "bf16" if self.device.type == "cuda" or known.get("avx512_bf16") else None
+
 
 def read_options(description: str | None, name: str, epochs: int, arguments: Sequence[str] | None) -> Options:
     """Reads the command line of an example, with its number of epochs as the default; sets the CPU threads."""
