@@ -140,6 +140,14 @@ def test_show_augmentations_draws_a_contact_sheet(fashion, tmp_path):
 
 
 @pytest.mark.usefixtures("few_hands")
+def test_contact_sheet_shows_the_images_above_what_becomes_of_them():
+    from fusedopt.examples.contact_sheet import draw_augmentations
+
+    figure = draw_augmentations(lambda: make_hands(20, 10), ["flip", "resize"])
+    sides = [axes.images[0].get_array().shape[:2] for axes in figure.axes]
+    assert sides == [(28, 28)] * 20 + [(14, 14)] * 10
+
+
 def test_show_augmentations_names_what_is_wrong(tmp_path):
     message = plain(run("show-augmentations", "hands", "shear", code=2).stderr)
     assert "unknown augmentation 'shear'; choose from pad," in message

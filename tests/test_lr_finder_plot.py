@@ -215,7 +215,7 @@ def test_command_with_a_range_that_finds_nothing(small, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "alexnet"], "choose one of lenet, lecture-mlp"),
+        (["--model", "alexnet"], "choose one of lenet, lenet-bn"),
         (["--optimizer", "adamm"], "unknown optimizer"),
         (["--start-lr", "20"], "end_lr must be larger"),
     ],

@@ -294,6 +294,30 @@ def test_zero_grad(case: Case, set_to_none: bool) -> None:
     pair.compare()
 
 
+@pytest.mark.parametrize("reason", ["compiling", "another class"])
+def test_zero_grad_is_torchs_where_it_may_matter(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def zero_grad(opt: Optimizer, set_to_none: bool = True) -> None:
+        calls.append(opt)
+        original(opt, set_to_none)
+
+    original = Optimizer.zero_grad
+    mixin = type("Mixin", (Optimizer,), {"zero_grad": zero_grad})
+    params = make_params([(3,)])
+    set_grads(params, 0)
+    if reason == "compiling":
+        opt = fusedopt.AdamW(params)
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        monkeypatch.setattr(Optimizer, "zero_grad", zero_grad)
+        monkeypatch.setattr("fusedopt.optim._fused._torch_zero_grad", zero_grad)
+    else:
+        opt = type("Mixed", (fusedopt.AdamW, mixin), {})(params)
+    opt.zero_grad()
+    assert calls == [opt]
+    assert params[0].grad is None
+
+
 @pytest.mark.parametrize("profiled", [False, True])
 def test_zero_grad_tells_the_profiler_when_it_listens(profiled: bool) -> None:
     params = make_params([(3,)])

@@ -119,6 +119,7 @@ def test_curves_are_those_of_the_log():
     assert loss.get_legend() is None
     assert rate.get_yscale() == "log"
     assert loss.get_yscale() == "linear"
+    assert not loss.yaxis.get_major_formatter().get_useOffset()
     assert len(plot_curves([{"epoch": 1, "lr": 0.1}]).axes) == 1
     assert plot_curves([{"epoch": 1, "seconds": 2.0}]) is None
     assert plot_curves([]) is None

@@ -115,8 +115,9 @@ def test_replays_train_as_the_step_does(data, replays, names):
             order = torch.randperm(100, generator=generator)
             for index, part in zip(order.split(16), parts(100, 16, 1, ALONE), strict=True):
                 batch = data.train_images[index] / 255, data.train_labels[index]
-                results.append(step(*(augment(*batch, generator) if augment else batch), part))
-        return [(loss.item(), scores.tolist()) for loss, scores in results]  # read late, after the next replays
+                loss, scores = step(*(augment(*batch, generator) if augment else batch), part)
+                results.append((loss.item(), scores.tolist()))
+        return results
 
     expected = losses(lambda step: step)
     assert not replays

@@ -1,6 +1,7 @@
 """The progress bar: what it shows, and how rarely it looks."""
 
 import io
+import weakref
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from fusedopt.data import make_hands
 from fusedopt.training import ProgressBar, make_optimizer, train
-from fusedopt.training.metrics import Metrics, Stopwatch, count_correct
+from fusedopt.training.metrics import Metrics, Stopwatch, correct
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -67,8 +68,34 @@ def test_metrics_weigh_batches_by_their_images():
 
 def test_correct_answers_are_counted_for_labels_and_for_mixtures():
     scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
-    assert count_correct(scores, torch.tensor([1, 0, 0])) == 2
-    assert count_correct(scores, torch.tensor([[0.4, 0.6], [0.1, 0.9], [0.0, 1.0]])) == 2
+    assert correct(scores, torch.tensor([1, 0, 0])).tolist() == [True, True, False]
+    assert correct(scores, torch.tensor([[0.4, 0.6], [0.1, 0.9], [0.0, 1.0]])).tolist() == [True, False, True]
+
+
+def test_metrics_keep_nothing_that_the_next_batch_overwrites():
+    metrics, loss = Metrics(CPU, 6), torch.tensor(1.0, dtype=torch.float64)
+    scores, targets = torch.eye(2), torch.arange(2)
+    metrics.add(loss, scores, targets, 2)
+    loss.fill_(9)
+    scores.copy_(scores.flip(0))
+    metrics.add(loss, scores, targets, 2)
+    targets.copy_(targets.flip(0))
+    metrics.add(loss, scores, F.one_hot(targets, 2).float(), 2)  # mixed images after plain ones
+    assert (metrics.loss, metrics.accuracy) == (19 / 3, 4 / 6)
+
+
+def test_metrics_hold_few_batches():
+    metrics = Metrics(CPU, 1000)
+    kept = [weakref.ref(scores) for scores in _added(metrics, 1000)]
+    assert not any(reference() is not None for reference in kept)
+    assert len(metrics._uncounted) < 64
+
+
+def _added(metrics, count):
+    for _ in range(count):
+        scores = torch.eye(1)
+        metrics.add(torch.tensor(1.0), scores, torch.zeros(1, dtype=torch.long), 1)
+        yield scores
 
 
 def test_the_stopwatch_adds_up_and_starts_anew(monkeypatch):

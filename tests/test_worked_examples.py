@@ -26,6 +26,16 @@ def images(channels, size, classes):
     return ImageData("drawn", tuple(f"class {i}" for i in range(classes)), parts[0], labels[0], parts[1], labels[1])
 
 
+def train_in_bf16(train):
+    """Checks what the CIFAR-10 example trains with."""
+
+    def spy(model, *arguments, settings, **options):
+        assert (settings.amp, settings.channels_last, settings.schedule) == ("bf16", True, "one-cycle")
+        return train(model, *arguments, settings=settings, **options)
+
+    return spy
+
+
 @pytest.mark.parametrize(
     ("name", "channels", "size", "classes"), [("fashion_mnist", 1, 28, 10), ("rps", 3, 28, 3), ("cifar10", 3, 32, 10)]
 )
@@ -37,6 +47,8 @@ def test_example_trains_and_reports(name, channels, size, classes, tmp_path, mon
     monkeypatch.setattr(example, f"load_{name}", lambda *_, **__: data)
     if name == "cifar10":
         monkeypatch.setattr(example, "WIDTH", 4)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+        monkeypatch.setattr(example, "train", train_in_bf16(example.train))
     example.main(["--epochs", "4", "--threads", "1", "--seed", "3", "--out", str(tmp_path / "run")])
     printed = capsys.readouterr().out
     assert "top accuracy" in printed
@@ -51,6 +63,7 @@ def test_example_trains_and_reports(name, channels, size, classes, tmp_path, mon
         assert history.steps == [0, 10]
         assert list(history.gradients) == ["conv1.weight", "conv1.bias"]
     if name == "cifar10":
+        assert (run.config.amp, run.config.settings) == ("bf16", {"channels_last": True})
         suggested = run.config.optimizer_options["lr"]
         assert f"the finder suggests a learning rate of {suggested:.2g}" in printed
         assert 0 < run.rows[0]["lr"] <= suggested
@@ -61,6 +74,7 @@ def test_lecture_sweep_trains_every_variant(monkeypatch, capsys):
 
     def spy(model, optimizer, data, **options):
         seen.append((model, optimizer.param_groups[0]["lr"], len(data.train_labels)))
+        assert options["settings"].schedule == "cosine"
         return original(model, optimizer, data, **options)
 
     original = lecture_mlp.train
@@ -81,4 +95,8 @@ def test_lecture_sweep_trains_every_variant(monkeypatch, capsys):
     assert first[1].mean().item() == pytest.approx(0.5, abs=0.02)
     assert first[4].std().item() == pytest.approx((2 / 784) ** 0.5, rel=0.05)
     assert [len(p) for p in first] == [75] * 9 + [1000]
-    assert [layer.p for layer in seen[16][0].modules() if isinstance(layer, nn.Dropout)] == [0.5, 0.3, 0.2]
+    dropping = seen[16][0]
+    assert [layer.p for layer in dropping.modules() if isinstance(layer, nn.Dropout)] == [0.5, 0.3, 0.2]
+    torch.manual_seed(12345)
+    lecture_mlp.run(list(lecture_mlp.VARIANTS.values())[8], data, 0)
+    assert all(map(torch.equal, dropping.parameters(), seen[-1][0].parameters()))

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 import fusedopt
 from fusedopt.data import compose, load_cifar10
 from fusedopt.examples.worked import log_training, read_options, report
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(__doc__, "cifar10", 24, arguments)
     data = load_cifar10(options.data_dir, notify=print)
     augmentation = compose(AUGMENTATIONS, len(data.classes))
-    model = seeded(lambda: ResNet9(width=WIDTH), options.seed).to(options.device)
+    model = seeded(lambda: ResNet9(width=WIDTH), options.seed).to(options.device).to(memory_format=torch.channels_last)
     optimizer = fusedopt.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     settings = Settings(schedule="one-cycle", amp=options.amp, channels_last=True)
 
@@ -61,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         augmentations=AUGMENTATIONS,
         schedule="one-cycle",
         amp=options.amp,
+        settings={"channels_last": True},
     )
     report(run, data)
 

@@ -24,10 +24,11 @@ class LeNet(nn.Module):
 
     Args:
         channels, classes, size: of the images, and how many scores there are.
-        activation, normalization: names in `blocks`; a normalization comes before each activation.
+        activation, normalization: names in `blocks`; a normalization comes before each activation, also of the linear
+            layers, which `instance` does not fit.
 
     Raises:
-        ValueError: the images are too small, or a name is unknown.
+        ValueError: the images are too small, or a name is unknown or does not fit.
     """
 
     def __init__(

@@ -39,9 +39,9 @@ class MLP(nn.Module):
         if len(sizes) < 2:
             raise ValueError(f"an MLP needs the sizes of its input and of its scores, not {list(sizes)}")
         hidden = len(sizes) - 2
-        shares = dropout if isinstance(dropout, Sequence) else [dropout] * hidden
+        shares = [dropout] * hidden if isinstance(dropout, float | int) else list(dropout)
         if len(shares) != hidden:
-            raise ValueError(f"{hidden} hidden layers need as many shares of dropout, not {list(shares)}")
+            raise ValueError(f"{hidden} hidden layers need as many shares of dropout, not {shares}")
         layers: list[nn.Module] = [nn.Flatten()]
         for (fan_in, fan_out), share in zip(pairwise(sizes[:-1]), shares, strict=True):
             layers += [

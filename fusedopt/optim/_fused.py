@@ -166,8 +166,14 @@ class FusedStep(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, which spends most of its time on telling the profiler: here it is told only when it listens."""
-        if torch.compiler.is_compiling() or torch.autograd._profiler_enabled() or not set_to_none:  # type: ignore[attr-defined]
-            super().zero_grad(set_to_none)
+        inherited = super().zero_grad
+        if (
+            not set_to_none
+            or inherited.__func__ is not _torch_zero_grad  # type: ignore[attr-defined]
+            or torch.compiler.is_compiling()
+            or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+        ):
+            inherited(set_to_none)
             return
         for group in self.param_groups:
             for p in group["params"]:
@@ -288,5 +294,6 @@ def _refuse_group_norm(group: dict[str, Any]) -> None:
 
 
 FusedStep.step.__signature__ = inspect.signature(FusedStep._step)  # type: ignore[attr-defined]
+_torch_zero_grad = Optimizer.zero_grad
 _hooked_step = Optimizer.profile_hook_step(FusedStep._step)
 _uncompiled_step = torch._disable_dynamo(FusedStep.step)  # type: ignore[attr-defined]

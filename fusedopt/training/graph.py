@@ -58,7 +58,7 @@ class GraphedStep:
         self._outputs: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, images: Tensor, targets: Tensor, part: Part) -> Outputs:
-        """As `Step`."""
+        """As `Step`; after the capture what is returned is overwritten by the next batch."""
         with torch.cuda.device_of(images):  # type: ignore[no-untyped-call]
             return self._train(images, targets, part)
 
@@ -80,8 +80,7 @@ class GraphedStep:
             self._step.optimizer.zero_grad(set_to_none=True)  # the backward pass makes gradients in the graph's memory
             self._replay, self._outputs = capture(lambda: self._step(fixed_images, fixed_targets, part))
         self._replay()
-        loss, scores = self._outputs
-        return loss.clone(), scores.clone()  # the next batch overwrites them
+        return self._outputs
 
 
 def on_side_stream(run: Callable[[], Outputs]) -> Outputs:

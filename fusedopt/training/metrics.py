@@ -14,19 +14,19 @@ from fusedopt.training.distributed import World
 _AT_ONCE = 32  # batches
 
 
-def count_correct(scores: Tensor, targets: Tensor) -> Tensor:
-    """Returns how many of the scores [N, classes] are highest at the target, labels [N] or probabilities [N, classes].
+def correct(scores: Tensor, targets: Tensor) -> Tensor:
+    """Returns which of the scores [N, classes] are highest at the target, labels [N] or probabilities [N, classes].
 
-    An int64 scalar on the device.
+    Bool [N] on the device.
     """
     labels = targets if targets.dim() == 1 else targets.argmax(dim=1)
-    return (scores.argmax(dim=1) == labels).sum()
+    return scores.argmax(dim=1) == labels
 
 
 class Metrics:
     """Mean loss and accuracy over images; only reading them waits for the device.
 
-    Batches are counted some at a time: the handful of small operations costs as much for one as for many.
+    Batches are added up some at a time: the small operations cost as much for one as for many.
 
     Args:
         device: where losses and counts come from.
@@ -38,7 +38,7 @@ class Metrics:
 
     def __init__(self, device: torch.device, total: int) -> None:
         self.total, self.images = total, 0
-        self._uncounted: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        self._uncounted: list[tuple[int, Tensor, Tensor]] = []
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -53,15 +53,16 @@ class Metrics:
         """
         if images:
             self.images += images
-            self._uncounted.append((images, loss, scores, targets))
+            # Both in memory of their own: what is given may be overwritten by the next batch, as a CUDA graph does.
+            self._uncounted.append((images, loss.to(torch.float64, copy=True), correct(scores, targets)))
             if len(self._uncounted) == _AT_ONCE:
                 self._count()
 
     def _count(self) -> None:
         for images, batches in groupby(self._uncounted, key=lambda batch: batch[0]):
-            _, losses, scores, targets = zip(*batches, strict=True)
-            self._loss += torch.stack(losses).double().sum() * images
-            self._correct += count_correct(torch.cat(scores), torch.cat(targets))
+            _, losses, right = zip(*batches, strict=True)
+            self._loss += torch.stack(losses).sum() * images
+            self._correct += torch.cat(right).sum()
         self._uncounted.clear()
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,7 +11,10 @@ import torch
 @contextmanager
 def without_onednn() -> Iterator[None]:
     """Lets PyTorch's own kernels do on the CPU what oneDNN would do."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")  # which nobody asked for
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
+    # Not torch.backends.mkldnn.flags, which sets precision and determinism too, and warns of TF32.
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -27,13 +24,12 @@ class Precision:
         self._dtype, self._device, self._cache = DTYPES[name] if name else None, device, cache
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._dtype is None:
-            return nullcontext()
-        return torch.autocast(self._device.type, self._dtype, cache_enabled=self._cache)
-
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Returns the scores for a batch of images: 16-bit ones as float32, so that the loss is computed in it."""
-        with self._autocast():
-            scores: Tensor = model(images)
-        return scores if self._dtype is None else scores.float()
+        scores: Tensor
+        if self._dtype is None:
+            scores = model(images)
+            return scores
+        with torch.autocast(self._device.type, self._dtype, cache_enabled=self._cache):
+            scores = model(images)
+        return scores.float()

@@ -38,26 +38,29 @@ class Step:
     ) -> None:
         self.model, self.optimizer, self.loss_fn, self.precision = model, optimizer, loss_fn, precision
         self.max_grad_norm, self.stopwatch = max_grad_norm, stopwatch or nullcontext()
+        self._distributed = isinstance(model, DistributedDataParallel)
+        self._scaled = precision.scaler.is_enabled()
 
     def __call__(self, images: Tensor, targets: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """Trains on a batch; returns its mean loss and its scores [B, classes], without gradients."""
         if part.first:
             self.optimizer.zero_grad()
-        with self._local_gradients(part):
-            scores = self.precision(self.model, images)
-            loss = self.loss_fn(scores, targets)
-            # Not multiplied by 1, which would cost an operation forwards and one backwards.
-            weighted = loss if part.weight == 1 else loss * part.weight
-            torch.autograd.backward(self.precision.scaler.scale(weighted))
+        if self._distributed and not part.last:  # gradients travel between processes once per step: with its last batch
+            with self.model.no_sync():  # type: ignore[operator]
+                loss, scores = self._gradients(images, targets, part)
+        else:
+            loss, scores = self._gradients(images, targets, part)
         if part.last:
             self._update()
         return loss.detach(), scores.detach()
 
-    def _local_gradients(self, part: Part) -> AbstractContextManager[Any]:
-        """Gradients travel between processes once per step: with its last batch."""
-        if part.last or not isinstance(self.model, DistributedDataParallel):
-            return nullcontext()
-        return self.model.no_sync()
+    def _gradients(self, images: Tensor, targets: Tensor, part: Part) -> tuple[Tensor, Tensor]:
+        scores = self.precision(self.model, images)
+        loss = self.loss_fn(scores, targets)
+        # Not multiplied by 1, which would cost an operation forwards and one backwards.
+        weighted = loss if part.weight == 1 else loss * part.weight
+        torch.autograd.backward(self.precision.scaler.scale(weighted) if self._scaled else weighted)
+        return loss, scores
 
     def _update(self) -> None:
         scaler = self.precision.scaler
@@ -65,5 +68,8 @@ class Step:
             scaler.unscale_(self.optimizer)
             clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.max_grad_norm)
         with self.stopwatch:
-            scaler.step(self.optimizer)
+            if self._scaled:
+                scaler.step(self.optimizer)
+            else:
+                self.optimizer.step()
         scaler.update()
