@@ -4,7 +4,14 @@ import os
 import platform
 from pathlib import Path
 
+from setuptools import __version__ as setuptools_version
 from setuptools import setup
+
+# What [build-system] asks for does not count without build isolation, and an older one cannot read pyproject.toml.
+if int(setuptools_version.partition(".")[0]) < 77:
+    raise SystemExit(
+        f"fusedopt needs setuptools 77 or later to build, not {setuptools_version}: pip install -U setuptools"
+    )
 
 # torch takes the folder above an nvcc on the PATH, which may be a wrapper without a toolkit around it.
 if "CUDA_HOME" not in os.environ and Path("/usr/local/cuda/bin/nvcc").exists():
