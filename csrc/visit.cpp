@@ -1,4 +1,5 @@
 // What the plan's walk does at one parameter.
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
