@@ -177,7 +177,16 @@ def test_groups_with_their_own_options(case: Case) -> None:
     for opt, params in pair:
         params += make_params([(6,), (2, 3)])
         opt.add_param_group({"params": params[1:], "lr": 0.3, "weight_decay": 0.4})
-    for i in range(1, 4):
+        set_grads(params, 1)
+    try:
+        pair.theirs.step()
+    except KeyError:  # PyTorch 2.11's Adagrad has no state for a group that comes later
+        with pytest.raises(KeyError, match="sum"):
+            pair.ours.step()
+        return
+    pair.ours.step()
+    pair.compare()
+    for i in range(2, 4):
         pair.step(i)
     assert [e.group for e in pair.ours.explain()] == [0, 1, 1]
 
