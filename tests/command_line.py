@@ -25,6 +25,11 @@ def run(*arguments: Any, code: int = 0) -> Any:
     return result
 
 
+def train(fashion: Path, *arguments: Any, code: int = 0) -> Any:
+    """Runs `fusedopt train` on the small Fashion-MNIST, without a report."""
+    return run("train", "fashion-mnist", "--data-dir", fashion, "--device", "cpu", "--no-report", *arguments, code=code)
+
+
 def plain(text: str) -> str:
     """Undoes the box, the colours and the line breaks of a usage error."""
     return " ".join(re.sub(r"\x1b\[[\d;]*m|[│╭╮╰╯─]", " ", text).split())

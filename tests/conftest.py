@@ -1,6 +1,7 @@
 """What all tests share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import gpu
 import pytest
@@ -49,3 +50,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a small data set; the run folders come beside it."""
+    from command_line import write_fashion  # which needs typer
+
+    write_fashion(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from command_line import plain, run, write_fashion
+from command_line import plain, run, train
 
 from fusedopt import History
 from fusedopt.data import load_fashion_mnist
@@ -15,18 +15,6 @@ from fusedopt.training import RunFolder, make_optimizer, seeded
 from fusedopt.training import train as train_loop
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def fashion(tmp_path, monkeypatch):
-    """A folder with a small data set; the run folders come beside it."""
-    write_fashion(tmp_path, monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def train(fashion, *arguments, code=0):
-    return run("train", "fashion-mnist", "--data-dir", fashion, "--device", "cpu", "--no-report", *arguments, code=code)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb", "torch.sgd"])

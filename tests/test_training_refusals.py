@@ -6,25 +6,17 @@ import json
 import os
 import shutil
 
+import command_line
 import pytest
-from command_line import plain, run, write_fashion
+from command_line import plain
 
 from fusedopt.training import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def fashion(tmp_path, monkeypatch):
-    """A folder with a small data set; the run folders come beside it."""
-    write_fashion(tmp_path, monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def train(fashion, *arguments, code=0):
-    options = ("--data-dir", fashion, "--device", "cpu", "--no-report", "--batch-size", 100, "--out", "run")
-    return run("train", "fashion-mnist", *options, *arguments, code=code)
+    return command_line.train(fashion, "--batch-size", 100, "--out", "run", *arguments, code=code)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import plain, run, write_fashion
+from command_line import plain, train
 
 from fusedopt.data import hold_out, load_fashion_mnist
 from fusedopt.models import GarmentClassifier
@@ -16,18 +16,6 @@ from fusedopt.training.auto_lr import find_training_lr
 from fusedopt.training.early_stopping import EarlyStopping
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def fashion(tmp_path, monkeypatch):
-    """A folder with a small data set; the run folders come beside it."""
-    write_fashion(tmp_path, monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def train(fashion, *arguments, code=0):
-    return run("train", "fashion-mnist", "--data-dir", fashion, "--device", "cpu", "--no-report", *arguments, code=code)
 
 
 def outcome(folder):
