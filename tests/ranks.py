@@ -1,11 +1,15 @@
 """Processes that train together over gloo, each of them the test file itself, run as a script."""
 
+import atexit
+import datetime
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 import fusedopt
 
@@ -29,3 +33,16 @@ def run_ranks(script, folder, world):
             process.kill()
     assert codes == [0] * world
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+@contextmanager
+def gloo_group(rank, folder, world):
+    """Joins the ranks in such a script."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60))
+    atexit.register(lambda group: None, dist.group.WORLD)  # see fusedopt.training.distributed.process_group
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

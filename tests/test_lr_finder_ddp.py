@@ -1,13 +1,12 @@
 """Two processes of DistributedDataParallel over gloo: one curve, one suggestion, and everything put back on both."""
 
-import datetime
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
+from ranks import gloo_group, run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -44,10 +43,7 @@ def _make(rank):
 
 
 def _worker(rank, folder):
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), WORLD)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=60))
-    try:
+    with gloo_group(rank, folder, WORLD):
         model, optimizer, loader = _make(rank)
         undisturbed = _train(model, optimizer, loader)
 
@@ -79,8 +75,6 @@ def _worker(rank, folder):
             },
             folder / f"{rank}.pt",
         )
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

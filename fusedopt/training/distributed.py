@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -156,6 +157,9 @@ def process_group(device: torch.device) -> Iterator[World]:
         dist.init_process_group("nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
+        # Whoever lets go of the group last waits for its threads, which may wait for the GIL to free a tensor. Python
+        # gives the GIL up for that, a DistributedDataParallel with PyTorch 2.13 does not: Python has to be the last.
+        atexit.register(lambda group: None, dist.group.WORLD)
     try:
         yield World.joined()
     except MainFailedError as error:
