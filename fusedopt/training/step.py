@@ -39,7 +39,6 @@ class Step:
         self.model, self.optimizer, self.loss_fn, self.precision = model, optimizer, loss_fn, precision
         self.max_grad_norm, self.stopwatch = max_grad_norm, stopwatch or nullcontext()
         self._distributed = isinstance(model, DistributedDataParallel)
-        self._scaled = precision.scaler.is_enabled()
 
     def __call__(self, images: Tensor, targets: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """Trains on a batch; returns its mean loss and its scores [B, classes], without gradients."""
@@ -59,7 +58,7 @@ class Step:
         loss = self.loss_fn(scores, targets)
         # Not multiplied by 1, which would cost an operation forwards and one backwards.
         weighted = loss if part.weight == 1 else loss * part.weight
-        torch.autograd.backward(self.precision.scaler.scale(weighted) if self._scaled else weighted)
+        torch.autograd.backward(self.precision.scaler.scale(weighted))
         return loss, scores
 
     def _update(self) -> None:
@@ -68,8 +67,5 @@ class Step:
             scaler.unscale_(self.optimizer)
             clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.max_grad_norm)
         with self.stopwatch:
-            if self._scaled:
-                scaler.step(self.optimizer)
-            else:
-                self.optimizer.step()
+            scaler.step(self.optimizer)
         scaler.update()
