@@ -47,7 +47,7 @@ def save(path: Path, kind: str, content: Any) -> None:
     if foreign:
         reason = f"its content has {', '.join(sorted(foreign))}, which loading refuses because it could run code"
         raise FileError(f"{path}: not written, as {reason}; make it a tensor or a plain number, string, list or dict")
-    head, payload = _head(kind), buffer.getbuffer()
+    head, payload = _head(kind), buffer.getvalue()
     digest = hashlib.sha256(head)
     digest.update(payload)
     write(path, head, payload, digest.digest())
@@ -87,7 +87,7 @@ def load(path: Path, kind: str) -> Any:
         raise FileError(f"{path}: not a fusedopt {kind} in spite of its checksum; do not trust it") from error
 
 
-def write(path: Path, *parts: bytes | memoryview) -> None:
+def write(path: Path, *parts: bytes) -> None:
     """Writes a file as `write_durably` does, and says in one line why where it cannot.
 
     Raises:
@@ -99,7 +99,7 @@ def write(path: Path, *parts: bytes | memoryview) -> None:
         raise FileError(f"{path}: cannot be written ({_reason(error)}); {_advice(error)}") from error
 
 
-def write_durably(path: Path, *parts: bytes | memoryview) -> None:
+def write_durably(path: Path, *parts: bytes) -> None:
     """Writes a file that survives a crash at any moment: `path` holds what it held before, or all of the new content.
 
     The bytes go to `.<name>.partial` beside it, which is flushed to the disk and renamed; then the folder is flushed.

@@ -65,9 +65,11 @@ def export_pt2(run: RunFolder, path: Path, dtype: torch.dtype = torch.uint8) -> 
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={"classes.json": _classes(run)})
     buffer.seek(0)
-    exported = torch.export.load(buffer).module()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # PyTorch 2.11's, of its own buffer
+        exported = torch.export.load(buffer).module()
     difference = _check(run, path, dtype, lambda images: exported(images))
-    files.write(path, buffer.getbuffer())
+    files.write(path, buffer.getvalue())
     return difference
 
 

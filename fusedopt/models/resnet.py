@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fusedopt.models.blocks import initialize, make_activation, make_dropout, make_normalization
 
@@ -84,13 +85,15 @@ class ResNet9(nn.Module):
             nn.Sequential(make.block(2 * width, 4 * width, pool=True), make_dropout(dropout, p)),
             nn.Sequential(make.block(4 * width, 8 * width, pool=True), residual(8 * width), make_dropout(dropout, p)),
         )
-        self.pool = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
         self.classifier = nn.Linear(8 * width, classes)
         initialize(self, initialization)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns scores [N, classes]."""
-        scores: Tensor = self.scale * self.classifier(self.pool(self.stages(self.prepare(images))))
+        features = self.stages(self.prepare(images))
+        # The largest of each map; adaptive pooling is unknown to the ONNX export of PyTorch 2.11.
+        largest = F.max_pool2d(features, features.shape[2:]).flatten(1)
+        scores: Tensor = self.scale * self.classifier(largest)
         return scores
 
 

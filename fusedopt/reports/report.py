@@ -29,7 +29,7 @@ def write_picture(figure: Figure, path: Path) -> None:
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=_DPI, format="png")
-    files.write(path, buffer.getbuffer())
+    files.write(path, buffer.getvalue())
 
 
 def write_report(run: RunFolder, data: ImageData) -> Path:
