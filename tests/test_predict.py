@@ -105,6 +105,18 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
     assert read_image(path, 3, 2)[2].tolist() == [[0, 100], [200, 255]]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_thirty_two_bits_are_refused_as_their_range_is_unknown(tmp_path, dtype):
+    path = saved(tmp_path, np.full((2, 2), 255, dtype=dtype), name="image.tiff")
+    with pytest.raises(DataError, match=r"image.tiff: cannot be read .*32 bits per channel, of unknown range"):
+        read_image(path, 1, 2)
+
+
+def test_large_photographs_are_read_without_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3)  # warns above it, refuses above twice as many
+    assert read_image(saved(tmp_path, np.full((2, 2), 9, dtype=np.uint8)), 1, 2).unique().tolist() == [9]
+
+
 def test_photographs_are_turned_upright(tmp_path):
     array = np.zeros((4, 4, 3), dtype=np.uint8)
     array[:2] = 255

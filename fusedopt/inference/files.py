@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _MODES = {1: "L", 3: "RGB"}  # by the number of channels
+_SHORT = ("PNG", "PPM")  # formats whose mode "I" are 16 bits
 
 
 class Prediction(NamedTuple):
@@ -51,15 +52,18 @@ def read_image(path: Path, channels: int, size: int) -> Tensor:
         uint8 [channels, size, size].
 
     Raises:
-        DataError: the file is missing or damaged, or no image.
+        DataError: the file is missing or damaged, no image, or one of 32 bits per channel, whose range is unknown.
         ModuleNotFoundError: Pillow is not installed.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings(), Image.open(path) as file:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large photographs; larger ones are errors
-            image = _flat(ImageOps.exif_transpose(file)).convert(_MODES[channels])
+            with Image.open(path) as file:
+                if file.mode == "F" or (file.mode == "I" and file.format not in _SHORT):
+                    raise ValueError("32 bits per channel, of unknown range; save it with 8 or 16")
+                image = _flat(ImageOps.exif_transpose(file)).convert(_MODES[channels])
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: not an image that Pillow can read; name an image file") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
@@ -74,7 +78,7 @@ def _flat(image: Image.Image) -> Image.Image:
     """An image of 8 bits per channel without transparency."""
     from PIL import Image
 
-    if image.mode.startswith(("I", "F")):  # 16 bits, which Pillow would clip to 8
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
         values = np.asarray(image, dtype=np.float64)
         return Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
