@@ -160,7 +160,7 @@ def show_augmentations(
 @app.command()
 def plot_schedule(
     names: Annotated[list[str], typer.Argument(help="one-cycle, cosine, warmup-stable-decay, ...; `all`, `ours`.")],
-    steps: Annotated[int, typer.Option(min=2, help="Length of the run.")] = 32,
+    steps: Annotated[int, typer.Option(min=2, max=1_000_000, help="Length of the run.")] = 32,
     max_lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-3,
     min_lr: Annotated[float | None, typer.Option(help="The lowest, where there is one; a tenth by default.")] = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("schedule.png"),

@@ -49,6 +49,7 @@ def tune(
     with _one_line_errors():
         from fusedopt.data import hold_out
         from fusedopt.examples.tasks import find_task
+        from fusedopt.training.run import make_folder
         from fusedopt.tuning import METHODS, Search, finished, make_space, open_study, run
 
         def note(line: str) -> None:
@@ -68,6 +69,8 @@ def tune(
             data = hold_out(find_task(dataset).load(data_dir, note), held_out)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
+        if out is not None:
+            make_folder(out)
         with open_study(search, study) as kept:
             if finished(kept):
                 note(f"{study} holds {finished(kept)} finished trials")
