@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import plain, train
+from command_line import plain, run, train
 
 from fusedopt.data import hold_out, load_fashion_mnist
 from fusedopt.models import GarmentClassifier
@@ -117,6 +117,22 @@ def test_a_run_resumes_with_the_same_options_only(fashion, options, reason):
     (line,) = train(fashion, *usual, *options, "--resume", code=1).stderr.splitlines()
     assert line == f"fusedopt: run: holds another run ({reason}); give the same options, or another folder"
     assert (fashion / "run" / "config.json").read_bytes() == config
+
+
+def test_resuming_before_the_first_epoch_says_so(fashion):
+    output = train(fashion, "--epochs", 1, "--out", "run", "--resume").stdout
+    assert "run has no finished epoch to go on from; starting with the first\n" in output
+    assert "no finished epoch" not in train(fashion, "--epochs", 2, "--out", "run", "--resume").stdout
+
+
+def test_a_diverged_run_is_an_error(fashion):
+    options = ("--epochs", 2, "--optimizer", "sgd", "--lr", 1e30, "--out", "run")
+    (line,) = train(fashion, *options, code=1).stderr.splitlines()
+    assert line == "fusedopt: the loss is not finite since epoch 1; train again with a lower --lr"
+    for command in (["report", "--data-dir", fashion], ["explain", "--data-dir", fashion], ["export"]):
+        (line,) = run(*command, "run", code=1).stderr.splitlines()
+        message = "its weights are not finite, the training diverged; train with a lower --lr"
+        assert line == f"fusedopt: run/model.pt: {message}"
 
 
 def test_resume_needs_a_folder(fashion):

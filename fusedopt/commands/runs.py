@@ -51,6 +51,10 @@ def conclude(
         else:
             typer.echo(f"{run.folder} holds all of the {done} epochs; give a larger --epochs to train on")
         return
+    if not math.isfinite(results[-1].train_loss):
+        since = next(row["epoch"] for row in run.rows if not math.isfinite(row["train_loss"]))
+        typer.echo(f"fusedopt: the loss is not finite since epoch {since}; train again with a lower --lr", err=True)
+        raise typer.Exit(1)
     best = max(run.rows, key=lambda row: row["test_accuracy"])
     if results[-1].number < config.epochs:
         say(f"stopped after epoch {results[-1].number}: none better since epoch {best['epoch']:.0f}")

@@ -253,6 +253,8 @@ def train(
                     run.save_config()
             if 0 < done < epochs:
                 say(f"going on after epoch {done} of {epochs}")
+            elif resume and not done:
+                say(f"{folder} has no finished epoch to go on from; starting with the first")
             results = []
             try:
                 with capture(model) if record else nullcontext() as history:
@@ -266,7 +268,8 @@ def train(
                 typer.echo(f"fusedopt: {error}", err=True)
                 raise typer.Exit(1) from error
             except KeyboardInterrupt as error:
-                typer.echo(f"fusedopt: interrupted; go on with --out {folder} --resume", err=True)
+                if world.main:
+                    typer.echo(f"fusedopt: interrupted; go on with --out {folder} --resume", err=True)
                 raise typer.Exit(130) from error
             finally:
                 if events is not None:

@@ -143,7 +143,8 @@ class RunFolder:
         """Returns the trained network, on the CPU and in evaluation mode.
 
         Raises:
-            FileError: the run has no weights, they are damaged, or of another network than the configuration's.
+            FileError: the run has no weights, they are damaged, not finite, or of another network than the
+                configuration's.
         """
         path, config = self.folder / _MODEL, self.config
         if not path.is_file():
@@ -164,6 +165,8 @@ class RunFolder:
         except (ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise FileError(f"{path}: not of the network in {_CONFIG} ({reason}); restore both files") from error
+        if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+            raise FileError(f"{path}: its weights are not finite, the training diverged; train with a lower --lr")
         return model.eval()
 
     def load_data(self, data_dir: Path | None = None, notify: Callable[[str], None] = print) -> ImageData:
@@ -185,7 +188,9 @@ class RunFolder:
             raise DataError(f"{self.folder}: {error}") from error
         found = (data.classes, *data.train_images.shape[1:])
         if found != (config.classes, config.channels, config.size, config.size):
-            raise DataError(f"{config.dataset}: has other classes or images than those of the run in {self.folder}")
+            raise DataError(
+                f"{config.dataset}: has other classes or images than those of the run in {self.folder}; restore that"
+            )
         return data if config.held_out is None else hold_out(data, config.held_out)
 
     @property
