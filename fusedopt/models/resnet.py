@@ -91,7 +91,7 @@ class ResNet9(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Returns scores [N, classes]."""
         features = self.stages(self.prepare(images))
-        # The largest of each map; adaptive pooling is unknown to the ONNX export of PyTorch 2.11.
+        # Adaptive pooling is refused by --deterministic on a GPU, and by the ONNX export of PyTorch 2.11.
         largest = F.max_pool2d(features, features.shape[2:]).flatten(1)
         scores: Tensor = self.scale * self.classifier(largest)
         return scores

@@ -189,7 +189,7 @@ class RunFolder:
         found = (data.classes, *data.train_images.shape[1:])
         if found != (config.classes, config.channels, config.size, config.size):
             raise DataError(
-                f"{config.dataset}: has other classes or images than those of the run in {self.folder}; restore that"
+                f"{config.dataset}: has other classes or images than those of the run in {self.folder}; restore either"
             )
         return data if config.held_out is None else hold_out(data, config.held_out)
 
