@@ -6,14 +6,14 @@ import signal
 import struct
 import subprocess
 import sys
+from functools import partial
 
+import command_line
 import pytest
 import torch
-from typer.testing import CliRunner
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 
-from fusedopt import cli  # noqa: E402
 from fusedopt.data import hold_out, make_hands  # noqa: E402
 from fusedopt.examples.tasks import TASKS, Task  # noqa: E402
 from fusedopt.files import FileError  # noqa: E402
@@ -195,10 +195,7 @@ def test_bad_spaces_are_refused(texts, grid, message):
         make_space(texts, grid=grid)
 
 
-def command(*arguments, code=0):
-    result = CliRunner().invoke(cli.app, ["tune", *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    return result
+command = partial(command_line.run, "tune")
 
 
 @pytest.fixture
@@ -220,7 +217,7 @@ def test_command_prints_a_training_that_gives_the_same_accuracy(tmp_path):
     assert all(float(number) == float(f"{float(number):.3g}") for number in numbers)
     assert lines[4] == f"fusedopt train hands {best.split(': ')[2]} --epochs 3 --seed 4"
     arguments = [*lines[4].split()[1:], "--held-out", "0.2", "--quiet"]
-    assert CliRunner().invoke(cli.app, arguments).stdout.startswith(accuracy[1])
+    assert command_line.run(*arguments).stdout.startswith(accuracy[1])
     names = ["history", "slices", "epochs", "importances"]
     assert lines[5] == "pictures: " + ", ".join(str(tmp_path / "out" / f"{name}.png") for name in names)
     for name in names:
@@ -251,8 +248,7 @@ def test_command_says_what_is_wrong(tmp_path, monkeypatch):
         ("mnist",): "unknown data set 'mnist'",
         ("hands", "--model", "vgg"): "unknown model 'vgg'",
     }.items():
-        error = command(*arguments, code=2).stderr
-        assert message in " ".join(re.sub(r"\x1b\[[\d;]*m|[│╭╮╰╯─]", " ", error).split())
+        assert message in command_line.plain(command(*arguments, code=2).stderr)
     (tmp_path / "file").write_bytes(b"")
     result = command("hands", "--trials", 1, "--epochs", 1, "--out", tmp_path / "file", code=1)
     assert result.stderr == f"fusedopt: {tmp_path}/file: cannot be made (File exists); name another folder\n"
