@@ -1,6 +1,5 @@
 """Processes that train together over gloo, each of them the test file itself, run as a script."""
 
-import atexit
 import datetime
 import os
 import subprocess
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 import fusedopt
+from fusedopt.training.distributed import join_gloo
 
 
 def environment():
@@ -40,8 +40,7 @@ def gloo_group(rank, folder, world):
     """Joins the ranks in such a script."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60))
-    atexit.register(lambda group: None, dist.group.WORLD)  # see fusedopt.training.distributed.process_group
+    join_gloo(store=store, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60))
     try:
         yield
     finally:

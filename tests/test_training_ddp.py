@@ -169,7 +169,7 @@ def test_one_process_says_why_and_all_end(tmp_path, options, message):
 
 
 def test_leaving_the_group_does_not_hang():
-    # With PyTorch 2.13 a network that outlives its group hung in one of 15 tries, see process_group.
+    # With PyTorch 2.13 a network that outlives its group hung in one of 15 tries, see join_gloo.
     ranks = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "1"}
     subprocess.run([sys.executable, __file__, "leave"], env=environment() | ranks, timeout=120, check=True)
 

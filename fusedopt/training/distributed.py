@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -141,6 +141,14 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def join_gloo(**options: Any) -> None:
+    """Joins the other processes over gloo, with the options of `torch.distributed.init_process_group`."""
+    dist.init_process_group("gloo", **options)
+    # Whoever lets go of the group last waits for its threads, which may wait for the GIL to free a tensor. Python gives
+    # the GIL up for that, a DistributedDataParallel with PyTorch 2.13 does not: Python has to be the last.
+    atexit.register(lambda group: None, dist.group.WORLD)
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[World]:
     """Joins the other processes where `torchrun` started this one, until the end of the block.
@@ -156,10 +164,7 @@ def process_group(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         dist.init_process_group("nccl", device_id=device)
     else:
-        dist.init_process_group("gloo")
-        # Whoever lets go of the group last waits for its threads, which may wait for the GIL to free a tensor. Python
-        # gives the GIL up for that, a DistributedDataParallel with PyTorch 2.13 does not: Python has to be the last.
-        atexit.register(lambda group: None, dist.group.WORLD)
+        join_gloo()
     try:
         yield World.joined()
     except MainFailedError as error:
