@@ -4,6 +4,7 @@
 
 #include "cpu/cpu.h"
 #include "plan.h"
+#include "walk.h"
 
 #ifdef FUSEDOPT_CUDA_ON_CPU
 void bind_executor(py::module_& m);
@@ -26,6 +27,8 @@ PYBIND11_MODULE(_C, m) {
 
   m.attr("GPU") = kHasGpu ? py::object(py::str(c10::DeviceTypeName(gpu::kDeviceType, true))) : py::none();
   m.def("is_capturing", &gpu::is_capturing, "Whether the current stream of the GPU is being captured.");
+  m.def("observer", &observer, "Who would see a step's operations pass PyTorch's dispatcher, or None.");
+  m.attr("FUNCTION_MODE") = kFunctionMode;
   m.def("clip_coefficient", &clip_coefficient, "What gradients of a norm are multiplied by to clip it.");
   m.def("isa", &cpu::isa, "The instruction set in use on the CPU.");
   m.def(
@@ -40,7 +43,8 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Plan>(m, "Plan")
       .def(py::init<>())
-      .def("refresh", &Plan::refresh)
+      .def("refresh", &Plan::refresh, py::arg("groups"), py::arg("state"), py::arg("numbers"), py::arg("counted"),
+           py::arg("initialized"), py::arg("done") = Plan::Indices{})
       .def_property_readonly("devices", &Plan::devices)
       .def("square_sum", &Plan::square_sum)
       .def("norm", &Plan::norm)

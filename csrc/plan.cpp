@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include <c10/util/ScopeExit.h>
+
 #include <algorithm>
 #include <bit>
 #include <set>
@@ -20,7 +22,8 @@ bool is_gpu_number(const at::Tensor& t) {
 }  // namespace
 
 std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list groups, py::dict state, py::list numbers,
-                                                                      py::list counted, bool initialized) {
+                                                                      py::list counted, bool initialized,
+                                                                      const Indices& done) {
   if (running_) throw std::runtime_error("another thread is inside step() of this optimizer");
   groups_.resize(numbers.size());
   for (size_t g = 0; g < groups_.size(); ++g) {
@@ -38,7 +41,9 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
       else if (group.rule != RuleId::swats || i + 1 < rule.numbers) group.numbers[i] = t.item<double>();
       else {  // the group's `switch`, which the rule reads and writes
         TORCH_CHECK_VALUE(t.numel() == 3 && t.is_contiguous(), "a group's switch must be three float64 numbers");
-        group.joint = true, group.device = gpu_index(t.device());
+        group.joint = true, group.device = kNoDevice;
+        if (!is_plain(*t.unsafeGetTensorImpl())) continue;
+        group.device = gpu_index(t.device());
         group.numbers[i] = std::bit_cast<double>(t.data_ptr<double>());
       }
     }
@@ -66,6 +71,9 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
   entries_.resize(index);
   table_.tensors.resize(index);
 
+  if (changed_) find_written();
+  const bool had_conflicts = !conflicts_.empty();
+  changed_ |= find_shared_gradients() || had_conflicts;
   if (changed_) {
     mark_conflicts();
     entries_.shrink_to_fit(), table_.tensors.shrink_to_fit();
@@ -74,6 +82,8 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
       if (entries_[i].path == kFused && !entries_[i].conflict) devices.insert(table_.tensors[i].device);
     devices_.assign(devices.begin(), devices.end());
   }
+  for (const int64_t i : done)
+    if (Entry& e = entries_.at(size_t(i)); !e.reason) e.reason = "PyTorch has stepped it, and made its state";
   Indices left_over, stateless, host_steps;
   bool recut = changed_;
   for (size_t i = 0; i < entries_.size(); ++i) {
@@ -84,7 +94,7 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
     patch(e.active, !e.reason, recut);
     if (e.active) continue;
     t.row = -1;
-    if (e.reason == kNoState) stateless.push_back(int64_t(i));
+    if (e.reason == kNoState && !initialized) stateless.push_back(int64_t(i));
     else if (e.reason == kHostStep) host_steps.push_back(int64_t(i));
     else if (e.reason != kNoGradient) left_over.push_back(int64_t(i));
   }
@@ -103,31 +113,61 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
   return {left_over, stateless, host_steps};
 }
 
-// Parameters and states must not overlap: the order in which chunks are written is nobody's promise. And a joint group
-// takes one path.
-void Plan::mark_conflicts() {
-  std::vector<std::tuple<const char*, const char*, Entry*>> ranges;  // begin, end, owner
+// All the memory that the step will write, on either path, in the order of its addresses.
+void Plan::find_written() {
+  written_.clear();
+  foreign_ = false;
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
-    e.conflict = nullptr;
-    if (e.path == kIdle) continue;
-    ranges.emplace_back(e.begin, e.end, &e);
+    e.clear = {};
+    if (e.path == kIdle || !e.impl[0]) continue;
+    const auto add = [&](const void* memory, int64_t bytes, const at::TensorImpl& t) {
+      const char* begin = static_cast<const char*>(memory);
+      if (bytes) written_.push_back({begin, begin + bytes, nullptr, int32_t(i)});
+      foreign_ |= !is_allocated(t);
+    };
+    add(e.begin, e.end - e.begin, *e.impl[0]);
     if (e.reason) continue;
-    for (int k = 2; k < 2 + info(table_.tensors[i].rule).state_count; ++k) {
-      const char* state = static_cast<const char*>(table_.tensors[i].addr[k]);
-      ranges.emplace_back(state, state + (e.end - e.begin), &e);
-    }
-    const char* step = static_cast<const char*>(e.step);
-    if (e.impl[kStep]) ranges.emplace_back(step, step + 4, &e);
+    for (int k = 2; k < kStep; ++k)
+      if (e.impl[k]) add(table_.tensors[i].addr[k], e.numel * int64_t(e.impl[k]->itemsize()), *e.impl[k]);
+    if (e.impl[kStep]) add(e.step, int64_t(e.impl[kStep]->itemsize()), *e.impl[kStep]);
   }
-  std::sort(ranges.begin(), ranges.end());
-  const char* reach = nullptr;  // the farthest end of those before, and whose it is
-  Entry* farthest = nullptr;
-  for (auto& [begin, end, owner] : ranges) {
-    if (begin == end) continue;
-    if (begin < reach) owner->conflict = farthest->conflict = "shares memory with another parameter or state";
-    if (end > reach) reach = end, farthest = owner;
+  std::sort(written_.begin(), written_.end());
+  const char* reach = nullptr;
+  for (Range& range : written_) range.reach = reach = std::max(reach, range.end);
+}
+
+// Finds the gradients that lie in memory which the step writes: whoever reads them sees what has been written before.
+// Most are known not to. The others are looked up, once as long as they and all that is written stay where they are.
+bool Plan::find_shared_gradients() {
+  conflicts_.clear();
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    Entry& e = entries_[i];
+    if (e.path == kIdle || (e.alone && !foreign_) || !has_memory(*e.impl[1])) continue;
+    const auto memory = extent(*e.impl[1]);
+    if (memory == e.clear) continue;
+    const auto [begin, end] = memory;
+    const auto after = std::lower_bound(written_.begin(), written_.end(), Range{end});
+    const size_t before = conflicts_.size();
+    for (auto range = after; range != written_.begin() && (--range)->reach > begin;)
+      if (range->end > begin) conflicts_.emplace_back(int32_t(i), range->owner);
+    if (conflicts_.size() == before) e.clear = memory;
   }
+  return !conflicts_.empty();
+}
+
+// What torch would do in an order of its own takes torch's path: parameters, states and gradients that share memory, if
+// one of them is written. And a joint group takes one path.
+void Plan::mark_conflicts() {
+  for (Entry& e : entries_) e.conflict = nullptr;
+  const auto mark = [&](int32_t a, int32_t b, const char* why) { entries_[a].conflict = entries_[b].conflict = why; };
+  const Range* farthest = nullptr;  // of those before
+  for (const Range& range : written_) {
+    if (farthest && range.begin < farthest->end)
+      mark(range.owner, farthest->owner, "shares memory with another parameter or state");
+    if (!farthest || range.end > farthest->end) farthest = &range;
+  }
+  for (const auto& [reader, writer] : conflicts_) mark(reader, writer, "a gradient shares memory with what is updated");
   std::set<int32_t> on_torchs_path;
   for (const Entry& e : entries_)
     if (groups_[e.group].joint && (e.path == kTorch || e.conflict)) on_torchs_path.insert(e.group);
@@ -178,11 +218,10 @@ void Plan::run_cpu(double scale) {
       if (e.active && impl)
         held_.emplace_back(
             c10::intrusive_ptr<at::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(impl));
+  const auto over = c10::make_scope_exit([this] { running_ = false; });  // after the lock has been taken again
   running_ = true;
-  Py_BEGIN_ALLOW_THREADS;
+  const py::gil_scoped_release released;
   cpu::step(table_);
-  Py_END_ALLOW_THREADS;
-  running_ = false;
 }
 
 size_t Plan::memory() const {

@@ -26,9 +26,10 @@ class Plan {
   // Looks at every parameter, gradient and state; writes nothing. `numbers` has for each group a tuple of the rule and
   // its hyper-parameters, `counted` whether a GPU is to count its steps. Returns the indices of the parameters that
   // torch has to update, of those without a state, and of those whose `step` has to be moved to their device. Once
-  // states have been made, `initialized` says so, and the coming step is their first.
+  // states have been made, `initialized` says so, and the coming step is their first; `done` are the parameters that
+  // torch has updated by then.
   std::tuple<Indices, Indices, Indices> refresh(py::list groups, py::dict state, py::list numbers, py::list counted,
-                                                bool initialized);
+                                                bool initialized, const Indices& done);
   // The devices on which the fused path has work, -1 for the CPU.
   const std::vector<int>& devices() const { return devices_; }
   // The sum of squares of the gradients on the fused path of the CPU; of a GPU that and their norm, unscaled, as
@@ -45,10 +46,12 @@ class Plan {
 
  private:
   static constexpr int kStep = kMaxOperands;
+  static constexpr int8_t kNoDevice = -2;
   enum Path : char { kIdle, kTorch, kFused };
   struct Entry {
     at::TensorImpl* impl[kStep + 1] = {};         // the operands and the step: borrowed, live from refresh() to run()
     const char *begin = nullptr, *end = nullptr;  // the parameter's memory
+    std::pair<const char*, const char*> clear;    // where the gradient was apart from all that is written
     void* step = nullptr;                         // the step count's address
     const char* reason = nullptr;                 // why it is not on the fused path
     int64_t numel = 0;
@@ -56,6 +59,13 @@ class Plan {
     Path path = kIdle;
     const char* conflict = nullptr;  // why it cannot be fused beside the others
     bool active = false, double_step = false, fresh = false;
+    bool alone = true;      // no other tensor can share the gradient's memory
+    bool complete = false;  // nothing is missing for the fused path
+  };
+  struct Range {                      // of memory that the step writes
+    const char *begin, *end, *reach;  // up to where this one and those before go
+    int32_t owner;
+    bool operator<(const Range& other) const { return begin < other.begin; }
   };
   struct Group {
     RuleId rule;
@@ -74,6 +84,8 @@ class Plan {
   const char* operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized);
   const char* step(Entry& e, Tensor& t, PyObject* value, double& count);
   int32_t row(int32_t group, const Tensor& t, double count);
+  void find_written();
+  bool find_shared_gradients();
   void mark_conflicts();
   void run_cpu(double scale);
 
@@ -81,11 +93,14 @@ class Plan {
   std::vector<Group> groups_;
   std::vector<Row> rows_;
   std::map<RowKey, int32_t> row_of_;
+  std::vector<Range> written_;                          // by address
+  std::vector<std::pair<int32_t, int32_t>> conflicts_;  // of gradients with what is written: the two owners
   std::vector<at::Tensor> held_;  // copies of gradients in the parameter's layout, for the length of a step
   Table table_;                   // all tensors; the chunks are the CPU's
   std::map<int, Gpu> gpus_;       // by device
   std::vector<int> devices_;
   bool changed_ = false, running_ = false;
+  bool foreign_ = false;  // memory is written that torch did not allocate
 };
 
 }  // namespace fusedopt

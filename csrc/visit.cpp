@@ -29,6 +29,7 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
   const at::TensorImpl& p = *param.unsafeGetTensorImpl();
   const auto* autograd = static_cast<const torch::autograd::AutogradMeta*>(p.autograd_meta());
   e.numel = p.numel();
+  e.impl[0] = e.impl[1] = nullptr;
   if (!autograd || !autograd->grad_.defined()) e.reason = kNoGradient;
   else if (patch(t.device, gpu_index(p.device()), changed_); t.device < 0 && p.device().type() != at::kCPU)
     e.reason = "this build has no fused path for the device";
@@ -37,7 +38,14 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
   else if (!(e.reason = gradient(e, t, param, autograd->grad_))) e.reason = operands(e, t, param, values, initialized);
   const bool fused = !e.reason || e.reason == kNoState || e.reason == kHostStep;
   patch(e.path, fused ? kFused : e.reason == kNoGradient ? kIdle : kTorch, changed_);
-  if (e.path == kIdle || !p.has_storage()) return;
+  patch(e.complete, !e.reason, changed_);
+  if (e.path == kIdle) return;
+  e.impl[1] = autograd->grad_.unsafeGetTensorImpl();
+  const at::TensorImpl& g = *e.impl[1];
+  e.alone =
+      !has_memory(g) || (autograd->grad_.use_count() == 1 && g.unsafe_storage().use_count() == 1 && is_allocated(g));
+  if (!has_memory(p)) return;
+  e.impl[0] = param.unsafeGetTensorImpl();
   // On torch's path a parameter may be strided: it gets all of its storage.
   const char* storage = static_cast<const char*>(p.unsafe_storage().data());
   patch(e.begin, e.path == kFused ? static_cast<const char*>(t.addr[0]) : storage, changed_);
@@ -49,7 +57,6 @@ INLINE const char* Plan::gradient(Entry& e, Tensor& t, const at::Tensor& param, 
   const at::TensorImpl& g = *grad.unsafeGetTensorImpl();
   const Match same = match(*param.unsafeGetTensorImpl(), g, t.device);
   if (same == Match::kNo) return "the gradient does not match the parameter";
-  e.impl[1] = grad.unsafeGetTensorImpl();
   t.addr[1] =
       static_cast<char*>(const_cast<void*>(g.unsafe_storage().data())) + g.storage_offset() * int64_t(g.itemsize());
   if (same == Match::kSizes) {
@@ -71,13 +78,12 @@ INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, 
   patch(t.dtype, static_cast<Dtype>(type - kDtypes), changed_);
   patch(t.rule, group.rule, changed_);
   patch(t.addr[0], address(p), changed_);
-  e.impl[0] = param.unsafeGetTensorImpl();
   for (int k = 2; k <= kStep; ++k) e.impl[k] = nullptr;
   t.step = nullptr;
 
   Py_ssize_t cursor = 0;
-  if (rule.state_count && (!values || !PyDict_Check(values) || PyDict_GET_SIZE(values) == 0))
-    return e.fresh = true, kNoState;
+  if (values && !is_ordinary(values)) return "the state of the parameter is not a dict";
+  if (rule.state_count && (!values || PyDict_GET_SIZE(values) == 0)) return e.fresh = true, kNoState;
   double count = 0;
   PyObject* step = rule.counts_steps || (t.device >= 0 && values) ? find(values, group.keys[0], cursor) : nullptr;
   if (rule.counts_steps || step)

@@ -1,6 +1,9 @@
 // How the plan's walk looks at tensors and dicts: what it does for every operand of every parameter in every step.
 #pragma once
-#include <ATen/ops/empty.h>
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/TensorOptions.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <map>
@@ -16,15 +19,53 @@ inline constexpr char kNoGradient[] = "no gradient";
 inline constexpr char kNoState[] = "no state yet";
 inline constexpr char kHostStep[] = "the step count is not on the GPU yet";
 
-// The dispatch keys of an ordinary dense CPU tensor. Anything else has other keys: other devices, sparse and mkldnn
-// layouts, conjugate views, functorch wrappers, fake and meta tensors, subclasses with __torch_dispatch__.
-static const c10::DispatchKeySet kPlain = at::empty({0}).key_set();
+// Who would see the operations of a step go through torch's dispatcher, or null where nobody is there. Function modes
+// need a closer look: a default device is one.
+inline constexpr char kFunctionMode[] = "a TorchFunctionMode is active";
+inline const char* observer() {
+  const c10::DispatchKeySet keys = c10::impl::tls_local_dispatch_key_set().included_ - c10::default_included_set;
+  if (!keys.empty()) return "a dispatch mode or function transform is active";
+  return at::impl::PythonTorchFunctionTLS::stack_len() ? kFunctionMode : nullptr;
+}
+
+// The dispatch keys of an ordinary dense tensor on a device. Anything else has other keys: sparse and mkldnn layouts,
+// conjugate views, inference tensors, functorch wrappers, fake and meta tensors, subclasses with __torch_dispatch__.
+// Read off a tensor that no factory made: those ask the modes that are in force.
+inline c10::DispatchKeySet plain_keys(at::DeviceType device) {
+  const c10::InferenceMode ordinary(false);
+  const auto key = c10::computeDispatchKey(std::nullopt, std::nullopt, c10::Device(device, 0));
+  return c10::make_intrusive<at::TensorImpl>(key, caffe2::TypeMeta::Make<float>(), c10::Device(device, 0))->key_set();
+}
+static const c10::DispatchKeySet kPlain = plain_keys(at::kCPU);
 
 INLINE bool is_plain(const at::TensorImpl& t) {
   if (t.key_set() == kPlain) return true;
   if (t.device().type() != gpu::kDeviceType) return false;
-  static const c10::DispatchKeySet on_gpu = at::empty({0}, at::device(gpu::kDeviceType)).key_set();
+  static const c10::DispatchKeySet on_gpu = plain_keys(gpu::kDeviceType);
   return t.key_set() == on_gpu;
+}
+
+// Whether the tensor has memory of its own kind, unlike a sparse one or a subclass that wraps others.
+INLINE bool has_memory(const at::TensorImpl& t) {
+  return t.has_storage() && !t.key_set().has(c10::DispatchKey::Python) && t.device().type() != at::kMeta;
+}
+
+// Whether the memory is torch's own: not made around that of NumPy, of another library or process, where two storages
+// can be of the same memory.
+INLINE bool is_allocated(const at::TensorImpl& t) {
+  static const c10::DeleterFnPtr on_cpu = c10::GetAllocator(at::kCPU)->raw_deleter();
+  const c10::DeleterFnPtr deleter = t.unsafe_storage().data_ptr().get_deleter();
+  if (deleter == on_cpu) return true;
+  return t.device().type() == gpu::kDeviceType && deleter == c10::GetAllocator(gpu::kDeviceType)->raw_deleter();
+}
+
+// The elements of a strided tensor, from the first byte to the last, whatever lies between them.
+inline std::pair<const char*, const char*> extent(const at::TensorImpl& t) {
+  int64_t last = t.storage_offset();
+  const char* data = static_cast<const char*>(t.unsafe_storage().data());
+  if (!t.numel() || !data) return {};
+  for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+  return {data + t.storage_offset() * int64_t(t.itemsize()), data + (last + 1) * int64_t(t.itemsize())};
 }
 
 enum class Match { kNo, kSizes, kLayout };  // nothing alike; all but the memory layout; everything
@@ -66,6 +107,12 @@ template <class T>
 INLINE void patch(T& value, T now, bool& changed) {
   changed |= value != now;
   value = now;
+}
+
+// Whether the rules of PyDict_GetItem are those of its own subscript, which torch's classes use.
+INLINE bool is_ordinary(PyObject* dict) {
+  if (PyDict_CheckExact(dict)) return true;
+  return PyDict_Check(dict) && Py_TYPE(dict)->tp_as_mapping->mp_subscript == PyDict_Type.tp_as_mapping->mp_subscript;
 }
 
 // Interned, so that equal keys are identical; never freed.

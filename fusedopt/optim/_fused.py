@@ -13,8 +13,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from fusedopt import _C
 from fusedopt.optim._scaling import NO_SCALING, Scaling, gradient_scale
@@ -24,6 +27,7 @@ from fusedopt.optim._torch import (
     refuse_capturable,
     refuse_capture,
     refuse_sparse,
+    states_restored_on_error,
     torch_step,
 )
 
@@ -220,15 +224,16 @@ class FusedStep(Optimizer):
             return loss
 
         numbers, counted = [], []
-        everything = "fusedopt.native() or FUSEDOPT_DISABLE=1" if _native.get() else None
+        everything = "fusedopt.native() or FUSEDOPT_DISABLE=1" if _native.get() else _observer()
         for group in self.param_groups:
             _refuse_group_norm(group)
             if group["differentiable"]:
                 everything = everything or "differentiable=True"
             if group["capturable"]:
                 refuse_capturable(group)
-            numbers.append(self._numbers(group))
-            counted.append((group["capturable"] or scaling.on_gpu) and self._needs_count(group))
+            if everything is None:
+                numbers.append(self._numbers(group))
+                counted.append((group["capturable"] or scaling.on_gpu) and self._needs_count(group))
 
         if everything:
             if scaling.on_gpu and scaling.overflowed():
@@ -236,7 +241,8 @@ class FusedStep(Optimizer):
             params = [p for group in self.param_groups for p in group["params"]]
             self._reasons = ["no gradient" if p.grad is None else everything for p in params]
             leftover = [i for i, p in enumerate(params) if p.grad is not None]
-            torch_step(self, leftover, gradient_scale(self, [], leftover, scaling)[0], guarded=False)
+            with states_restored_on_error(self, [params[i] for i in leftover]):
+                torch_step(self, leftover, gradient_scale(self, [], leftover, scaling)[0], guarded=False)
             return loss
 
         plan = self._plan
@@ -257,11 +263,12 @@ class FusedStep(Optimizer):
                     leftover, _, uncounted = plan.refresh(self.param_groups, self.state, numbers, counted, True)
                 if uncounted:
                     count_on_device(self, uncounted, missing)
-                    leftover, _, _ = plan.refresh(self.param_groups, self.state, numbers, counted, True)
+                    leftover, _, still_uncounted = plan.refresh(self.param_groups, self.state, numbers, counted, True)
+                    leftover += still_uncounted
                 scale, scalings = gradient_scale(self, devices, leftover, scaling)
                 if leftover:
                     torch_step(self, leftover, scale, guarded=True)
-                    plan.refresh(self.param_groups, self.state, numbers, counted, True)
+                    plan.refresh(self.param_groups, self.state, numbers, counted, True, leftover)
         elif scaling is NO_SCALING and self.defaults["max_grad_norm"] is None:
             plan.run(1.0)
             return loss
@@ -280,6 +287,18 @@ class FusedStep(Optimizer):
         init = self._torch_class._init_group  # type: ignore[attr-defined]
         lists = len(inspect.signature(init).parameters) - 2
         init(self, {**group, "params": params}, *([] for _ in range(lists)))
+
+
+def _observer() -> str | None:
+    """Why the operations of this step have to pass torch's dispatcher one by one, None where nothing asks for it."""
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    reason = _C.observer()
+    if reason == _C.FUNCTION_MODE:
+        modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        if all(type(mode) is DeviceContext for mode in modes):
+            return None  # a default device changes where tensors are made, no step
+    return reason
 
 
 def _in_layout_of(param: Tensor, value: Any) -> Any:

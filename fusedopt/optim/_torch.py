@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -135,39 +137,48 @@ def _refusable(optimizer: FusedStep, group: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def _restored_on_error(optimizer: Optimizer, params: list[Tensor]) -> Iterator[None]:
-    states = {p: dict(optimizer.state[p]) for p in params if p in optimizer.state}
-    values = [v for known in (*states.values(), *optimizer.param_groups) for v in known.values()]
+    states = [optimizer.state[p] for p in params if p in optimizer.state]
+    values = [v for known in (*states, *optimizer.param_groups) for v in known.values()]
     tensors = {v for v in values if isinstance(v, Tensor)} | set(params)
     saved = [(t, t.detach().clone()) for t in tensors]
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for t, value in saved:
-                t.copy_(value)
-        for p in params:
-            optimizer.state.pop(p, None)
-            if p in states:
-                optimizer.state[p] = states[p]
-        raise
+    with states_restored_on_error(optimizer, params):
+        try:
+            yield
+        except BaseException:
+            with torch.no_grad():
+                for t, value in saved:
+                    t.copy_(value)
+            raise
 
 
 @contextlib.contextmanager
 def new_states(optimizer: FusedStep, indices: list[int]) -> Iterator[None]:
     """Gives the parameters at `indices` their first states, and takes them away again if the block fails."""
     selected = _select(optimizer, indices)
-    before = {p: dict(optimizer.state[p]) for _, params in selected for p in params if p in optimizer.state}
-    try:
+    with states_restored_on_error(optimizer, [p for _, params in selected for p in params]):
         for group, params in selected:
             optimizer._init_states(group, params)
         yield
+
+
+@contextlib.contextmanager
+def states_restored_on_error(optimizer: Optimizer, params: list[Tensor]) -> Iterator[None]:
+    """Leaves the states of `params` with the entries that they have now, should the block fail."""
+    before = {p: dict(optimizer.state[p]) for p in params if p in optimizer.state}
+    try:
+        yield
     except BaseException:
-        for _, params in selected:
-            for p in params:
-                optimizer.state.pop(p, None)
-                if p in before:
-                    optimizer.state[p] = before[p]
+        for p in params:
+            optimizer.state.pop(p, None)
+            if p in before:
+                optimizer.state[p] = before[p]
         raise
+
+
+def number(t: Tensor) -> float:
+    """The value of a scalar; NaN for a fake tensor, which has none and whose results nobody sees."""
+    fake = sys.modules.get("torch._subclasses.fake_tensor")
+    return math.nan if fake is not None and fake.is_fake(t) else float(t)
 
 
 def square_sum(optimizer: Optimizer, indices: list[int]) -> float:
@@ -178,7 +189,7 @@ def square_sum(optimizer: Optimizer, indices: list[int]) -> float:
             if p.grad is not None:
                 grad = p.grad.detach()
                 values = grad.coalesce().values() if grad.is_sparse else grad
-                total += float(values.abs().double().square().sum())
+                total += number(values.abs().double().square().sum())
     return total
 
 

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
-from fusedopt.optim._torch import PlainOptimizer, check_numbers
+from fusedopt.optim._torch import PlainOptimizer, check_numbers, number
 
 _RULE = _C.RULES["lamb"]
 
@@ -53,7 +53,7 @@ class _TorchLAMB(PlainOptimizer):
         if group["differentiable"]:
             mean, square = mean.clone(), square.clone()
         if group["bias_correction"]:
-            step = state["step"] if group["capturable"] or group["differentiable"] else state["step"].item()
+            step = state["step"] if group["capturable"] or group["differentiable"] else number(state["step"])
             mean = mean / (1 - beta1**step)
             square = square / (1 - beta2**step)
         update = mean / (square.sqrt() + group["eps"])
@@ -68,9 +68,8 @@ class _TorchLAMB(PlainOptimizer):
             update_norm = torch.linalg.vector_norm(update, dtype=wide)
             if group["phi"] is not None:
                 param_norm = param_norm.clamp(*group["phi"])
-            trust_ratio = torch.where((param_norm == 0) | (update_norm == 0), 1.0, param_norm / update_norm)
-            if group["trust_clip"] is not None:
-                trust_ratio = trust_ratio.clamp(max=group["trust_clip"])
+            ratio = (param_norm / update_norm).masked_fill((param_norm == 0) | (update_norm == 0), 1.0)
+            trust_ratio = ratio if group["trust_clip"] is None else ratio.clamp(max=group["trust_clip"])
         param.sub_((group["lr"] * trust_ratio * update).to(param.dtype))
 
 

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
-from fusedopt.optim._torch import PlainOptimizer, check_numbers, real
+from fusedopt.optim._torch import PlainOptimizer, check_numbers, number, real
 
 _RULE, _SGD = _C.RULES["swats"], _C.RULES["sgd_momentum"]
 
@@ -41,7 +41,7 @@ class _TorchSWATS(PlainOptimizer):
     def _update_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
         if any(p.device.type == _C.GPU for p in params) and _C.is_capturing():
             raise RuntimeError("SWATS: only the fused path can be captured in a CUDA graph; explain() says what is not")
-        ratio = group["switch"][2].item()
+        ratio = number(group["switch"][2])
         step_square = step_dot_grad = 0.0
         for p in params:
             assert p.grad is not None
@@ -50,13 +50,13 @@ class _TorchSWATS(PlainOptimizer):
             if group["weight_decay"] != 0:
                 grad = grad + group["weight_decay"] * (param.clone() if group["differentiable"] else param)
             state["step"] += 1
-            if ratio != 0:
+            if ratio > 0:
                 step = _sgd(group, ratio, grad, state)
             else:
                 step = _adam(group, grad, state)
                 exact_step, exact_grad = step.detach().double(), grad.detach().double()
-                step_square += float((exact_step * exact_step).sum())
-                step_dot_grad += float((exact_step * exact_grad).sum())
+                step_square += number((exact_step * exact_step).sum())
+                step_dot_grad += number((exact_step * exact_grad).sum())
             param.add_(step)
         if step_square != 0:
             _decide(group, step_square, step_dot_grad)
@@ -73,7 +73,7 @@ def _adam(group: dict[str, Any], grad: Tensor, state: dict[str, Tensor]) -> Tens
     square = state["exp_avg_sq"].mul_(beta2).add_(grad * grad * (1 - beta2))
     if group["differentiable"]:  # autograd keeps what the next step overwrites
         mean, square = mean.clone(), square.clone()
-    count = state["step"].item()
+    count = number(state["step"])
     step_size = _rate(group) * (math.sqrt(1 - beta2**count) / (1 - beta1**count))
     step: Tensor = -step_size * (mean / (square.sqrt() + group["eps"]))
     return step
@@ -89,7 +89,7 @@ def _sgd(group: dict[str, Any], ratio: float, grad: Tensor, state: dict[str, Ten
 
 def _decide(group: dict[str, Any], step_square: float, step_dot_grad: float) -> None:
     """What follows a step of Adam that has moved something."""
-    count, average, ratio = group["switch"].tolist()
+    count, average, ratio = map(number, group["switch"])
     count += 1
     if step_dot_grad != 0:
         _, beta2 = group["betas"]
@@ -99,7 +99,8 @@ def _decide(group: dict[str, Any], step_square: float, step_dot_grad: float) -> 
         if count > 1 and abs(settled - projection) < group["eps"] and settled > 0:
             lr = group["lr"]
             ratio = settled / (lr.item() if isinstance(lr, Tensor) else lr)
-    group["switch"].copy_(torch.tensor([count, average, ratio], dtype=torch.float64))
+    for memory, value in zip(group["switch"], (count, average, ratio), strict=True):
+        memory.fill_(value)
 
 
 class SWATS(FusedStep, _TorchSWATS):
