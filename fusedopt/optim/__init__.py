@@ -1,4 +1,32 @@
-"""The optimizers."""
+"""The optimizers, in a namespace that takes the place of torch.optim.
+
+``import fusedopt.optim as optim`` serves a script that says ``import torch.optim as optim``: every public name of the
+installed torch.optim is here, ours where there is a fused one, else torch's own object.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+import torch.optim
+
+if TYPE_CHECKING:
+    from torch.optim import (
+        ASGD,
+        LBFGS,
+        Adadelta,
+        Adafactor,
+        Adamax,
+        Muon,
+        NAdam,
+        Optimizer,
+        RAdam,
+        Rprop,
+        SparseAdam,
+        lr_scheduler,
+        swa_utils,
+    )
+else:  # whatever the installed version has
+    globals().update({name: getattr(torch.optim, name) for name in torch.optim.__all__})
 
 from fusedopt.optim._fused import Explanation, native
 from fusedopt.optim.adagrad import Adagrad
@@ -10,3 +38,8 @@ from fusedopt.optim.sgd import SGD
 from fusedopt.optim.swats import SWATS
 
 __all__ = ["LAMB", "SGD", "SWATS", "Adagrad", "Adam", "AdamW", "DeltaBarDelta", "Explanation", "RMSprop", "native"]
+__all__ += [name for name in torch.optim.__all__ if name not in __all__]
+
+# For `from fusedopt.optim.lr_scheduler import StepLR`: these are torch's modules, not files of ours.
+for _name in ("lr_scheduler", "swa_utils"):
+    sys.modules[f"{__name__}.{_name}"] = getattr(torch.optim, _name)
