@@ -47,6 +47,7 @@ PYBIND11_MODULE(_C, m) {
       .def("run", &Plan::run)
       .def("run", [](Plan& plan, double scale) { plan.run(scale, {}, 0, 0); })
       .def("reasons", &Plan::reasons)
+      .def_property_readonly("has_odd_numbers", &Plan::has_odd_numbers)
       .def("memory", &Plan::memory);
 #ifdef FUSEDOPT_CUDA_ON_CPU
   bind_executor(m);

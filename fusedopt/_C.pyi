@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 from torch import Tensor
@@ -17,7 +17,7 @@ def cut(numels: Sequence[int], size: int) -> list[tuple[int, int, int]]: ...
 class Plan:
     def refresh(
         self,
-        groups: list[dict[str, Any]],
+        groups: Iterable[Mapping[str, Any]],
         state: Mapping[Any, Any],
         numbers: list[tuple[Any, ...]],
         counted: list[bool],
@@ -37,5 +37,7 @@ class Plan:
         max_norm: float,
         epsilon: float,
     ) -> None: ...
+    @property
+    def has_odd_numbers(self) -> bool: ...
     def reasons(self) -> list[str | None]: ...
     def memory(self) -> int: ...

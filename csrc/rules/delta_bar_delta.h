@@ -13,6 +13,13 @@ struct DeltaBarDelta {
   static constexpr int kStateCount = 2 + Momentum;
   static constexpr bool kCountsSteps = false;
   static constexpr Operands kOperands = Momentum ? Operands{0b11111, 0b11101} : Operands{0b1111, 0b1101};
+  static constexpr Number kNumbers[] = {{"lr"},
+                                        {"beta"},
+                                        {"momentum"},
+                                        {"min_gain", Domain::kBound},
+                                        {"max_gain", Domain::kBound},
+                                        {"weight_decay"},
+                                        {"maximize", Domain::kFlag}};
   struct Numbers {
     double lr, beta, momentum, min_gain, max_gain, weight_decay, maximize;
   };

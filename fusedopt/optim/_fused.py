@@ -130,11 +130,13 @@ class FusedStep(Optimizer):
         """
         if self._grad_norm is None:
             return None
-        first: Tensor = self.param_groups[0]["params"][0]
-        dtype = torch.float64 if first.dtype in (torch.float64, torch.complex128) else torch.float32
+        first: Tensor | None = next((p for group in self.param_groups for p in group["params"]), None)
+        wide = first is not None and first.dtype in (torch.float64, torch.complex128)
+        dtype = torch.float64 if wide else torch.float32
+        device = torch.device("cpu") if first is None else first.device
         if isinstance(self._grad_norm, Tensor):
-            return self._grad_norm.to(first.device, dtype, copy=True)
-        return torch.tensor(self._grad_norm, dtype=dtype, device=first.device)
+            return self._grad_norm.to(device, dtype, copy=True)
+        return torch.tensor(self._grad_norm, dtype=dtype, device=device)
 
     def explain(self) -> list[Explanation]:
         """For every parameter, the path it took in the last step and the reason."""

@@ -96,7 +96,8 @@ def torch_step(optimizer: FusedStep, indices: list[int], scale: float, *, guarde
     params = [p for group in groups for p in group["params"]]
     grads = [p.grad for p in params]
     with contextlib.ExitStack() as undo:
-        if guarded and any(_refusable(optimizer, group) for group in groups):
+        odd = optimizer._plan is not None and optimizer._plan.has_odd_numbers
+        if guarded and (odd or any(_refusable(optimizer, group) for group in groups)):
             undo.enter_context(_restored_on_error(optimizer, params))
         if scale != 1:
             for p, grad in zip(params, grads, strict=True):
@@ -127,7 +128,7 @@ def _refusable(optimizer: FusedStep, group: dict[str, Any]) -> bool:
         state = optimizer.state.get(p) or dict.fromkeys(names)
         like_p = [p.grad, *(v for k, v in state.items() if k != "step")]
         if not all(name in state for name in names) or any(
-            t is not None and (t.shape != p.shape or t.dtype != p.dtype or t.device != p.device) for t in like_p
+            isinstance(t, Tensor) and (t.shape != p.shape or t.dtype != p.dtype or t.device != p.device) for t in like_p
         ):
             return True
     return bool(group.get("fused"))

@@ -14,6 +14,7 @@ from fusedopt.optim._fused import FusedStep
 from fusedopt.optim._torch import PlainOptimizer, check_numbers
 
 _RULE = _C.RULES["lamb"]
+_ANY_NORM = 0.0, math.inf
 
 
 class _TorchLAMB(PlainOptimizer):
@@ -151,7 +152,7 @@ class LAMB(FusedStep, _TorchLAMB):
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         beta1, beta2 = group["betas"]
-        low, high = group["phi"] or (0.0, math.inf)
+        low, high = _ANY_NORM if group["phi"] is None else group["phi"]
         trust_clip = group["trust_clip"]
         return (
             _RULE,

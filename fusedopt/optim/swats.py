@@ -45,7 +45,7 @@ class _TorchSWATS(PlainOptimizer):
         step_square = step_dot_grad = 0.0
         for p in params:
             assert p.grad is not None
-            state = {name: real(value) for name, value in self.state[p].items()}
+            state = {name: real(value) for name, value in self.state[p].items() if isinstance(value, Tensor)}
             param, grad = real(p), real(-p.grad if group["maximize"] else p.grad)
             if group["weight_decay"] != 0:
                 grad = grad + group["weight_decay"] * (param.clone() if group["differentiable"] else param)
@@ -211,13 +211,14 @@ class SWATS(FusedStep, _TorchSWATS):
             # In place, where a CUDA graph may go on to use it.
             group["switch"] = live[i]["switch"].copy_(switch) if i < len(live) else switch
         for values in state["state"].values():
-            if "exp_avg" in values and "momentum_buffer" not in values:  # Adam's
+            if isinstance(values, dict) and "exp_avg" in values and "momentum_buffer" not in values:  # Adam's
                 values["momentum_buffer"] = torch.zeros_like(values["exp_avg"])
         super().__setstate__(state)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        if group["params"] and group["switch"].device != group["params"][0].device:
-            group["switch"] = group["switch"].to(group["params"][0].device)
+        first = next(iter(group["params"]), None)
+        if first is not None and group["switch"].device != first.device:
+            group["switch"] = group["switch"].to(first.device)
         return (
             _RULE,
             group["lr"],
