@@ -40,7 +40,7 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Plan>(m, "Plan")
       .def(py::init<>())
-      .def("refresh", &Plan::refresh)
+      .def("refresh", &Plan::refresh, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg("at_once") = false)
       .def_property_readonly("devices", &Plan::devices)
       .def("square_sum", &Plan::square_sum)
       .def("norm", &Plan::norm)

@@ -12,9 +12,8 @@ constexpr int64_t kReleaseGil = 1 << 20;  // elements; a shorter step is over be
 
 }  // namespace
 
-std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::object groups, py::object state,
-                                                                      py::list numbers, py::list counted,
-                                                                      bool initialized) {
+std::optional<Plan::Unfinished> Plan::refresh(py::object groups, py::object state, py::list numbers, py::list counted,
+                                              bool initialized, bool at_once) {
   const py::object all = sequence(groups.ptr());
   const size_t count = numbers.size();
   if (size_t(PySequence_Fast_GET_SIZE(all.ptr())) != count)
@@ -76,7 +75,13 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::object
     for (const Entry& e : entries_) joint.push_back(groups_[e.group].joint ? e.group : -1);
     for (auto& [device, gpu] : gpus_) gpu.recut(table_.tensors, joint);
   }
-  return {left_over, stateless, host_steps};
+  if (at_once && left_over.empty() && stateless.empty() && host_steps.empty() &&
+      (devices_.empty() || devices_.back() < 0 || !gpu::is_capturing())) {
+    run(1, {}, 0, 0);
+    return std::nullopt;
+  }
+  if (PyThreadState_Next(PyInterpreterState_ThreadHead(PyInterpreterState_Get()))) hold();
+  return Unfinished{left_over, stateless, host_steps};
 }
 
 // Parameters and states must not overlap: the order in which chunks are written is nobody's promise. And a joint group
@@ -149,16 +154,18 @@ void Plan::run_cpu(double scale) {
   for (size_t r = 0; r < rows_.size(); ++r)
     info(rows_[r].rule).fold[rows_[r].is_double](table_.row(int32_t(r)), rows_[r].numbers, rows_[r].count, scale);
   if (table_.elements < kReleaseGil) return cpu::step(table_);
-  for (const Entry& e : entries_)  // keep every operand alive while other Python threads run
+  hold();
+  const py::gil_scoped_release released;
+  cpu::step(table_);
+}
+
+// Keeps every operand alive while other Python threads may run.
+void Plan::hold() {
+  for (const Entry& e : entries_)
     for (at::TensorImpl* impl : e.impl)
       if (e.active && impl)
         held_.emplace_back(
             c10::intrusive_ptr<at::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(impl));
-  running_ = true;
-  Py_BEGIN_ALLOW_THREADS;
-  cpu::step(table_);
-  Py_END_ALLOW_THREADS;
-  running_ = false;
 }
 
 size_t Plan::memory() const {

@@ -27,8 +27,10 @@ class Plan {
   // its hyper-parameters, `counted` whether a GPU is to count its steps. Returns the indices of the parameters that
   // torch has to update, of those without a state, and of those whose `step` has to be moved to their device. Once
   // states have been made, `initialized` says so, and the coming step is their first.
-  std::tuple<Indices, Indices, Indices> refresh(py::object groups, py::object state, py::list numbers, py::list counted,
-                                                bool initialized);
+  // `at_once`, a step that leaves nothing of this to do is done with a scale of 1, and nothing is returned.
+  using Unfinished = std::tuple<Indices, Indices, Indices>;
+  std::optional<Unfinished> refresh(py::object groups, py::object state, py::list numbers, py::list counted,
+                                    bool initialized, bool at_once);
   // The devices on which the fused path has work, -1 for the CPU.
   const std::vector<int>& devices() const { return devices_; }
   // The sum of squares of the gradients on the fused path of the CPU; of a GPU that and their norm, unscaled, as
@@ -80,6 +82,7 @@ class Plan {
   int32_t row(int32_t group, const Tensor& t, double count);
   void mark_conflicts();
   void run_cpu(double scale);
+  void hold();
 
   std::vector<Entry> entries_;
   std::vector<Group> groups_;
@@ -90,7 +93,7 @@ class Plan {
   Table table_;                   // all tensors; the chunks are the CPU's
   std::map<int, Gpu> gpus_;       // by device
   std::vector<int> devices_;
-  bool changed_ = false, running_ = false;
+  bool changed_ = false;
 };
 
 // A group's parameters, in a list or tuple; groups of any kind of container.

@@ -1,5 +1,5 @@
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ def isa() -> str: ...
 def cut(numels: Sequence[int], size: int) -> list[tuple[int, int, int]]: ...
 
 class Plan:
+    @overload
     def refresh(
         self,
         groups: Iterable[Mapping[str, Any]],
@@ -22,7 +23,18 @@ class Plan:
         numbers: list[tuple[Any, ...]],
         counted: list[bool],
         initialized: bool,
+        at_once: Literal[False] = False,
     ) -> tuple[list[int], list[int], list[int]]: ...
+    @overload
+    def refresh(
+        self,
+        groups: Iterable[Mapping[str, Any]],
+        state: Mapping[Any, Any],
+        numbers: list[tuple[Any, ...]],
+        counted: list[bool],
+        initialized: bool,
+        at_once: bool,
+    ) -> tuple[list[int], list[int], list[int]] | None: ...
     @property
     def devices(self) -> list[int]: ...
     def square_sum(self) -> float: ...

@@ -37,7 +37,8 @@ struct DeltaBarDelta {
     const F agreement = sign * grad_sign;  // 0, which leaves the gain alone, where either is, so in the first step too
     grad_sign = sign;
     gain = madd(gain, agreement < 0 ? decrease : F(1), agreement > 0 ? increase : F(0));
-    gain = gain < min_gain ? min_gain : gain > max_gain ? max_gain : gain;
+    gain = gain < min_gain ? min_gain : gain;
+    gain = gain > max_gain ? max_gain : gain;  // which has the last word, as in torch.clamp
     F direction = gain * g;
     if constexpr (Momentum) direction = momentum_buffer = madd(momentum, momentum_buffer, direction);
     param = madd(-lr, direction, param);

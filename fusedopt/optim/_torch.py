@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices, _use_grad_for_differentiable
 
 from fusedopt import _C
@@ -43,6 +45,8 @@ class PlainOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            _check_size(group)
+        for group in self.param_groups:
             params: list[Tensor] = []
             self._init_group(group, params)
             self._update_group(group, params)
@@ -67,9 +71,33 @@ def check_numbers(defaults: dict[str, Any]) -> None:
         raise ValueError(f"Invalid weight_decay value: {weight_decay}")
 
 
+def _check_size(group: dict[str, Any]) -> None:
+    """Raises what torch's operators raise for a finite number that the compute type of a parameter does not hold."""
+    exact = all(p.dtype in (torch.float64, torch.complex128) for p in group["params"] if p.grad is not None)
+    largest = torch.finfo(torch.float64 if exact else torch.float32).max
+    for name, value in group.items():
+        for number in value if isinstance(value, (tuple, list)) and name != "params" else [value]:
+            if isinstance(number, Tensor) and number.numel() == 1 and number.device.type == "cpu":
+                number = number.item()
+            if isinstance(number, (int, float)) and largest < abs(number) < math.inf:
+                raise RuntimeError(f"{name}={value} cannot be converted to type float without overflow")
+
+
+def scalar(number: float | Tensor) -> float | Tensor:
+    """A hyper-parameter, without dimensions where it is a tensor of one element."""
+    return number.reshape(()) if isinstance(number, Tensor) else number
+
+
 def real(t: Tensor) -> Tensor:
     """A complex weight is two real ones."""
     return torch.view_as_real(t) if t.is_complex() else t
+
+
+def in_layout_of(param: Tensor, value: Any) -> Any:
+    """A state, in the memory layout of its parameter where it is a tensor of the same shape."""
+    if not isinstance(value, Tensor) or is_lazy(param) or value.shape != param.shape or value.layout != torch.strided:
+        return value
+    return value if value.stride() == param.stride() else torch.empty_like(param, dtype=value.dtype).copy_(value)
 
 
 def _select(optimizer: Optimizer, indices: list[int]) -> list[tuple[dict[str, Any], list[Tensor]]]:

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
-from fusedopt.optim._torch import PlainOptimizer, check_numbers
+from fusedopt.optim._torch import PlainOptimizer, check_numbers, scalar
 
 _RULE = _C.RULES["lamb"]
 _ANY_NORM = 0.0, math.inf
@@ -41,7 +41,7 @@ class _TorchLAMB(PlainOptimizer):
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
     def _update(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
-        state, (beta1, beta2) = self.state[param], group["betas"]
+        state, (beta1, beta2) = self.state[param], map(scalar, group["betas"])
         decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
         weight = param.clone() if group["differentiable"] else param  # autograd keeps what it was before the step
         if decay != 0 and not decoupled:
@@ -54,8 +54,8 @@ class _TorchLAMB(PlainOptimizer):
         if group["differentiable"]:
             mean, square = mean.clone(), square.clone()
         if group["bias_correction"]:
-            step = state["step"] if group["capturable"] or group["differentiable"] else state["step"].item()
-            mean = mean / (1 - beta1**step)
+            step = state["step"] if group["capturable"] or group["differentiable"] else float(state["step"])
+            mean = mean * (1 / (1 - beta1**step))
             square = square / (1 - beta2**step)
         update = mean / (square.sqrt() + group["eps"])
         if decay != 0 and decoupled:
@@ -72,7 +72,7 @@ class _TorchLAMB(PlainOptimizer):
             trust_ratio = torch.where((param_norm == 0) | (update_norm == 0), 1.0, param_norm / update_norm)
             if group["trust_clip"] is not None:
                 trust_ratio = trust_ratio.clamp(max=group["trust_clip"])
-        param.sub_((group["lr"] * trust_ratio * update).to(param.dtype))
+        param.sub_((scalar(group["lr"]) * trust_ratio * update).to(param.dtype))
 
 
 class LAMB(FusedStep, _TorchLAMB):
