@@ -30,12 +30,12 @@ class Explanation:
 
 def explain(optimizer: FusedStep) -> list[Explanation]:
     """For every parameter, the path it took in the last step and the reason."""
-    params = [(g, i, p) for g, group in enumerate(optimizer.param_groups) for i, p in enumerate(group["params"])]
+    groups = enumerate(optimizer.param_groups)
+    params = [(g, i, p, group.get("param_names")) for g, group in groups for i, p in enumerate(group["params"])]
     reasons = optimizer._reasons or (optimizer._plan.reasons() if optimizer._plan else [])
     reasons = list(reasons) + ["no step yet"] * (len(params) - len(reasons))
     explanations = []
-    for (g, i, p), reason in zip(params, reasons, strict=False):
-        names = optimizer.param_groups[g].get("param_names")
+    for (g, i, p, names), reason in zip(params, reasons, strict=False):
         idle = reason in ("no gradient", "no step yet")
         path = "none" if idle else "torch" if reason else "fused"
         name = names[i] if names else None
