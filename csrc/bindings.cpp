@@ -43,14 +43,15 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Plan>(m, "Plan")
       .def(py::init<>())
-      .def("refresh", &Plan::refresh, py::arg("groups"), py::arg("state"), py::arg("numbers"), py::arg("counted"),
-           py::arg("initialized"), py::arg("done") = Plan::Indices{})
+      .def("refresh", &Plan::refresh, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg("at_once") = false,
+           py::arg("done") = Plan::Indices{})
       .def_property_readonly("devices", &Plan::devices)
       .def("square_sum", &Plan::square_sum)
       .def("norm", &Plan::norm)
       .def("run", &Plan::run)
       .def("run", [](Plan& plan, double scale) { plan.run(scale, {}, 0, 0); })
       .def("reasons", &Plan::reasons)
+      .def_property_readonly("has_odd_numbers", &Plan::has_odd_numbers)
       .def("memory", &Plan::memory);
 #ifdef FUSEDOPT_CUDA_ON_CPU
   bind_executor(m);

@@ -1,9 +1,6 @@
 #include "plan.h"
 
-#include <c10/util/ScopeExit.h>
-
 #include <algorithm>
-#include <bit>
 #include <set>
 
 #include "walk.h"
@@ -13,45 +10,20 @@ namespace {
 
 constexpr int64_t kReleaseGil = 1 << 20;  // elements; a shorter step is over before another thread could use the lock
 
-// Whether a kernel can read it where it lies.
-bool is_gpu_number(const at::Tensor& t) {
-  return gpu_index(t.device()) >= 0 && t.numel() == 1 &&
-         (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble);
-}
-
 }  // namespace
 
-std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list groups, py::dict state, py::list numbers,
-                                                                      py::list counted, bool initialized,
-                                                                      const Indices& done) {
-  if (running_) throw std::runtime_error("another thread is inside step() of this optimizer");
-  groups_.resize(numbers.size());
-  for (size_t g = 0; g < groups_.size(); ++g) {
-    PyObject* tuple = PyList_GET_ITEM(numbers.ptr(), Py_ssize_t(g));
-    Group& group = groups_[g];
-    group.rule = static_cast<RuleId>(PyLong_AsLong(PyTuple_GET_ITEM(tuple, 0)));
-    const RuleInfo& rule = info(group.rule);
-    if (PyTuple_GET_SIZE(tuple) != 1 + rule.numbers) throw py::value_error("wrong number of hyper-parameters");
-    group.lr = nullptr, group.joint = false;
-    group.counted = PyList_GET_ITEM(counted.ptr(), Py_ssize_t(g)) == Py_True;
-    for (int i = 0; i < rule.numbers; ++i) {
-      PyObject* number = PyTuple_GET_ITEM(tuple, 1 + i);
-      if (PyFloat_Check(number) || !THPVariable_Check(number)) group.numbers[i] = PyFloat_AsDouble(number);
-      else if (const at::Tensor& t = THPVariable_Unpack(number); i == 0 && is_gpu_number(t)) group.lr = number;
-      else if (group.rule != RuleId::swats || i + 1 < rule.numbers) group.numbers[i] = t.item<double>();
-      else {  // the group's `switch`, which the rule reads and writes
-        TORCH_CHECK_VALUE(t.numel() == 3 && t.is_contiguous(), "a group's switch must be three float64 numbers");
-        group.joint = true, group.device = kNoDevice;
-        if (!is_plain(*t.unsafeGetTensorImpl())) continue;
-        group.device = gpu_index(t.device());
-        group.numbers[i] = std::bit_cast<double>(t.data_ptr<double>());
-      }
-    }
-    if (PyErr_Occurred()) throw py::error_already_set();
-    group.keys[0] = interned("step");
-    for (int i = 0; i < rule.state_count; ++i) group.keys[1 + i] = interned(rule.states[i]);
-    for (int32_t& row : group.last_rows) row = -1;
-  }
+std::optional<Plan::Unfinished> Plan::refresh(py::object groups, py::object state, py::list numbers, py::list counted,
+                                              bool initialized, bool at_once, const Indices& done) {
+  const py::object all = sequence(groups.ptr());
+  const size_t count = numbers.size();
+  if (size_t(PySequence_Fast_GET_SIZE(all.ptr())) != count)
+    throw py::value_error("the param groups changed in the step");
+  groups_.resize(count);
+  for (size_t g = 0; g < count; ++g)
+    read_group(groups_[g], PyList_GET_ITEM(numbers.ptr(), Py_ssize_t(g)),
+               PyList_GET_ITEM(counted.ptr(), Py_ssize_t(g)) == Py_True);
+  held_state_ = PyDict_Check(state.ptr()) ? py::object() : py::object(py::dict(state));
+  PyObject* states = held_state_ ? held_state_.ptr() : state.ptr();
   rows_.clear();
   row_of_.clear();
   held_.clear();
@@ -60,12 +32,10 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
 
   size_t index = 0;
   Py_ssize_t cursor = 0;
-  for (size_t g = 0; g < groups_.size(); ++g) {
-    PyObject* params = PyDict_GetItemWithError(PyList_GET_ITEM(groups.ptr(), Py_ssize_t(g)), interned("params"));
-    if (!params || !(PyList_Check(params) || PyTuple_Check(params)))
-      throw py::type_error("a param group's 'params' must be a list of tensors");
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(params); ++i)
-      visit(index++, PySequence_Fast_GET_ITEM(params, i), int32_t(g), state.ptr(), cursor, initialized);
+  for (size_t g = 0; g < count; ++g) {
+    const py::object params = params_of(PySequence_Fast_GET_ITEM(all.ptr(), Py_ssize_t(g)));
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(params.ptr()); ++i)
+      visit(index++, PySequence_Fast_GET_ITEM(params.ptr(), i), int32_t(g), states, cursor, initialized);
   }
   changed_ |= index != entries_.size();
   entries_.resize(index);
@@ -110,7 +80,13 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
     for (const Entry& e : entries_) joint.push_back(groups_[e.group].joint ? e.group : -1);
     for (auto& [device, gpu] : gpus_) gpu.recut(table_.tensors, joint);
   }
-  return {left_over, stateless, host_steps};
+  if (at_once && left_over.empty() && stateless.empty() && host_steps.empty() &&
+      (devices_.empty() || devices_.back() < 0 || !gpu::is_capturing())) {
+    run(1, {}, 0, 0);
+    return std::nullopt;
+  }
+  if (PyThreadState_Next(PyInterpreterState_ThreadHead(PyInterpreterState_Get()))) hold();
+  return Unfinished{left_over, stateless, host_steps};
 }
 
 // All the memory that the step will write, on either path, in the order of its addresses.
@@ -213,15 +189,18 @@ void Plan::run_cpu(double scale) {
   for (size_t r = 0; r < rows_.size(); ++r)
     info(rows_[r].rule).fold[rows_[r].is_double](table_.row(int32_t(r)), rows_[r].numbers, rows_[r].count, scale);
   if (table_.elements < kReleaseGil) return cpu::step(table_);
-  for (const Entry& e : entries_)  // keep every operand alive while other Python threads run
+  hold();
+  const py::gil_scoped_release released;
+  cpu::step(table_);
+}
+
+// Keeps every operand alive while other Python threads may run.
+void Plan::hold() {
+  for (const Entry& e : entries_)
     for (at::TensorImpl* impl : e.impl)
       if (e.active && impl)
         held_.emplace_back(
             c10::intrusive_ptr<at::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(impl));
-  const auto over = c10::make_scope_exit([this] { running_ = false; });  // after the lock has been taken again
-  running_ = true;
-  const py::gil_scoped_release released;
-  cpu::step(table_);
 }
 
 size_t Plan::memory() const {

@@ -27,9 +27,11 @@ class Plan {
   // its hyper-parameters, `counted` whether a GPU is to count its steps. Returns the indices of the parameters that
   // torch has to update, of those without a state, and of those whose `step` has to be moved to their device. Once
   // states have been made, `initialized` says so, and the coming step is their first; `done` are the parameters that
-  // torch has updated by then.
-  std::tuple<Indices, Indices, Indices> refresh(py::list groups, py::dict state, py::list numbers, py::list counted,
-                                                bool initialized, const Indices& done);
+  // torch has updated by then. `at_once`, a step that leaves nothing of this to do is done with a scale of 1, and
+  // nothing is returned.
+  using Unfinished = std::tuple<Indices, Indices, Indices>;
+  std::optional<Unfinished> refresh(py::object groups, py::object state, py::list numbers, py::list counted,
+                                    bool initialized, bool at_once, const Indices& done);
   // The devices on which the fused path has work, -1 for the CPU.
   const std::vector<int>& devices() const { return devices_; }
   // The sum of squares of the gradients on the fused path of the CPU; of a GPU that and their norm, unscaled, as
@@ -41,6 +43,8 @@ class Plan {
 
   // For each parameter why it is not on the fused path, null where it is.
   std::vector<const char*> reasons() const;
+  // Whether a group takes torch's path for its hyper-parameters, which torch may refuse half way.
+  bool has_odd_numbers() const;
   // What the plan itself takes in host memory, in bytes.
   size_t memory() const;
 
@@ -72,6 +76,7 @@ class Plan {
     double numbers[kMaxNumbers];
     PyObject* keys[1 + kMaxStates];  // of the step and of the states, in the order in which torch makes them
     PyObject* lr;                    // where it is a tensor on a GPU, else null
+    const char* odd;                 // why its hyper-parameters are not for its rule, or null
     bool joint;                      // what becomes of one of its parameters depends on all
     int8_t device;                   // where it is decided then
     bool counted;                    // by a GPU
@@ -79,6 +84,7 @@ class Plan {
   };
   using RowKey = std::tuple<int32_t, bool, int, double>;  // group, whether it computes in double, device, step count
 
+  void read_group(Group& group, PyObject* rule_and_numbers, bool counted);
   void visit(size_t index, PyObject* param, int32_t group, PyObject* state, Py_ssize_t& cursor, bool initialized);
   const char* gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& grad);
   const char* operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized);
@@ -88,6 +94,7 @@ class Plan {
   bool find_shared_gradients();
   void mark_conflicts();
   void run_cpu(double scale);
+  void hold();
 
   std::vector<Entry> entries_;
   std::vector<Group> groups_;
@@ -95,12 +102,17 @@ class Plan {
   std::map<RowKey, int32_t> row_of_;
   std::vector<Range> written_;                          // by address
   std::vector<std::pair<int32_t, int32_t>> conflicts_;  // of gradients with what is written: the two owners
+  py::object held_state_;         // a copy of the optimizer's state where that is not a dict, for the length of a step
   std::vector<at::Tensor> held_;  // copies of gradients in the parameter's layout, for the length of a step
   Table table_;                   // all tensors; the chunks are the CPU's
   std::map<int, Gpu> gpus_;       // by device
   std::vector<int> devices_;
-  bool changed_ = false, running_ = false;
+  bool changed_ = false;
   bool foreign_ = false;  // memory is written that torch did not allocate
 };
+
+// A group's parameters, in a list or tuple; groups of any kind of container.
+py::object params_of(PyObject* group);
+py::object sequence(PyObject* container);
 
 }  // namespace fusedopt

@@ -33,6 +33,7 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
   if (!autograd || !autograd->grad_.defined()) e.reason = kNoGradient;
   else if (patch(t.device, gpu_index(p.device()), changed_); t.device < 0 && p.device().type() != at::kCPU)
     e.reason = "this build has no fused path for the device";
+  else if (groups_[group].odd) e.reason = groups_[group].odd;
   else if (!is_plain(p)) e.reason = "not a plain dense tensor";
   else if (!p.is_non_overlapping_and_dense()) e.reason = "the parameter's memory is not dense";
   else if (!(e.reason = gradient(e, t, param, autograd->grad_))) e.reason = operands(e, t, param, values, initialized);

@@ -1,5 +1,5 @@
-from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, overload
 
 from torch import Tensor
 
@@ -17,15 +17,27 @@ def isa() -> str: ...
 def cut(numels: Sequence[int], size: int) -> list[tuple[int, int, int]]: ...
 
 class Plan:
+    @overload
     def refresh(
         self,
-        groups: list[dict[str, Any]],
+        groups: Iterable[Mapping[str, Any]],
         state: Mapping[Any, Any],
         numbers: list[tuple[Any, ...]],
         counted: list[bool],
         initialized: bool,
+        at_once: Literal[False] = False,
         done: list[int] = ...,
     ) -> tuple[list[int], list[int], list[int]]: ...
+    @overload
+    def refresh(
+        self,
+        groups: Iterable[Mapping[str, Any]],
+        state: Mapping[Any, Any],
+        numbers: list[tuple[Any, ...]],
+        counted: list[bool],
+        initialized: bool,
+        at_once: bool,
+    ) -> tuple[list[int], list[int], list[int]] | None: ...
     @property
     def devices(self) -> list[int]: ...
     def square_sum(self) -> float: ...
@@ -40,5 +52,7 @@ class Plan:
         max_norm: float,
         epsilon: float,
     ) -> None: ...
+    @property
+    def has_odd_numbers(self) -> bool: ...
     def reasons(self) -> list[str | None]: ...
     def memory(self) -> int: ...

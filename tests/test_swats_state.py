@@ -167,7 +167,8 @@ def test_lr_of_several_numbers_is_no_switch(lr: Tensor) -> None:
         opt = cls(params)
         set_grads(params, 0)
         opt.param_groups[0]["lr"] = lr
-        with pytest.raises(RuntimeError, match="cannot be converted to Scalar"):
+        # In the words of whichever of torch's operators comes to it first.
+        with pytest.raises((RuntimeError, TypeError), match=r"invalid for input of size|not Tensor|must match"):
             opt.step()
 
 

@@ -10,6 +10,8 @@ struct Adagrad {
   static constexpr int kStateCount = 1;
   static constexpr bool kCountsSteps = true;
   static constexpr Operands kOperands{0b111, 0b101};
+  static constexpr Number kNumbers[] = {
+      {"lr"}, {"lr_decay", Domain::kNotNegative}, {"eps"}, {"weight_decay"}, {"maximize", Domain::kFlag}};
   struct Numbers {
     double lr, lr_decay, eps, weight_decay, maximize;
   };

@@ -10,6 +10,9 @@ struct Adam {
   static constexpr int kStateCount = 2 + Amsgrad;
   static constexpr bool kCountsSteps = true;
   static constexpr Operands kOperands = Amsgrad ? Operands{0b11111, 0b11101} : Operands{0b1111, 0b1101};
+  static constexpr Number kNumbers[] = {
+      {"lr"},           {"beta1", Domain::kFraction}, {"beta2", Domain::kFraction}, {"eps"},
+      {"weight_decay"}, {"decoupled", Domain::kFlag}, {"maximize", Domain::kFlag}};
   struct Numbers {
     double lr, beta1, beta2, eps, weight_decay, decoupled, maximize;
   };

@@ -36,7 +36,8 @@ constexpr int kItemSize[] = {4, 8, 2, 2};
 struct RuleInfo {
   const char* name;
   const char* const* states;
-  int state_count, numbers, bytes[2];  // of the rule in float and in double
+  const Number* numbers;
+  int state_count, number_count, bytes[2];  // of the rule in float and in double
   bool counts_steps;
   Operands operands;
   // Constructs the rule, in float or in double, from a group's numbers, a step count and the gradient's factor.
@@ -54,9 +55,11 @@ void fold(void* row, const double* numbers, double count, double scale) {
 
 template <template <class> class Rule, class R = Rule<double>>
 constexpr RuleInfo rule_info(const char* name) {
-  constexpr int numbers = sizeof(typename R::Numbers) / sizeof(double);
+  constexpr int numbers = sizeof R::kNumbers / sizeof(Number);
+  static_assert(numbers * sizeof(double) == sizeof(typename R::Numbers));
   return {name,
           R::kStates,
+          R::kNumbers,
           R::kStateCount,
           numbers,
           {sizeof(Rule<float>), sizeof(R)},

@@ -17,6 +17,23 @@ constexpr int kMaxStates = 3, kMaxOperands = 2 + kMaxStates;  // parameter, grad
 constexpr int kMaxNumbers = 16;                               // hyper-parameters of one group
 constexpr int kMaxRowBytes = 160;                             // a rule object in double
 
+// Which values of a hyper-parameter a rule takes. What torch's operators do with others is their own affair: they
+// refuse an alpha that a dtype does not hold, Python refuses to divide by 1 - beta = 0. So a group with such a value is
+// torch's.
+enum class Domain : unsigned char {
+  kNumber,       // of a size up to kLargestNumber
+  kNotNegative,  // that, and at least 0
+  kFraction,     // at least 0, below 1
+  kBound,        // a number, or infinity
+  kFlag,         // anything that is true or false
+  kMemory,       // no number: the address of what a group remembers, three doubles in a tensor of its own
+};
+struct Number {  // a hyper-parameter
+  const char* name;
+  Domain domain = Domain::kNumber;
+};
+constexpr double kLargestNumber = 32768;  // half of what float16 holds
+
 // The operands of one pass over memory, as bits: 0 parameter, 1 gradient, 2 and up the states in the rule's order.
 // A rule is called with all of them; one that is neither read nor written is a register that starts at zero.
 struct Operands {

@@ -13,6 +13,13 @@ struct DeltaBarDelta {
   static constexpr int kStateCount = 2 + Momentum;
   static constexpr bool kCountsSteps = false;
   static constexpr Operands kOperands = Momentum ? Operands{0b11111, 0b11101} : Operands{0b1111, 0b1101};
+  static constexpr Number kNumbers[] = {{"lr"},
+                                        {"beta"},
+                                        {"momentum"},
+                                        {"min_gain", Domain::kBound},
+                                        {"max_gain", Domain::kBound},
+                                        {"weight_decay"},
+                                        {"maximize", Domain::kFlag}};
   struct Numbers {
     double lr, beta, momentum, min_gain, max_gain, weight_decay, maximize;
   };
@@ -30,7 +37,8 @@ struct DeltaBarDelta {
     const F agreement = sign * grad_sign;  // 0, which leaves the gain alone, where either is, so in the first step too
     grad_sign = sign;
     gain = madd(gain, agreement < 0 ? decrease : F(1), agreement > 0 ? increase : F(0));
-    gain = gain < min_gain ? min_gain : gain > max_gain ? max_gain : gain;
+    gain = gain < min_gain ? min_gain : gain;
+    gain = gain > max_gain ? max_gain : gain;  // which has the last word, as in torch.clamp
     F direction = gain * g;
     if constexpr (Momentum) direction = momentum_buffer = madd(momentum, momentum_buffer, direction);
     param = madd(-lr, direction, param);

@@ -13,6 +13,19 @@ struct Lamb {
   static constexpr bool kCountsSteps = true, kSums = true;
   static constexpr Operands kOperands{0b1111, 0b1100};        // first pass: moments and norms
   static constexpr Operands kUpdateOperands{0b1101, 0b0001};  // second pass: the step
+  static constexpr Number kNumbers[] = {{"lr"},
+                                        {"beta1", Domain::kFraction},
+                                        {"beta2", Domain::kFraction},
+                                        {"eps"},
+                                        {"weight_decay"},
+                                        {"decoupled", Domain::kFlag},
+                                        {"maximize", Domain::kFlag},
+                                        {"bias_correction", Domain::kFlag},
+                                        {"grad_averaging", Domain::kFlag},
+                                        {"always_adapt", Domain::kFlag},
+                                        {"trust_clip", Domain::kBound},
+                                        {"phi_low", Domain::kBound},
+                                        {"phi_high", Domain::kBound}};
   struct Numbers {
     double lr, beta1, beta2, eps, weight_decay, decoupled, maximize, bias_correction, grad_averaging, always_adapt,
         trust_clip, phi_low, phi_high;

@@ -10,6 +10,8 @@ struct RmsProp {
   static constexpr int kStateCount = 1 + Momentum + Centered;
   static constexpr bool kCountsSteps = true;
   static constexpr Operands kOperands{(4u << kStateCount) - 1, ((4u << kStateCount) - 1) & ~2u};
+  static constexpr Number kNumbers[] = {{"lr"},       {"alpha"},        {"eps"},
+                                        {"momentum"}, {"weight_decay"}, {"maximize", Domain::kFlag}};
   struct Numbers {
     double lr, alpha, eps, momentum, weight_decay, maximize;
   };

@@ -11,6 +11,13 @@ struct Sgd {
   static constexpr int kStateCount = Momentum;
   static constexpr bool kCountsSteps = false;  // no `step` in the state: the count is 1 at first and 2 from then on
   static constexpr Operands kOperands = Momentum ? Operands{0b111, 0b101} : Operands{0b11, 0b01};
+  static constexpr Number kNumbers[] = {{"lr"},
+                                        {"momentum"},
+                                        {"dampening"},
+                                        {"nesterov", Domain::kFlag},
+                                        {"weight_decay"},
+                                        {"maximize", Domain::kFlag},
+                                        {"classic", Domain::kFlag}};
   struct Numbers {
     double lr, momentum, dampening, nesterov, weight_decay, maximize, classic;
   };

@@ -36,6 +36,9 @@ struct Swats {
   static constexpr int kStateCount = 3;
   static constexpr bool kCountsSteps = true, kSums = true;
   static constexpr Operands kOperands{0b01111, 0b01101}, kSgdOperands{0b10011, 0b10001};
+  static constexpr Number kNumbers[] = {
+      {"lr"},           {"beta1", Domain::kFraction}, {"beta2", Domain::kFraction}, {"eps"},
+      {"weight_decay"}, {"maximize", Domain::kFlag},  {"switch", Domain::kMemory}};
   struct Numbers {
     double lr, beta1, beta2, eps, weight_decay, maximize;
     Switch::Memory* memory;

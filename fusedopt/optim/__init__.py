@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 else:  # whatever the installed version has
     globals().update({name: getattr(torch.optim, name) for name in torch.optim.__all__})
 
-from fusedopt.optim._fused import Explanation, native
+from fusedopt.optim._explanation import Explanation
+from fusedopt.optim._fused import native
 from fusedopt.optim.adagrad import Adagrad
 from fusedopt.optim.adam import Adam, AdamW
 from fusedopt.optim.delta_bar_delta import DeltaBarDelta

@@ -5,24 +5,25 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from fusedopt import _C
+from fusedopt.optim._explanation import Explanation, explain
 from fusedopt.optim._scaling import NO_SCALING, Scaling, gradient_scale
 from fusedopt.optim._torch import (
     count_on_device,
+    in_layout_of,
     new_states,
     refuse_capturable,
     refuse_capture,
@@ -42,20 +43,6 @@ def native() -> Iterator[None]:
         yield
     finally:
         _native.reset(token)
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Which path a parameter took in the last step, and why."""
-
-    group: int
-    index: int
-    name: str | None
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    path: str
-    """"fused", "torch", or "none" where there was nothing to do."""
-    reason: str
 
 
 class FusedStep(Optimizer):
@@ -121,7 +108,7 @@ class FusedStep(Optimizer):
         for param, values in state["state"].items():
             if isinstance(param, Tensor) and isinstance(values, dict):
                 state["state"][param] = {
-                    sys.intern(name) if type(name) is str else name: _in_layout_of(param, value)
+                    sys.intern(name) if type(name) is str else name: in_layout_of(param, value)
                     for name, value in values.items()
                 }
         super().__setstate__(state)
@@ -134,28 +121,17 @@ class FusedStep(Optimizer):
         """
         if self._grad_norm is None:
             return None
-        first: Tensor = self.param_groups[0]["params"][0]
-        dtype = torch.float64 if first.dtype in (torch.float64, torch.complex128) else torch.float32
+        first: Tensor | None = next((p for group in self.param_groups for p in group["params"]), None)
+        wide = first is not None and first.dtype in (torch.float64, torch.complex128)
+        dtype = torch.float64 if wide else torch.float32
+        device = torch.device("cpu") if first is None else first.device
         if isinstance(self._grad_norm, Tensor):
-            return self._grad_norm.to(first.device, dtype, copy=True)
-        return torch.tensor(self._grad_norm, dtype=dtype, device=first.device)
+            return self._grad_norm.to(device, dtype, copy=True)
+        return torch.tensor(self._grad_norm, dtype=dtype, device=device)
 
     def explain(self) -> list[Explanation]:
         """For every parameter, the path it took in the last step and the reason."""
-        params = [(g, i, p) for g, group in enumerate(self.param_groups) for i, p in enumerate(group["params"])]
-        reasons = self._reasons or (self._plan.reasons() if self._plan else [])
-        reasons = list(reasons) + ["no step yet"] * (len(params) - len(reasons))
-        explanations = []
-        for (g, i, p), reason in zip(params, reasons, strict=False):
-            names = self.param_groups[g].get("param_names")
-            idle = reason in ("no gradient", "no step yet")
-            path = "none" if idle else "torch" if reason else "fused"
-            name = names[i] if names else None
-            where = p.device.type.upper() if p.device.type == _C.GPU else f"CPU, {_C.isa()}"
-            text = reason or f"rule {self._torch_class.__name__.removeprefix('_Torch').removeprefix('_')}, {where}"
-            shape = () if is_lazy(p) else tuple(p.shape)
-            explanations.append(Explanation(g, i, name, shape, p.dtype, path, text))
-        return explanations
+        return explain(self)
 
     def bytes_per_step(self) -> int:
         """Bytes that the last step's fused path has to read and write at least, by the declarations of its rules."""
@@ -217,11 +193,25 @@ class FusedStep(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
+        turn = self._turn
+        if turn is None:
+            turn = self.__dict__.setdefault("_turn", threading.RLock())
+        with turn:  # another thread's step comes to its end first
+            if self._stepping:
+                raise RuntimeError("step() was called from within the same optimizer's step(), which is not over yet")
+            self._stepping = True
+            try:
+                self._advance()
+            finally:
+                self._stepping = False
+        return loss
+
+    def _advance(self) -> None:
         # Set by GradScaler around the step; None or 0 where there is nothing to unscale or to check.
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         scaling = NO_SCALING if grad_scale is None and found_inf is None else Scaling(grad_scale, found_inf)
         if not scaling.on_gpu and scaling.overflowed():
-            return loss
+            return
 
         numbers, counted = [], []
         everything = "fusedopt.native() or FUSEDOPT_DISABLE=1" if _native.get() else _observer()
@@ -237,25 +227,30 @@ class FusedStep(Optimizer):
 
         if everything:
             if scaling.on_gpu and scaling.overflowed():
-                return loss
+                return
             params = [p for group in self.param_groups for p in group["params"]]
             self._reasons = ["no gradient" if p.grad is None else everything for p in params]
             leftover = [i for i, p in enumerate(params) if p.grad is not None]
             with states_restored_on_error(self, [params[i] for i in leftover]):
                 torch_step(self, leftover, gradient_scale(self, [], leftover, scaling)[0], guarded=False)
-            return loss
+            return
 
         plan = self._plan
         if plan is None:
             plan = self._plan = _C.Plan()
         self._reasons = None
-        leftover, missing, uncounted = plan.refresh(self.param_groups, self.state, numbers, counted, False)
+        # What needs nothing more than the fused path is over in one call, before another thread can touch a gradient.
+        at_once = scaling is NO_SCALING and self.defaults["max_grad_norm"] is None
+        found = plan.refresh(self.param_groups, self.state, numbers, counted, False, at_once)
+        if found is None:
+            return
+        leftover, missing, uncounted = found
         devices = plan.devices
         if devices and devices[-1] >= 0 and _C.is_capturing():
             refuse_capture(self)
         on_host = bool(leftover) or not devices or devices[0] < 0  # something is updated where no GPU decides
         if on_host and scaling.on_gpu and scaling.overflowed():
-            return loss
+            return
         if leftover or missing or uncounted:
             refuse_sparse(self, leftover)
             with new_states(self, missing):
@@ -268,17 +263,15 @@ class FusedStep(Optimizer):
                 scale, scalings = gradient_scale(self, devices, leftover, scaling)
                 if leftover:
                     torch_step(self, leftover, scale, guarded=True)
-                    plan.refresh(self.param_groups, self.state, numbers, counted, True, leftover)
-        elif scaling is NO_SCALING and self.defaults["max_grad_norm"] is None:
-            plan.run(1.0)
-            return loss
+                    plan.refresh(self.param_groups, self.state, numbers, counted, True, done=leftover)
         else:
             scale, scalings = gradient_scale(self, devices, leftover, scaling)
         plan.run(scale, scalings, self.defaults["max_grad_norm"] or 0.0, self._clip_epsilon)
-        return loss
 
     # Rebuilt at need: torch drops whatever it does not know when an optimizer is copied or pickled.
     _plan: _C.Plan | None = None
+    _turn: threading.RLock | None = None  # whose it is to step
+    _stepping = False
     _reasons: list[str | None] | None = None
     _grad_norm: float | Tensor | None = None  # where a GPU keeps it, or a number
 
@@ -299,12 +292,6 @@ def _observer() -> str | None:
         if all(type(mode) is DeviceContext for mode in modes):
             return None  # a default device changes where tensors are made, no step
     return reason
-
-
-def _in_layout_of(param: Tensor, value: Any) -> Any:
-    if not isinstance(value, Tensor) or is_lazy(param) or value.shape != param.shape or value.layout != torch.strided:
-        return value
-    return value if value.stride() == param.stride() else torch.empty_like(param, dtype=value.dtype).copy_(value)
 
 
 def _refuse_group_norm(group: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices, _use_grad_for_differentiable
 
 from fusedopt import _C
@@ -45,6 +46,8 @@ class PlainOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            _check_size(group)
+        for group in self.param_groups:
             params: list[Tensor] = []
             self._init_group(group, params)
             self._update_group(group, params)
@@ -69,9 +72,33 @@ def check_numbers(defaults: dict[str, Any]) -> None:
         raise ValueError(f"Invalid weight_decay value: {weight_decay}")
 
 
+def _check_size(group: dict[str, Any]) -> None:
+    """Raises what torch's operators raise for a finite number that the compute type of a parameter does not hold."""
+    exact = all(p.dtype in (torch.float64, torch.complex128) for p in group["params"] if p.grad is not None)
+    largest = torch.finfo(torch.float64 if exact else torch.float32).max
+    for name, value in group.items():
+        for number in value if isinstance(value, (tuple, list)) and name != "params" else [value]:
+            if isinstance(number, Tensor) and number.numel() == 1 and number.device.type == "cpu":
+                number = number.item()
+            if isinstance(number, (int, float)) and largest < abs(number) < math.inf:
+                raise RuntimeError(f"{name}={value} cannot be converted to type float without overflow")
+
+
+def scalar(number: float | Tensor) -> float | Tensor:
+    """A hyper-parameter, without dimensions where it is a tensor of one element."""
+    return number.reshape(()) if isinstance(number, Tensor) else number
+
+
 def real(t: Tensor) -> Tensor:
     """A complex weight is two real ones."""
     return torch.view_as_real(t) if t.is_complex() else t
+
+
+def in_layout_of(param: Tensor, value: Any) -> Any:
+    """A state, in the memory layout of its parameter where it is a tensor of the same shape."""
+    if not isinstance(value, Tensor) or is_lazy(param) or value.shape != param.shape or value.layout != torch.strided:
+        return value
+    return value if value.stride() == param.stride() else torch.empty_like(param, dtype=value.dtype).copy_(value)
 
 
 def _select(optimizer: Optimizer, indices: list[int]) -> list[tuple[dict[str, Any], list[Tensor]]]:
@@ -98,7 +125,8 @@ def torch_step(optimizer: FusedStep, indices: list[int], scale: float, *, guarde
     params = [p for group in groups for p in group["params"]]
     grads = [p.grad for p in params]
     with contextlib.ExitStack() as undo:
-        if guarded and any(_refusable(optimizer, group) for group in groups):
+        odd = optimizer._plan is not None and optimizer._plan.has_odd_numbers
+        if guarded and (odd or any(_refusable(optimizer, group) for group in groups)):
             undo.enter_context(_restored_on_error(optimizer, params))
         if scale != 1:
             for p, grad in zip(params, grads, strict=True):
@@ -129,7 +157,7 @@ def _refusable(optimizer: FusedStep, group: dict[str, Any]) -> bool:
         state = optimizer.state.get(p) or dict.fromkeys(names)
         like_p = [p.grad, *(v for k, v in state.items() if k != "step")]
         if not all(name in state for name in names) or any(
-            t is not None and (t.shape != p.shape or t.dtype != p.dtype or t.device != p.device) for t in like_p
+            isinstance(t, Tensor) and (t.shape != p.shape or t.dtype != p.dtype or t.device != p.device) for t in like_p
         ):
             return True
     return bool(group.get("fused"))

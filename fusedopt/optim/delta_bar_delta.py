@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
-from fusedopt.optim._torch import PlainOptimizer, real
+from fusedopt.optim._torch import PlainOptimizer, real, scalar
 
 _PLAIN, _MOMENTUM = _C.RULES["delta_bar_delta"], _C.RULES["delta_bar_delta_momentum"]
 
@@ -71,8 +71,7 @@ def _update(group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str,
     if group["momentum"] != 0:
         buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(direction)
         direction = buffer.clone() if group["differentiable"] else buffer
-    lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
-    param.sub_(lr * direction)
+    param.sub_(scalar(group["lr"]) * direction)
 
 
 class DeltaBarDelta(FusedStep, _TorchDeltaBarDelta):

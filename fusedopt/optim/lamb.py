@@ -11,9 +11,10 @@ from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
-from fusedopt.optim._torch import PlainOptimizer, check_numbers, number
+from fusedopt.optim._torch import PlainOptimizer, check_numbers, number, scalar
 
 _RULE = _C.RULES["lamb"]
+_ANY_NORM = 0.0, math.inf
 
 
 class _TorchLAMB(PlainOptimizer):
@@ -40,7 +41,7 @@ class _TorchLAMB(PlainOptimizer):
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
     def _update(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
-        state, (beta1, beta2) = self.state[param], group["betas"]
+        state, (beta1, beta2) = self.state[param], map(scalar, group["betas"])
         decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
         weight = param.clone() if group["differentiable"] else param  # autograd keeps what it was before the step
         if decay != 0 and not decoupled:
@@ -54,7 +55,7 @@ class _TorchLAMB(PlainOptimizer):
             mean, square = mean.clone(), square.clone()
         if group["bias_correction"]:
             step = state["step"] if group["capturable"] or group["differentiable"] else number(state["step"])
-            mean = mean / (1 - beta1**step)
+            mean = mean * (1 / (1 - beta1**step))
             square = square / (1 - beta2**step)
         update = mean / (square.sqrt() + group["eps"])
         if decay != 0 and decoupled:
@@ -70,7 +71,7 @@ class _TorchLAMB(PlainOptimizer):
                 param_norm = param_norm.clamp(*group["phi"])
             ratio = (param_norm / update_norm).masked_fill((param_norm == 0) | (update_norm == 0), 1.0)
             trust_ratio = ratio if group["trust_clip"] is None else ratio.clamp(max=group["trust_clip"])
-        param.sub_((group["lr"] * trust_ratio * update).to(param.dtype))
+        param.sub_((scalar(group["lr"]) * trust_ratio * update).to(param.dtype))
 
 
 class LAMB(FusedStep, _TorchLAMB):
@@ -150,7 +151,7 @@ class LAMB(FusedStep, _TorchLAMB):
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         beta1, beta2 = group["betas"]
-        low, high = group["phi"] or (0.0, math.inf)
+        low, high = _ANY_NORM if group["phi"] is None else group["phi"]
         trust_clip = group["trust_clip"]
         return (
             _RULE,

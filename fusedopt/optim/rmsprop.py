@@ -11,12 +11,8 @@ from torch.optim.optimizer import ParamsT
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
 
-_RULES = {
-    (False, False): _C.RULES["rmsprop"],
-    (False, True): _C.RULES["rmsprop_momentum"],
-    (True, False): _C.RULES["rmsprop_centered"],
-    (True, True): _C.RULES["rmsprop_centered_momentum"],
-}
+_PLAIN, _MOMENTUM = _C.RULES["rmsprop"], _C.RULES["rmsprop_momentum"]
+_CENTERED, _CENTERED_MOMENTUM = _C.RULES["rmsprop_centered"], _C.RULES["rmsprop_centered_momentum"]
 
 
 class RMSprop(FusedStep, torch.optim.RMSprop):
@@ -68,8 +64,9 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         momentum = group["momentum"]
+        plain, with_momentum = (_CENTERED, _CENTERED_MOMENTUM) if group["centered"] else (_PLAIN, _MOMENTUM)
         return (
-            _RULES[bool(group["centered"]), momentum > 0],
+            with_momentum if momentum > 0 else plain,
             group["lr"],
             group["alpha"],
             group["eps"],

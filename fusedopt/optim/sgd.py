@@ -10,7 +10,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
-from fusedopt.optim._torch import PlainOptimizer
+from fusedopt.optim._torch import PlainOptimizer, scalar
 
 _PLAIN, _MOMENTUM = _C.RULES["sgd"], _C.RULES["sgd_momentum"]
 
@@ -31,8 +31,7 @@ class _ClassicSGD(PlainOptimizer):
         state, momentum = self.state[param], group["momentum"]
         if group["weight_decay"] != 0:
             grad = grad + group["weight_decay"] * (param.clone() if group["differentiable"] else param)
-        lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
-        pull = lr * grad
+        pull = scalar(group["lr"]) * grad
         if state.get("momentum_buffer") is None:  # the first gradient is not dampened
             state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format).add_(pull.detach())
         else:

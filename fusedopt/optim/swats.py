@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
-from fusedopt.optim._torch import PlainOptimizer, check_numbers, number, real
+from fusedopt.optim._torch import PlainOptimizer, check_numbers, number, real, scalar
 
 _RULE, _SGD = _C.RULES["swats"], _C.RULES["sgd_momentum"]
 
@@ -45,7 +45,7 @@ class _TorchSWATS(PlainOptimizer):
         step_square = step_dot_grad = 0.0
         for p in params:
             assert p.grad is not None
-            state = {name: real(value) for name, value in self.state[p].items()}
+            state = {name: real(v) if isinstance(v, Tensor) else v for name, v in self.state[p].items()}
             param, grad = real(p), real(-p.grad if group["maximize"] else p.grad)
             if group["weight_decay"] != 0:
                 grad = grad + group["weight_decay"] * (param.clone() if group["differentiable"] else param)
@@ -62,27 +62,22 @@ class _TorchSWATS(PlainOptimizer):
             _decide(group, step_square, step_dot_grad)
 
 
-def _rate(group: dict[str, Any]) -> float | Tensor:
-    lr: float | Tensor = group["lr"]
-    return lr.reshape(()) if isinstance(lr, Tensor) else lr
-
-
 def _adam(group: dict[str, Any], grad: Tensor, state: dict[str, Tensor]) -> Tensor:
-    beta1, beta2 = group["betas"]
-    mean = state["exp_avg"].mul_(beta1).add_(grad, alpha=1 - beta1)
+    beta1, beta2 = map(scalar, group["betas"])
+    mean = state["exp_avg"].mul_(beta1).add_(grad, alpha=1 - beta1)  # type: ignore[arg-type]
     square = state["exp_avg_sq"].mul_(beta2).add_(grad * grad * (1 - beta2))
     if group["differentiable"]:  # autograd keeps what the next step overwrites
         mean, square = mean.clone(), square.clone()
     count = number(state["step"])
-    step_size = _rate(group) * (math.sqrt(1 - beta2**count) / (1 - beta1**count))
+    step_size = scalar(group["lr"]) * (math.sqrt(1 - beta2**count) / (1 - beta1**count))
     step: Tensor = -step_size * (mean / (square.sqrt() + group["eps"]))
     return step
 
 
 def _sgd(group: dict[str, Any], ratio: float, grad: Tensor, state: dict[str, Tensor]) -> Tensor:
-    beta1, _ = group["betas"]
+    beta1, _ = map(scalar, group["betas"])
     velocity = state["momentum_buffer"].mul_(beta1).add_(grad)
-    step_size = _rate(group) * ((1 - beta1) * ratio)
+    step_size = scalar(group["lr"]) * ((1 - beta1) * ratio)
     step: Tensor = -step_size * (velocity.clone() if group["differentiable"] else velocity)
     return step
 
@@ -92,7 +87,7 @@ def _decide(group: dict[str, Any], step_square: float, step_dot_grad: float) -> 
     count, average, ratio = map(number, group["switch"])
     count += 1
     if step_dot_grad != 0:
-        _, beta2 = group["betas"]
+        beta2 = float(group["betas"][1])
         projection = step_square / -step_dot_grad
         average = beta2 * average + (1 - beta2) * projection
         settled = average / (1 - beta2**count)
@@ -212,13 +207,14 @@ class SWATS(FusedStep, _TorchSWATS):
             # In place, where a CUDA graph may go on to use it.
             group["switch"] = live[i]["switch"].copy_(switch) if i < len(live) else switch
         for values in state["state"].values():
-            if "exp_avg" in values and "momentum_buffer" not in values:  # Adam's
+            if isinstance(values, dict) and "exp_avg" in values and "momentum_buffer" not in values:  # Adam's
                 values["momentum_buffer"] = torch.zeros_like(values["exp_avg"])
         super().__setstate__(state)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        if group["params"] and group["switch"].device != group["params"][0].device:
-            group["switch"] = group["switch"].to(group["params"][0].device)
+        first = next(iter(group["params"]), None)
+        if first is not None and group["switch"].device != first.device:
+            group["switch"] = group["switch"].to(first.device)
         return (
             _RULE,
             group["lr"],

@@ -1,0 +1,46 @@
+"""Which path a parameter took, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from fusedopt import _C
+
+if TYPE_CHECKING:
+    from fusedopt.optim._fused import FusedStep
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which path a parameter took in the last step, and why."""
+
+    group: int
+    index: int
+    name: str | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    path: str
+    """"fused", "torch", or "none" where there was nothing to do."""
+    reason: str
+
+
+def explain(optimizer: FusedStep) -> list[Explanation]:
+    """For every parameter, the path it took in the last step and the reason."""
+    groups = enumerate(optimizer.param_groups)
+    params = [(g, i, p, group.get("param_names")) for g, group in groups for i, p in enumerate(group["params"])]
+    reasons = optimizer._reasons or (optimizer._plan.reasons() if optimizer._plan else [])
+    reasons = list(reasons) + ["no step yet"] * (len(params) - len(reasons))
+    explanations = []
+    for (g, i, p, names), reason in zip(params, reasons, strict=False):
+        idle = reason in ("no gradient", "no step yet")
+        path = "none" if idle else "torch" if reason else "fused"
+        name = names[i] if names else None
+        where = p.device.type.upper() if p.device.type == _C.GPU else f"CPU, {_C.isa()}"
+        text = reason or f"rule {optimizer._torch_class.__name__.removeprefix('_Torch').removeprefix('_')}, {where}"
+        shape = () if is_lazy(p) else tuple(p.shape)
+        explanations.append(Explanation(g, i, name, shape, p.dtype, path, text))
+    return explanations
