@@ -6,8 +6,12 @@ need it.
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +24,7 @@ _EXTRAS = (
     *("typer", "tqdm", "matplotlib", "PIL", "jinja2", "torchmetrics", "tensorboard", "captum", "optuna"),
     *("onnx", "onnxscript", "onnxruntime"),
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 def _missing_extra(name: str) -> str:
@@ -79,11 +84,7 @@ def demo(
         from fusedopt.examples.demo import run_demo
 
         torch.set_num_threads(threads)
-        try:
-            run_demo(out, epochs, say=typer.echo)
-        except OSError as error:
-            typer.echo(f"fusedopt: the pictures cannot be written ({error}); name another folder with --out", err=True)
-            raise typer.Exit(1) from error
+        run_demo(out, epochs, say=typer.echo)
 
 
 @app.command(name="find-lr")
@@ -198,4 +199,15 @@ for _command in (train.train, tune.tune, explain.explain, export.export, predict
 
 def main() -> None:
     """The entry point of the `fusedopt` command."""
-    app()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name that is no text is printed byte for byte
+    try:
+        app()
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:  # errors of files have their names
+            raise
+        with suppress(OSError):
+            typer.echo(f"fusedopt: the output cannot be written ({error.strerror}); send it elsewhere", err=True)
+        if sys.stdout is not None:  # what is left in it would be tried again at Python's end, and complained about
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

@@ -1,5 +1,6 @@
 """The command line, run in this process."""
 
+import os
 import re
 import runpy
 import struct
@@ -78,8 +79,22 @@ def test_missing_typer_is_named(monkeypatch):
 def test_unwritable_folder_of_the_demo_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     (line,) = run("demo", "--out", tmp_path / "file", code=1).stderr.splitlines()
-    assert line.startswith("fusedopt: the pictures cannot be written")
-    assert "--out" in line
+    assert line == f"fusedopt: {tmp_path}/file: cannot be made (File exists); name another folder"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_one_line(unbuffered):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fusedopt", "info"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "fusedopt: the output cannot be written (No space left on device); send it elsewhere\n"
 
 
 def test_demo_prints_the_table_draws_two_pictures_and_reports(tmp_path):

@@ -96,10 +96,11 @@ def _conclude(study: Study, network: str, rest: str, out: Path | None) -> None:
     typer.echo(f"fusedopt train {network} {best.user_attrs['options']} {rest}")
     if out is not None:
         try:
-            typer.echo(f"pictures: {', '.join(str(path) for path in draw_search(study, out))}")
+            pictures = draw_search(study, out)
         except OSError as error:
             typer.echo(f"fusedopt: {out} cannot be written ({error}); name another folder with --out", err=True)
             raise typer.Exit(1) from error
+        typer.echo(f"pictures: {', '.join(map(str, pictures))}")
 
 
 def _line(trial: FrozenTrial) -> str:
