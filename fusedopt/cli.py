@@ -78,12 +78,12 @@ def demo(
     threads: Annotated[int, typer.Option(min=1, max=1024, help=_THREADS_HELP)] = 1,
 ) -> None:
     """Learn Rock-Paper-Scissors from drawn hands, time fused against native steps, report on both. Needs no network."""
-    import torch
+    from fusedopt.commands.checks import use_threads
 
     with _one_line_errors():
         from fusedopt.examples.demo import run_demo
 
-        torch.set_num_threads(threads)
+        use_threads(threads)
         run_demo(out, epochs, say=typer.echo)
 
 
@@ -103,16 +103,15 @@ def find_learning_rate(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Find a learning rate by a range test, print what several methods suggest, and draw the curve."""
-    import torch
-
+    from fusedopt.commands.checks import use_threads
     from fusedopt.examples.tasks import find_task
 
     with _one_line_errors():
         from tqdm import tqdm
 
-        from fusedopt.examples.find_lr import draw, find_on, report
+        from fusedopt.examples.find_lr import draw, find_on, in_options, report
 
-        torch.set_num_threads(threads)
+        use_threads(threads)
         try:
             data = find_task(dataset).load(data_dir, typer.echo)
             result = find_on(
@@ -124,11 +123,11 @@ def find_learning_rate(
                 start_lr=start_lr,
                 end_lr=end_lr,
                 num_iter=iterations,
-                progress=lambda steps, total: tqdm(steps, total=total, leave=False, disable=quiet),
+                progress=lambda steps, total: tqdm(steps, total=total, leave=False, disable=quiet or None),
             )
         except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
-        typer.echo(report(result))
+            raise typer.BadParameter(in_options(str(error))) from error
+        typer.echo(in_options(report(result)))
         try:
             draw(result, f"Range test: {optimizer} on {model}, {data.name}, batches of {batch_size}", out)
         except (OSError, ValueError) as error:  # the latter of a file type that is unknown

@@ -190,3 +190,17 @@ assert not hasattr(fusedopt, "trainings")
 )
 def test_numbers_that_are_too_large_are_refused(arguments):
     assert f"Invalid value for '{arguments[-2]}'" in run(*arguments, code=2).stderr
+
+
+@pytest.mark.usefixtures("few_hands", "threads")
+@pytest.mark.parametrize("command", ["train", "find-lr", "tune"])
+def test_more_threads_than_cores_are_said_to_be(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    options = {"train": ("--epochs", 1, "--no-report"), "find-lr": ("--iterations", 2), "tune": ("--trials", 1)}[
+        command
+    ]
+    arguments = (command, "hands", *options, "--quiet")
+    said = "fusedopt: --threads 3 on 2 cores: they wait for each other; fewer are quicker\n"
+    assert run(*arguments, "--threads", 3).stderr == said
+    assert run(*arguments, "--threads", 2, *(("--out", "b") if command == "train" else ())).stderr == ""

@@ -71,5 +71,5 @@ def test_processes_end_with_the_one_that_started_them(start, how):
         process, code = start(), -signal.Signals[how]
         assert process.stdout.readline().startswith("trial ")
         os.kill(process.pid, -code)
-    process.communicate(timeout=40)  # ends when nobody is left who could print
+    process.communicate(timeout=60)  # ends when nobody is left who could print
     assert process.returncode == code

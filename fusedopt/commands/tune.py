@@ -42,9 +42,8 @@ def tune(
 
     After Ctrl-C, or with more --trials, the same command goes on with what --study holds.
     """
-    import torch
-
     from fusedopt.cli import _one_line_errors
+    from fusedopt.commands.checks import use_threads
 
     with _one_line_errors():
         from fusedopt.data import hold_out
@@ -56,7 +55,7 @@ def tune(
             if not quiet:
                 typer.echo(line)
 
-        torch.set_num_threads(threads)
+        use_threads(threads, processes)
         try:
             if method not in METHODS:
                 raise ValueError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
