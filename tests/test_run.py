@@ -166,7 +166,7 @@ def test_what_is_no_run_is_refused(tmp_path, config):
         ({"std": [0.1, 0.1, -0.1]}, "std must be at least 0"),
         ({"mean": [], "std": [], "channels": 0}, "channels must be at least 1, not 0"),
         ({"size": -1}, "size must be at least 1, not -1"),
-        ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"epochs": -1}, "epochs must be at least 0, not -1"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"classes": []}, "there must be a class"),
         ({"classes": "rock"}, "classes cannot be 'rock'"),

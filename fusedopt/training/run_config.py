@@ -86,9 +86,9 @@ class RunConfig:
                 raise TypeError(f"{name} cannot be {value!r}")
 
     def _check_ranges(self) -> None:
-        for name in ("channels", "size", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, least in {"channels": 1, "size": 1, "epochs": 0, "batch_size": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         for name in ("mean", "std"):
             if not all(math.isfinite(value) for value in getattr(self, name)):
                 raise ValueError(f"{name} must be finite, not {getattr(self, name)}")
