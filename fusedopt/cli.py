@@ -6,8 +6,12 @@ need it.
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +24,7 @@ _EXTRAS = (
     *("typer", "tqdm", "matplotlib", "PIL", "jinja2", "torchmetrics", "tensorboard", "captum", "optuna"),
     *("onnx", "onnxscript", "onnxruntime"),
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 def _missing_extra(name: str) -> str:
@@ -73,17 +78,13 @@ def demo(
     threads: Annotated[int, typer.Option(min=1, max=1024, help=_THREADS_HELP)] = 1,
 ) -> None:
     """Learn Rock-Paper-Scissors from drawn hands, time fused against native steps, report on both. Needs no network."""
-    import torch
+    from fusedopt.commands.checks import use_threads
 
     with _one_line_errors():
         from fusedopt.examples.demo import run_demo
 
-        torch.set_num_threads(threads)
-        try:
-            run_demo(out, epochs, say=typer.echo)
-        except OSError as error:
-            typer.echo(f"fusedopt: the pictures cannot be written ({error}); name another folder with --out", err=True)
-            raise typer.Exit(1) from error
+        use_threads(threads)
+        run_demo(out, epochs, say=typer.echo)
 
 
 @app.command(name="find-lr")
@@ -102,16 +103,15 @@ def find_learning_rate(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Find a learning rate by a range test, print what several methods suggest, and draw the curve."""
-    import torch
-
+    from fusedopt.commands.checks import use_threads
     from fusedopt.examples.tasks import find_task
 
     with _one_line_errors():
         from tqdm import tqdm
 
-        from fusedopt.examples.find_lr import draw, find_on, report
+        from fusedopt.examples.find_lr import draw, find_on, in_options, report
 
-        torch.set_num_threads(threads)
+        use_threads(threads)
         try:
             data = find_task(dataset).load(data_dir, typer.echo)
             result = find_on(
@@ -123,11 +123,11 @@ def find_learning_rate(
                 start_lr=start_lr,
                 end_lr=end_lr,
                 num_iter=iterations,
-                progress=lambda steps, total: tqdm(steps, total=total, leave=False, disable=quiet),
+                progress=lambda steps, total: tqdm(steps, total=total, leave=False, disable=quiet or None),
             )
         except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
-        typer.echo(report(result))
+            raise typer.BadParameter(in_options(str(error))) from error
+        typer.echo(in_options(report(result)))
         try:
             draw(result, f"Range test: {optimizer} on {model}, {data.name}, batches of {batch_size}", out)
         except (OSError, ValueError) as error:  # the latter of a file type that is unknown
@@ -198,4 +198,15 @@ for _command in (train.train, tune.tune, explain.explain, export.export, predict
 
 def main() -> None:
     """The entry point of the `fusedopt` command."""
-    app()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name that is no text is printed byte for byte
+    try:
+        app()
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:  # errors of files have their names
+            raise
+        with suppress(OSError):
+            typer.echo(f"fusedopt: the output cannot be written ({error.strerror}); send it elsewhere", err=True)
+        if sys.stdout is not None:  # what is left in it would be tried again at Python's end, and complained about
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

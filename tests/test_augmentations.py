@@ -91,6 +91,31 @@ def test_labels_count_by_what_is_in_the_image(name):
         assert (mixed > 0).sum(dim=1).max() <= (4 if name == "mosaic" else 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_half_precision_is_taken(name, dtype):
+    images, targets = marked()
+    changed, mixed = make_augmentation(name, 8)(images.to(dtype), targets, generator())
+    assert changed.dtype == dtype
+    assert changed.isfinite().all()
+    if name in MIXING:
+        assert mixed.dtype == dtype
+        expected = mixed.float() @ images[:, 0, 0, 0]
+        torch.testing.assert_close(changed.float().mean(dim=(1, 2, 3)), expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_bytes_are_refused_where_they_would_not_be_augmented(name):
+    images, targets = marked()
+    augment = make_augmentation(name, 8)
+    whole = images.mul(255).to(torch.uint8)
+    if name in ("pad", "resize", "crop"):
+        assert augment(whole, targets, generator())[0].dtype == torch.uint8
+        return
+    with pytest.raises(ValueError, match=r"floating-point images from 0 to 1, not torch\.uint8; divide by 255"):
+        augment(whole, targets, generator())
+
+
 def test_mixing_twice_takes_probabilities():
     images, targets = marked()
     changed, mixed = compose(["mixup", "cutmix"], 8)(images, targets, generator())

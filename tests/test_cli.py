@@ -1,5 +1,6 @@
 """The command line, run in this process."""
 
+import os
 import re
 import runpy
 import struct
@@ -78,8 +79,22 @@ def test_missing_typer_is_named(monkeypatch):
 def test_unwritable_folder_of_the_demo_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     (line,) = run("demo", "--out", tmp_path / "file", code=1).stderr.splitlines()
-    assert line.startswith("fusedopt: the pictures cannot be written")
-    assert "--out" in line
+    assert line == f"fusedopt: {tmp_path}/file: cannot be made (File exists); name another folder"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_one_line(unbuffered):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fusedopt", "info"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "fusedopt: the output cannot be written (No space left on device); send it elsewhere\n"
 
 
 def test_demo_prints_the_table_draws_two_pictures_and_reports(tmp_path):
@@ -175,3 +190,17 @@ assert not hasattr(fusedopt, "trainings")
 )
 def test_numbers_that_are_too_large_are_refused(arguments):
     assert f"Invalid value for '{arguments[-2]}'" in run(*arguments, code=2).stderr
+
+
+@pytest.mark.usefixtures("few_hands", "threads")
+@pytest.mark.parametrize("command", ["train", "find-lr", "tune"])
+def test_more_threads_than_cores_are_said_to_be(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    options = {"train": ("--epochs", 1, "--no-report"), "find-lr": ("--iterations", 2), "tune": ("--trials", 1)}[
+        command
+    ]
+    arguments = (command, "hands", *options, "--quiet")
+    said = "fusedopt: --threads 3 on 2 cores: they wait for each other; fewer are quicker\n"
+    assert run(*arguments, "--threads", 3).stderr == said
+    assert run(*arguments, "--threads", 2, *(("--out", "b") if command == "train" else ())).stderr == ""

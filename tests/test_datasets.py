@@ -203,7 +203,7 @@ def test_rps_missing_image_is_counted(small_rps):
 def test_rps_damaged_image_is_named(small_rps, damage):
     path = small_rps / "train" / "scissors" / "scissors2.png"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match="cannot be decoded") as error:
+    with pytest.raises(DataError, match=r"cannot be read|not an image") as error:
         load_rps(small_rps.parent)
     assert str(path) in str(error.value)
 

@@ -182,8 +182,30 @@ def test_activations_are_those_of_one_image_per_class(finished, data):
         maps = feature_maps(model, "conv1", normalize(photograph[None]))[0]
         for axes, channel in zip(row[1:], maps, strict=True):
             torch.testing.assert_close(upright(axes)[0], channel, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="the network has no convolution; name a layer"):
-        plot_activations(nn.Sequential(nn.Flatten(), nn.Linear(2352, 3)), data, normalize)
+    with pytest.raises(ValueError, match="no convolution and no linear layer"):
+        plot_activations(nn.Flatten(), data, normalize)
+    with pytest.raises(ValueError, match="layer '0' gives no channels; choose a convolution or a linear layer"):
+        plot_activations(nn.Sequential(nn.Unflatten(1, (1, 3))), data, normalize, layer="0")
+
+
+def test_units_are_drawn_where_there_is_no_convolution(data):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2352, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)).eval()
+    normalize = Normalize(data.train_images)
+    figure = plot_activations(model, data, normalize)
+    assert figure.get_suptitle() == "Activations of layer 1, 5 units"
+    photograph = (upright(figure.axes[0])[0] * 255).round().to(torch.uint8).permute(2, 0, 1)
+    drawn = [upright(axes)[0].item() for axes in figure.axes[1:6]]
+    assert drawn == pytest.approx(model[1](model[0](normalize(photograph[None])))[0].tolist(), rel=1e-4, abs=1e-5)
+    assert plot_activations(model, data, normalize, layer="3").get_suptitle() == "Activations of layer 3, 3 units"
+
+
+def test_command_draws_what_there_is_of_a_network_without_convolutions(tmp_path, data, monkeypatch):
+    monkeypatch.setitem(TASKS, "hands", Task(lambda folder, notify: data, "mlp3"))
+    folder = make_run(tmp_path / "mlp", data, model="mlp3", epochs=1).folder
+    output = run_command("explain", folder, "--filters", "--activations").stdout
+    assert output.splitlines()[-2:] == [str(folder / "filters.png"), str(folder / "activations.png")]
+    run_command("report", folder)  # which draws them anew
+    assert (folder / "activations.png").exists()
 
 
 def test_command_draws_into_the_run(run):

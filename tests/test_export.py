@@ -132,8 +132,19 @@ def test_command_names_what_is_wrong(run, tmp_path, monkeypatch):
     assert "unknown format 'tflite'; choose from pt2, onnx" in message
     assert "unknown dtype 'int8'" in plain(run_command("export", run.folder, "--dtype", "int8", code=2).stderr)
     assert "holds no run" in run_command("export", tmp_path, code=1).stderr
-    result = run_command("export", run.folder, "--format", "pt2", "--out", tmp_path / "no", code=1)
-    assert result.stderr.startswith(f"fusedopt: {tmp_path}/no/model.pt2: cannot be written")
+    (tmp_path / "model.pt2").mkdir()
+    result = run_command("export", run.folder, "--format", "pt2", "--out", tmp_path, code=1)
+    assert result.stderr.startswith(f"fusedopt: {tmp_path}/model.pt2: cannot be written")
     hide("onnxruntime", monkeypatch)
     (line,) = run_command("export", run.folder, "--format", "onnx", code=1).stderr.splitlines()
     assert line == "fusedopt: onnxruntime is not installed; pip install 'fusedopt[examples]'"
+
+
+def test_command_makes_the_folder(run, tmp_path):
+    new = tmp_path / "a" / "b"
+    assert f"{new}/model.pt2: agrees" in run_command("export", run.folder, "--format", "pt2", "--out", new).stdout
+    assert (new / "model.pt2").exists()
+    (tmp_path / "file").write_bytes(b"")
+    result = run_command("export", run.folder, "--format", "pt2", "--out", tmp_path / "file", code=1)
+    assert result.stderr == f"fusedopt: {tmp_path}/file: cannot be made (File exists); name another folder\n"
+    assert export_pt2(run, str(tmp_path / "c" / "m.pt2")) < 1e-3

@@ -217,7 +217,7 @@ def test_command_with_a_range_that_finds_nothing(small, tmp_path):
     [
         (["--model", "alexnet"], "choose one of lenet, lenet-bn"),
         (["--optimizer", "adamm"], "unknown optimizer"),
-        (["--start-lr", "20"], "end_lr must be larger"),
+        (["--start-lr", "20"], "--end-lr must be larger"),
     ],
 )
 def test_command_refuses_wrong_arguments(small, tmp_path, arguments, message):
@@ -229,3 +229,18 @@ def test_command_refuses_wrong_arguments(small, tmp_path, arguments, message):
 def test_command_says_when_the_picture_cannot_be_written(small, tmp_path):
     arguments = ["--iterations", 5, "--end-lr", 1e-5, "--quiet", "--out", tmp_path / "missing" / "x.png"]
     assert "name another file with --out" in run("fashion-mnist", *arguments, code=1).stderr
+
+
+def test_command_speaks_of_its_own_options_and_draws_no_bar_into_files(small, tmp_path):
+    result = run("fashion-mnist", "--iterations", 5, "--end-lr", 1e-5, "--out", tmp_path / "x.png")
+    assert result.stderr == ""
+    assert result.stdout.count("it takes at least 17; use more --iterations, a lower --start-lr\n") == 4
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--iterations", 17), ("--iterations", 20, "--end-lr", 1e-6), ("--start-lr", -1)]
+)
+def test_refusals_are_in_the_words_of_the_command(small, tmp_path, arguments):
+    output = run("fashion-mnist", *arguments, "--out", tmp_path / "x.png", code=2 if -1 in arguments else 0).output
+    assert "--start-lr" in output
+    assert not re.search(r"num_iter|diverge_th|smooth_f|skip_|step_mode|start_lr|end_lr|\(\)", output)

@@ -78,8 +78,11 @@ def remove_images(folder):
         (lambda rock: (rock / "more.jpg").write_bytes(jpg(0)), "{rock}: holds 4 images where 3 are expected"),
         (remove_images, "{rock}: holds no .png, .jpg, .jpeg files"),
         (lambda rock: (remove_images(rock), rock.rmdir()), "{rock}: no such folder; each class has a folder"),
-        (lambda rock: (rock / NAMES[1]).write_bytes(b"no image"), f"{{rock}}/{NAMES[1]}: cannot be decoded"),
-        (lambda rock: (rock / NAMES[1]).write_bytes(jpg(9)[:-40]), f"{{rock}}/{NAMES[1]}: cannot be decoded"),
+        (
+            lambda rock: (rock / NAMES[1]).write_bytes(b"no image"),
+            f"{{rock}}/{NAMES[1]}: not an image",
+        ),
+        (lambda rock: (rock / NAMES[1]).write_bytes(jpg(9)[:-40]), f"{{rock}}/{NAMES[1]}: cannot be read"),
         (lambda rock: (rock / NAMES[1]).write_bytes(jpg(0, 64)), f"{{rock}}/{NAMES[1]}: has 64x64 pixels, not 128x128"),
     ],
     ids=["missing", "one too many", "empty folder", "no folder", "no image", "cut short", "another size"],

@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import re
 
 import pytest
 import torch
@@ -157,9 +158,47 @@ def test_what_is_no_run_is_refused(tmp_path, config):
     ):
         (tmp_path / "config.json").write_text(json.dumps(good | change))
         refused(lambda: RunFolder.open(tmp_path), f"config.json: damaged, .*{next(iter(change))} cannot be .*; restore")
-    for content in ("", "[]", "{}", '{"dataset": "hands", "later": 1}'):
+    for change, message in (
+        ({"held_out": 5}, "held_out must be between 0 and 1, not 5"),
+        ({"held_out": math.nan}, "held_out must be between 0 and 1, not nan"),
+        ({"mean": [math.nan, 0.5, 0.5]}, "mean must be finite, not .nan, 0.5, 0.5."),
+        ({"std": [0.1, 0.1, math.inf]}, "std must be finite"),
+        ({"std": [0.1, 0.1, -0.1]}, "std must be at least 0"),
+        ({"mean": [], "std": [], "channels": 0}, "channels must be at least 1, not 0"),
+        ({"size": -1}, "size must be at least 1, not -1"),
+        ({"epochs": -1}, "epochs must be at least 0, not -1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"classes": []}, "there must be a class"),
+        ({"classes": "rock"}, "classes cannot be 'rock'"),
+        ({"mean": 0.5}, "mean cannot be 0.5"),
+        ({"later": 1}, "later is unknown"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(good | change))
+        refused(lambda: RunFolder.open(tmp_path), f"config.json: damaged, or of another version .{message}.*; restore")
+    for content, message in (
+        ("", "Expecting value"),
+        ("[]", "it is no object with the options by name"),
+        ("5", "it is no object with the options by name"),
+        ("{}", "it has no dataset, model, channels"),
+    ):
         (tmp_path / "config.json").write_text(content)
-        refused(lambda: RunFolder.open(tmp_path), "config.json: damaged, or of another version")
+        refused(lambda: RunFolder.open(tmp_path), f"config.json: damaged, or of another version .{message}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("5", "it is no list with an object for each epoch"),
+        ("[5]", "it is no list with an object for each epoch"),
+        ('[{"epoch": 1, "lr": "fast"}]', "'fast' is not a number"),
+        ('[{"epoch": [1]}]', "[1] is not a number"),
+        ('[{"lr": 1}]', "a row has no epoch"),
+    ],
+)
+def test_logs_that_are_none_are_said_to_be(tmp_path, config, content, message):
+    RunFolder.create(tmp_path, config)
+    (tmp_path / "log.json").write_text(content)
+    refused(lambda: RunFolder.open(tmp_path), re.escape(f"log.json: damaged, or of another version ({message})"))
 
 
 def test_damaged_or_other_weights_are_refused(tmp_path, data):

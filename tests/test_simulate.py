@@ -127,12 +127,18 @@ def test_command_draws(tmp_path):
     assert ours[1] > 3 * one[1]  # four high
 
 
+@pytest.mark.parametrize("name", ["cosine", "flat-cosine", "warm-restarts", "triangular", "exponential-decay"])
+def test_the_lowest_learning_rate_may_be_0_where_a_schedule_can_end_there(name):
+    with_0, above = (simulate_named(name, 8, 0.1, low).lr for low in (0.0, 1e-9))
+    torch.testing.assert_close(with_0, above, rtol=0, atol=2e-9)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["sine"], "unknown schedule 'sine'; choose one of exponential-decay, halving,"),
-        (["cosine", "--min-lr", "1"], "the lowest learning rate, 1, must be above 0 and at most the highest, 0.001"),
-        (["cosine", "--max-lr", "-1"], "the lowest learning rate, -0.1, must be above 0"),
+        (["cosine", "--min-lr", "1"], "the lowest learning rate, 1, must be at least 0 and at most the highest, 0.001"),
+        (["cosine", "--max-lr", "-1"], "the highest learning rate must be above 0 and finite, not -1"),
         (["cosine", "--steps", "1"], "Invalid value for '--steps'"),
     ],
 )

@@ -1,5 +1,8 @@
 """The training loop, optimizers by name, and the timer."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
@@ -117,6 +120,16 @@ def test_epoch_loss_is_the_mean_over_the_images(data):
     (epoch,) = train(model, torch.optim.SGD(model.parameters(), lr=0.0), data, epochs=1, batch_size=64)
     whole = record_steps(model, torch.optim.SGD(model.parameters(), lr=0.0), data, steps=1, batch_size=100)
     assert epoch.loss == pytest.approx(whole.losses[0], rel=1e-6)
+
+
+def test_there_is_no_accuracy_without_test_images(data):
+    none = dataclasses.replace(data, test_images=data.test_images[:0], test_labels=data.test_labels[:0])
+    model = seeded(HandClassifier, 0)
+    (epoch,) = train(model, make_optimizer("adamw", model.parameters()), none, epochs=1)
+    assert math.isnan(epoch.test_accuracy)
+    assert math.isnan(epoch.test_loss)
+    assert not epoch.best
+    assert 0 < epoch.train_accuracy <= 1
 
 
 def test_progress_gets_every_batch_and_their_number(data):

@@ -59,6 +59,8 @@ def test_the_schedule_goes_over_all_steps_of_the_training(data):
     [
         (0.0, {"schedule": "cosine"}, "must be above 0"),
         (0.01, {"schedule": "cosine", "min_lr": 0.1}, "at most the highest, 0.01"),
+        (0.01, {"schedule": "warmup-linear", "min_lr": 0.0}, "lowest learning rate, 0, must be above 0 and at most"),
+        (0.01, {"schedule": "exponential", "min_lr": 0.0}, "lowest learning rate, 0, must be above 0 and at most"),
     ],
 )
 def test_schedules_that_cannot_be_are_refused(data, lr, options, message):

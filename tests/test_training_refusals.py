@@ -10,6 +10,8 @@ import command_line
 import pytest
 from command_line import plain
 
+from fusedopt.data import make_hands
+from fusedopt.examples.tasks import TASKS, Task
 from fusedopt.training import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -92,6 +94,14 @@ def test_images_that_the_network_cannot_take_are_a_usage_error(fashion):
     assert not (fashion / "run").exists()
 
 
+def test_another_data_set_is_named_before_other_options(fashion, finished, monkeypatch):
+    hands = make_hands(40, 9)
+    monkeypatch.setitem(TASKS, "hands", Task(lambda folder, notify: hands, "lenet"))
+    options = ("--device", "cpu", "--out", "run", "--resume", "--epochs", 3, "--loss", "mae", "--accumulate", 2)
+    error = command_line.run("train", "hands", *options, code=1).stderr
+    assert "run: holds another run (dataset is fashion-mnist there and hands here)" in error
+
+
 def test_a_run_of_another_process_is_left_alone(fashion, finished):
     handle = os.open(finished, os.O_RDONLY)
     try:
@@ -104,7 +114,7 @@ def test_a_run_of_another_process_is_left_alone(fashion, finished):
 
 def test_a_refused_run_leaves_no_folder(fashion):
     error = plain(train(fashion, "--schedule", "cosine", "--min-lr", 9, code=2).stderr)
-    assert "the lowest learning rate, 9, must be above 0 and at most the highest" in error
+    assert "the lowest learning rate, 9, must be at least 0 and at most the highest" in error
     assert not (fashion / "run").exists()
 
 

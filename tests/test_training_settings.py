@@ -178,8 +178,8 @@ def test_the_first_update_of_an_average_copies():
     [
         ({"accumulate": 0}, "accumulate must be a whole number, at least 1, not 0"),
         ({"accumulate": 1.5}, "accumulate must be a whole number, at least 1, not 1.5"),
-        ({"schedule": "cosine", "min_lr": 0.0}, "min_lr must be above 0 and finite, not 0"),
-        ({"schedule": "cosine", "min_lr": math.nan}, "min_lr must be above 0 and finite, not nan"),
+        ({"schedule": "cosine", "min_lr": -1e-9}, "min_lr must be at least 0 and finite, not -1e-09"),
+        ({"schedule": "cosine", "min_lr": math.nan}, "min_lr must be at least 0 and finite, not nan"),
         ({"patience": math.nan}, "patience must be a whole number of epochs, at least 1, not nan"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0 and finite, not 0"),
         ({"max_grad_norm": math.nan}, "max_grad_norm must be above 0 and finite, not nan"),

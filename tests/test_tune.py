@@ -1,10 +1,7 @@
 """`fusedopt tune`: every method, studies that go on, several processes, and what is refused."""
 
-import os
 import re
-import signal
 import struct
-import subprocess
 import sys
 from functools import partial
 
@@ -265,32 +262,3 @@ def test_missing_optuna_is_named(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert command("hands", code=1).stderr == "fusedopt: optuna is not installed; pip install 'fusedopt[examples]'\n"
-
-
-def test_ctrl_c_on_two_processes_keeps_what_is_finished(tmp_path):
-    path = tmp_path / "study.db"
-    code = """
-import signal
-from fusedopt import cli, data
-from fusedopt.examples import tasks
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background takes away
-if __name__ == "__main__":
-    hands = data.make_hands(90, 3)
-    tasks.TASKS["hands"] = tasks.Task(lambda folder, notify: hands, "lenet")
-    cli.main()
-"""
-    arguments = ["tune", "hands", "--epochs", "1", "--method", "random", "--study", path, "--processes", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments, "--trials", "9999"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("trial ")
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    (line,) = errors.splitlines()
-    assert re.match(r"fusedopt: stopped after \d+ finished trials; the same command goes on with", line)

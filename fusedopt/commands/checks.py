@@ -1,8 +1,9 @@
-"""What `fusedopt train` refuses before it writes anything."""
+"""What `fusedopt train` and others refuse, or say, before they write anything."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,8 +113,23 @@ def check_same(folder: Path, earlier: RunConfig, config: RunConfig) -> None:
     from fusedopt.files import FileError
 
     scheduled = config.schedule is not None and earlier.schedule == config.schedule
-    before, now = ({**c.settings, **({"epochs": c.epochs} if scheduled else {})} for c in (earlier, config))
+    before, now = (
+        {"dataset": c.dataset, "model": c.model, **c.settings, **({"epochs": c.epochs} if scheduled else {})}
+        for c in (earlier, config)
+    )
     for name in [*now, *(before.keys() - now.keys())]:
         if before.get(name) != now.get(name):
             values = f"{name} is {before.get(name, 'the default')} there and {now.get(name, 'the default')} here"
             raise FileError(f"{folder}: holds another run ({values}); give the same options, or another folder")
+
+
+def use_threads(threads: int, processes: int = 1) -> None:
+    """Sets the number of CPU threads, and says so where all of them, of each process, are more than the cores."""
+    import torch
+
+    torch.set_num_threads(threads)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads * processes > cores and not int(os.environ.get("RANK", "0")):
+        of = f" in each of {processes} processes" if processes > 1 else ""
+        text = f"--threads {threads}{of} on {cores} cores: they wait for each other; fewer are quicker"
+        typer.echo(f"fusedopt: {text}", err=True)

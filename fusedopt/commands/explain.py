@@ -14,7 +14,7 @@ def explain(
     images: Annotated[int, typer.Option(min=1, help="How many misclassified images.")] = 25,
     filters: Annotated[bool, typer.Option("--filters", help="Draw the first layer's filters, too.")] = False,
     activations: Annotated[
-        bool, typer.Option("--activations", help="Draw the last convolution's activations, too.")
+        bool, typer.Option("--activations", help="Draw the activations of the last convolution, or hidden layer, too.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of which images are drawn.")] = 0,
     data_dir: Annotated[Path | None, typer.Option(help="As for train.")] = None,

@@ -34,6 +34,8 @@ def predict(
                 if not as_json:
                     typer.echo(f"{path}: {', '.join(f'{name} {100 * share:.1f} %' for name, share in found)}")
         if as_json:
-            typer.echo(json.dumps(results, indent=1, ensure_ascii=False))
+            text = json.dumps(results, indent=1, ensure_ascii=False)
+            # What is no text in a file's name becomes \udc80 ..., which JSON reads back as Python has it.
+            typer.echo(text.encode("utf-8", "backslashreplace").decode())
         if any("error" in result for result in results):
             raise typer.Exit(1)

@@ -291,7 +291,9 @@ def _unusual(settings: dict[str, Any]) -> dict[str, Any]:
 def _prepare(threads: int, deterministic: bool) -> None:
     import torch
 
-    torch.set_num_threads(threads)
+    from fusedopt.commands.checks import use_threads
+
+    use_threads(threads)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)

@@ -42,9 +42,8 @@ def tune(
 
     After Ctrl-C, or with more --trials, the same command goes on with what --study holds.
     """
-    import torch
-
     from fusedopt.cli import _one_line_errors
+    from fusedopt.commands.checks import use_threads
 
     with _one_line_errors():
         from fusedopt.data import hold_out
@@ -56,7 +55,7 @@ def tune(
             if not quiet:
                 typer.echo(line)
 
-        torch.set_num_threads(threads)
+        use_threads(threads, processes)
         try:
             if method not in METHODS:
                 raise ValueError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
@@ -96,10 +95,11 @@ def _conclude(study: Study, network: str, rest: str, out: Path | None) -> None:
     typer.echo(f"fusedopt train {network} {best.user_attrs['options']} {rest}")
     if out is not None:
         try:
-            typer.echo(f"pictures: {', '.join(str(path) for path in draw_search(study, out))}")
+            pictures = draw_search(study, out)
         except OSError as error:
             typer.echo(f"fusedopt: {out} cannot be written ({error}); name another folder with --out", err=True)
             raise typer.Exit(1) from error
+        typer.echo(f"pictures: {', '.join(map(str, pictures))}")
 
 
 def _line(trial: FrozenTrial) -> str:

@@ -4,6 +4,7 @@ from fusedopt.data.augmentations import AUGMENTATIONS, Augmentation, Compose, co
 from fusedopt.data.cifar10 import load_cifar10
 from fusedopt.data.fashion_mnist import load_fashion_mnist
 from fusedopt.data.hands import draw_hands, make_hands
+from fusedopt.data.image_files import read_image
 from fusedopt.data.images import DataError, ImageData, Normalize, hold_out
 from fusedopt.data.loader import BatchLoader, BatchTransform
 from fusedopt.data.rps import ImageFiles, load_rps
@@ -31,4 +32,5 @@ __all__ = [
     "load_rps_photos",
     "make_augmentation",
     "make_hands",
+    "read_image",
 ]

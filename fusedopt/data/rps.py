@@ -10,15 +10,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from io import BytesIO
-from pathlib import Path
-from typing import IO
+from pathlib import Path, PurePosixPath
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fusedopt.data.files import Fetcher, data_folder, locate, open_url
+from fusedopt.data.image_files import image_paths, is_image, read_image
 from fusedopt.data.images import DataError, ImageData
 
 CLASSES = ("paper", "rock", "scissors")
@@ -29,17 +28,18 @@ ARCHIVES = {
 }
 COUNTS = {"train": 840, "test": 124}
 """Images of each class."""
-_SUFFIXES = (".png", ".jpg", ".jpeg")
+ADVICE = "fetch it again"
 
 
 class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
     """Image files in one folder per class, decoded and resized when asked for: for sets that do not fit into memory.
 
-    An item is a uint8 [3, size, size] image and its int64 label, the index of its folder in `classes`. The files are in
-    order of class, then of name. Needs Pillow.
+    An item is a uint8 [3, size, size] image, as `fusedopt.data.read_image` reads it, and its int64 label, the index of
+    its folder in `classes`. The files are in order of class, then of name. Needs Pillow.
 
     Args:
-        folder: holds the folders of the classes; other files and folders there are ignored.
+        folder: holds the folders of the classes; other files and folders there are ignored, and so are hidden files and
+            folders among the images.
         classes: names of the folders.
         size: the images are resized to, bilinear with antialiasing.
 
@@ -47,16 +47,13 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         DataError: a folder is missing or holds no images.
     """
 
-    def __init__(self, folder: Path, classes: Iterable[str], size: int) -> None:
-        self.size = size
+    def __init__(self, folder: Path | str, classes: Iterable[str], size: int) -> None:
+        folder, self.size = Path(folder), size
         self.files: list[tuple[Path, int]] = []
         for label, name in enumerate(classes):
             if not (folder / name).is_dir():
                 raise DataError(f"{folder / name}: no such folder; each class has a folder with its images there")
-            found = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in _SUFFIXES)
-            if not found:
-                raise DataError(f"{folder / name}: holds no {', '.join(_SUFFIXES)} files")
-            self.files += [(path, label) for path in found]
+            self.files += [(path, label) for path in image_paths(folder / name)]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -65,10 +62,10 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         """Returns one image and its label.
 
         Raises:
-            DataError: the file cannot be decoded.
+            DataError: the file cannot be read.
         """
         path, label = self.files[index]
-        return decode(path, str(path), self.size), torch.tensor(label)
+        return read_image(path, 3, self.size, advice=ADVICE), torch.tensor(label)
 
     def load(self) -> tuple[Tensor, Tensor]:
         """Returns all images uint8 [N, 3, size, size] and labels int64 [N]."""
@@ -114,46 +111,25 @@ def load_rps(
     return ImageData("rps", CLASSES, *splits[0], *splits[1])
 
 
-def decode(file: Path | IO[bytes], name: str, size: int) -> Tensor:
-    """Decodes and resizes an image.
-
-    Args:
-        file: where it is.
-        name: what an error calls it.
-        size: of the result, bilinear with antialiasing.
-
-    Returns:
-        uint8 [3, size, size].
-
-    Raises:
-        DataError: it is no image, or damaged.
-        ModuleNotFoundError: Pillow is not installed.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            rgb = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, zlib.error) as error:  # SyntaxError: what Pillow raises for a broken PNG
-        raise DataError(f"{name}: cannot be decoded ({error}); fetch it again") from error
-    if rgb.size != (size, size):
-        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
-
-
 def _load_archive(path: Path, size: int) -> tuple[Tensor, Tensor]:
     images, labels = [], []
     try:
         with zipfile.ZipFile(path) as archive:
             for label, name in enumerate(CLASSES):
-                for member in sorted(m for m in archive.namelist() if m.endswith(".png") and m.split("/")[-2] == name):
-                    images.append(decode(BytesIO(archive.read(member)), f"{path}:{member}", size))
+                for member in sorted(filter(_image_of(name), archive.namelist())):
+                    content = BytesIO(archive.read(member))
+                    images.append(read_image(content, 3, size, name=f"{path}:{member}", advice=ADVICE))
                     labels.append(label)
     except (zipfile.BadZipFile, OSError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); fetch it again") from error
     if not images:
         raise DataError(f"{path}: holds no images of {', '.join(CLASSES)}; fetch it again")
     return torch.stack(images), torch.tensor(labels)
+
+
+def _image_of(name: str) -> Callable[[str], bool]:
+    """Whether a member of an archive is an image in the folder of a class."""
+    return lambda member: PurePosixPath(member).parent.name == name and is_image(member.rpartition("/")[2])
 
 
 def _check_counts(place: str, labels: Tensor, expected: int) -> None:

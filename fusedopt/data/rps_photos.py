@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusedopt.data.files import data_folder
+from fusedopt.data.image_files import open_image
 from fusedopt.data.images import DataError, ImageData
-from fusedopt.data.rps import CLASSES, ImageFiles
+from fusedopt.data.rps import ADVICE, CLASSES, ImageFiles
 
 SOURCE = "https://github.com/hawkinsonb/rockpaperscissors-cnn"
 COUNTS = {"train": (501, 504, 594), "test": (118, 97, 120)}
@@ -81,17 +82,12 @@ def _advice(folder: str) -> str:
 
 
 def _check(folder: Path, images: ImageFiles, expected: Sequence[int]) -> None:
-    from PIL import Image
-
     for label, (name, count) in enumerate(zip(CLASSES, expected, strict=True)):
         paths = [path for path, other in images.files if other == label]
         if len(paths) != count:
             raise DataError(f"{folder / name}: holds {len(paths)} images where {count} are expected; fetch {SOURCE}")
         for path in paths:
-            try:
-                with Image.open(path) as image:
-                    found = image.size
-            except OSError as error:
-                raise DataError(f"{path}: cannot be decoded ({error}); fetch it again") from error
+            with open_image(path, str(path), ADVICE) as image:
+                found = image.size
             if found != (_SIDE, _SIDE):
-                raise DataError(f"{path}: has {found[0]}x{found[1]} pixels, not {_SIDE}x{_SIDE}; fetch it again")
+                raise DataError(f"{path}: has {found[0]}x{found[1]} pixels, not {_SIDE}x{_SIDE}; {ADVICE}")

@@ -15,6 +15,7 @@ from fusedopt.examples.step_times import format_table, measure
 from fusedopt.models import HandClassifier
 from fusedopt.reports import write_report
 from fusedopt.training import OPTIMIZERS, Epoch, RunConfig, RunFolder, make_optimizer, predict, seeded, train
+from fusedopt.training.run import make_folder
 from fusedopt.training.timing import machine
 
 _BATCH_SIZE = 32
@@ -41,10 +42,9 @@ def run_demo(
         The pictures `training.png` and `step_times.png`, and the report on the training, `run/report.html`.
 
     Raises:
-        OSError: the folder cannot be made or written.
-        fusedopt.files.FileError: its `run` cannot be written, or is a run on other images.
+        fusedopt.files.FileError: the folder cannot be made or written, or its `run` is a run on other images.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if data is None:
         data = make_hands()
     count, test_count = len(data.train_labels), len(data.test_labels)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure, SubFigure  # without pyplot: nothing globa
 from torch import Tensor
 
 from fusedopt.examples.step_times import LABELS, NATIVE, OURS, Table, speedup
+from fusedopt.reports import write_picture
 from fusedopt.training import OPTIMIZERS, Epoch
 from fusedopt.training.timing import Timing
 
@@ -62,7 +63,7 @@ def plot_training(
         axes.imshow(image.permute(1, 2, 0).numpy())
         text = classes[guess] if guess == label else f"{classes[guess]}, is {classes[label]}"
         axes.set_title(text, fontsize=10, color="black" if guess == label else "crimson", pad=3)
-    figure.savefig(path, dpi=110)
+    write_picture(figure, path)
 
 
 def plot_step_times(path: Path, table: Table, title: str) -> None:
@@ -83,7 +84,7 @@ def plot_step_times(path: Path, table: Table, title: str) -> None:
     figure.suptitle(title, fontsize=11)
     caption = "median time of optimizer.step() in µs, whiskers: quartiles; the factor is fastest PyTorch / fusedopt"
     figure.supxlabel(caption + footnote, fontsize=10)
-    figure.savefig(path, dpi=110)
+    write_picture(figure, path)
 
 
 def _bars(axes: Axes, timings: Mapping[str, Timing]) -> None:

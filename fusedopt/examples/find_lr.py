@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -121,6 +122,25 @@ def report(result: LRFinderResult) -> str:
     else:
         lines.append("no suggested learning rate")
     return "\n".join(lines)
+
+
+# What `find_lr` says about its arguments, in the options of the command; of what has no option nothing is said.
+_OPTIONS = {
+    r"iterations \(num_iter\)|`num_iter`|num_iter": "--iterations",
+    r"larger batches, several steps per learning rate, or a validation set": "a larger --batch-size",
+    r"smooth the losses more \(smooth_f\)": "take a larger --batch-size",
+    r",? or (leave early stop on \(diverge_th\)|skip fewer)": "",
+    r" above 0, leave it out [^;]*step_mode='linear'|, or use step_mode='linear'": "",
+    r"with skip_start=(\d+) and skip_end=(\d+)": r"without the first \1 and the last \2",
+    r"\b(start|end)_lr\b": r"--\1-lr",
+}
+
+
+def in_options(text: str) -> str:
+    """Returns what `find_lr` says in the words of the command."""
+    for words, option in _OPTIONS.items():
+        text = re.sub(words, option, text)
+    return text
 
 
 def draw(result: LRFinderResult, title: str, path: Path) -> None:

@@ -15,6 +15,7 @@ from fusedopt import files
 from fusedopt.data import Normalize
 from fusedopt.files import FileError
 from fusedopt.training import RunFolder
+from fusedopt.training.run import make_folder
 
 _WHITE = 255
 _RELATIVE = 1e-4  # float32 sums in another order differ by about a tenth of that
@@ -40,7 +41,7 @@ class _Pixels(nn.Module):
         return scores
 
 
-def export_pt2(run: RunFolder, path: Path, dtype: torch.dtype = torch.uint8) -> float:
+def export_pt2(run: RunFolder, path: Path | str, dtype: torch.dtype = torch.uint8) -> float:
     """Writes the network as a program that torch reads without this package.
 
         program = torch.export.load("model.pt2").module()
@@ -50,7 +51,7 @@ def export_pt2(run: RunFolder, path: Path, dtype: torch.dtype = torch.uint8) -> 
 
     Args:
         run: has its weights.
-        path: the file.
+        path: the file; its folder is made where it is missing.
         dtype: of the images [N, C, H, W], for any N: uint8 with values from 0 to 255, or float32 from 0 to 1.
 
     Returns:
@@ -60,6 +61,7 @@ def export_pt2(run: RunFolder, path: Path, dtype: torch.dtype = torch.uint8) -> 
         ValueError: the dtype is another.
         fusedopt.files.FileError: the two disagree, or the file cannot be written. What was there before is still there.
     """
+    path = Path(path)
     model, example, dynamic = _prepare(run, dtype)
     program = torch.export.export(model, example, dynamic_shapes=dynamic)
     buffer = io.BytesIO()
@@ -69,11 +71,12 @@ def export_pt2(run: RunFolder, path: Path, dtype: torch.dtype = torch.uint8) -> 
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # PyTorch 2.11's, of its own buffer
         exported = torch.export.load(buffer).module()
     difference = _check(run, path, dtype, lambda images: exported(images))
+    make_folder(path.parent)
     files.write(path, buffer.getvalue())
     return difference
 
 
-def export_onnx(run: RunFolder, path: Path, dtype: torch.dtype = torch.uint8) -> float:
+def export_onnx(run: RunFolder, path: Path | str, dtype: torch.dtype = torch.uint8) -> float:
     """Writes the network as an ONNX model with the input `images` and the output `scores`, checked with onnxruntime.
 
     The names of the classes are in its metadata under `classes`, as JSON. Arguments, result and errors are those of
@@ -82,6 +85,7 @@ def export_onnx(run: RunFolder, path: Path, dtype: torch.dtype = torch.uint8) ->
     Raises:
         ModuleNotFoundError: onnx, onnxscript or onnxruntime is not installed.
     """
+    path = Path(path)
     import onnx
     import onnxruntime
     import onnxscript  # noqa: F401, what torch's exporter needs
@@ -109,6 +113,7 @@ def export_onnx(run: RunFolder, path: Path, dtype: torch.dtype = torch.uint8) ->
         return torch.from_numpy(session.run(["scores"], {"images": images.numpy()})[0])
 
     difference = _check(run, path, dtype, exported)
+    make_folder(path.parent)
     files.write(path, content)
     return difference
 

@@ -32,22 +32,34 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
 
 
 @torch.no_grad()
+def outputs(model: nn.Module, layer: str, images: Tensor) -> Tensor:
+    """Returns the output of a layer for images float [N, C, H, W].
+
+    Raises:
+        ValueError: there is no such layer, or it runs several times for one image.
+    """
+    found: list[Tensor] = []
+    hook = find_layer(model, layer).register_forward_hook(lambda module, inputs, output: found.append(output.clone()))
+    try:
+        model(images)
+    finally:
+        hook.remove()
+    if len(found) != 1:
+        reason = "runs several times" if len(found) > 1 else "gives no feature map"
+        raise ValueError(f"layer {layer!r} {reason}; choose a convolution, or none for the last one")
+    return found[0]
+
+
 def feature_maps(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     """Returns the output [N, channels, h, w] of a layer for images float [N, C, H, W].
 
     Raises:
         ValueError: there is no such layer, or its output is no feature map, or it runs several times for one image.
     """
-    outputs: list[Tensor] = []
-    hook = find_layer(model, layer).register_forward_hook(lambda module, inputs, output: outputs.append(output.clone()))
-    try:
-        model(images)
-    finally:
-        hook.remove()
-    if len(outputs) != 1 or outputs[0].dim() != 4 or outputs[0].shape[2:].numel() == 1:
-        reason = "runs several times" if len(outputs) > 1 else "gives no feature map"
-        raise ValueError(f"layer {layer!r} {reason}; choose a convolution, or none for the last one")
-    return outputs[0]
+    maps = outputs(model, layer, images)
+    if maps.dim() != 4 or maps.shape[2:].numel() == 1:
+        raise ValueError(f"layer {layer!r} gives no feature map; choose a convolution, or none for the last one")
+    return maps
 
 
 def plot_filters(model: nn.Module, channels: int, size: int, layer: str | None = None) -> Figure:
@@ -100,21 +112,28 @@ def plot_activations(
         model: in evaluation mode, on the CPU.
         data, normalize: of the run.
         seed: of which images are shown.
-        layer: name of the layer; None is the last convolution.
+        layer: name of the layer; None is the last convolution, or where there is none the last linear layer but one,
+            each unit of which is a channel of one value.
 
     Raises:
-        ValueError: there is no such layer, or its output is no feature map.
+        ValueError: there is no such layer, or it runs several times, or its output are no channels.
     """
-    layer = layer or next(reversed(convolutions(model)), None)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    layer = layer or next(reversed(convolutions(model) or linear[:-1] or linear), None)
     if layer is None:
-        raise ValueError("the network has no convolution; name a layer whose output is a feature map with --layer")
+        raise ValueError("the network has no convolution and no linear layer, and so no activations to draw")
     order = torch.randperm(len(data.test_labels), generator=torch.Generator().manual_seed(seed))
     labels = data.test_labels[order].tolist()
     chosen = order[[labels.index(label) for label in sorted(set(labels))[:_MOST]]]
     images = data.test_images[chosen]
-    maps = feature_maps(model, layer, normalize(images))
+    maps = outputs(model, layer, normalize(images))
+    if maps.dim() == 2:
+        maps = maps[:, :, None, None]
+    elif maps.dim() != 4:
+        raise ValueError(f"layer {layer!r} gives no channels; choose a convolution or a linear layer")
     largest = float(maps.abs().max()) or 1.0
-    shown = f"{_MOST} of {maps.shape[1]} channels" if maps.shape[1] > _MOST else f"{maps.shape[1]} channels"
+    kind = "channels" if maps.shape[2:].numel() > 1 else "units"
+    shown = f"{_MOST} of {maps.shape[1]} {kind}" if maps.shape[1] > _MOST else f"{maps.shape[1]} {kind}"
     originals = [image.permute(1, 2, 0).squeeze(-1).float() / 255 for image in images]
     rows = [[original, *row[:_MOST]] for original, row in zip(originals, maps, strict=True)]
     names = [data.classes[label] for label in data.test_labels[chosen].tolist()]

@@ -60,6 +60,21 @@ TORCHS: dict[str, Maker] = {
     ),
 }
 GALLERY = OURS | TORCHS
+_ABOVE_ZERO = (
+    "exponential",
+    "ramp",
+    "warmup",
+)  # begin the names of those that multiply the lowest rate, or start there
+
+
+def check_range(name: str, low: float, high: float) -> None:
+    """Raises ValueError where a schedule cannot go between these learning rates; the lowest of some may be 0."""
+    if not 0 < high < float("inf"):
+        raise ValueError(f"the highest learning rate must be above 0 and finite, not {high:g}")
+    positive = name == "exponential" or name.startswith(("ramp", "warmup"))  # multiply the lowest, or start there
+    if not 0 <= low <= high or (positive and low == 0):
+        least = "above 0" if positive else "at least 0"
+        raise ValueError(f"the lowest learning rate, {low:g}, must be {least} and at most the highest, {high:g}")
 
 
 def simulate_named(name: str, steps: int, max_lr: float, min_lr: float) -> Simulation:
@@ -69,7 +84,7 @@ def simulate_named(name: str, steps: int, max_lr: float, min_lr: float) -> Simul
         name: one of `GALLERY`.
         steps: at least 2.
         max_lr: the highest learning rate.
-        min_lr: above 0 and at most `max_lr`: the lowest, for schedules that have one.
+        min_lr: at most `max_lr`: the lowest, for schedules that have one; 0 for those that can end there.
 
     Raises:
         ValueError: the name is unknown, or an argument is out of its range.
@@ -78,8 +93,7 @@ def simulate_named(name: str, steps: int, max_lr: float, min_lr: float) -> Simul
         raise ValueError(f"unknown schedule {name!r}; choose one of {', '.join(GALLERY)}")
     if steps < 2:
         raise ValueError(f"a schedule has at least 2 steps, not {steps}")
-    if not 0 < min_lr <= max_lr < float("inf"):
-        raise ValueError(f"the lowest learning rate, {min_lr:g}, must be above 0 and at most the highest, {max_lr:g}")
+    check_range(name, min_lr, max_lr)
     optimizer = SGD([torch.zeros(1)], lr=max_lr, momentum=0.9)
     return simulate(GALLERY[name](optimizer, steps, min_lr, max_lr), steps)
 

@@ -13,7 +13,7 @@ class Epoch:
         number: 1 for the first epoch of the training.
         train_loss: mean loss over the training images, each taken when its batch was trained on.
         train_accuracy: share of them classified correctly then, 0 to 1; of mixed images, as the class they mostly are.
-        test_loss, test_accuracy: over the test images, after the epoch.
+        test_loss, test_accuracy: over the test images, after the epoch; NaN where there are none.
         lr: learning rate of the optimizer's first group at the first step.
         seconds: wall time of the training, evaluation not included.
         step_seconds: the part of `seconds` that went into `optimizer.step()`; on a GPU, the device's. NaN where steps

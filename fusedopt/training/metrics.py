@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import groupby
 from time import perf_counter
 from types import TracebackType
@@ -67,15 +68,15 @@ class Metrics:
 
     @property
     def loss(self) -> float:
-        """The mean loss over the images so far."""
+        """The mean loss over the images so far; NaN where there are none."""
         self._count()
-        return float(self._loss) / max(self.images, 1)
+        return float(self._loss) / self.images if self.images else math.nan
 
     @property
     def accuracy(self) -> float:
-        """The share of the images so far that were classified correctly, 0 to 1."""
+        """The share of the images so far that were classified correctly, 0 to 1; NaN where there are none."""
         self._count()
-        return int(self._correct) / max(self.images, 1)
+        return int(self._correct) / self.images if self.images else math.nan
 
     def over(self, world: World) -> Metrics:
         """Adds up what the processes have, in place, and returns it."""

@@ -93,7 +93,7 @@ class RunFolder:
         folder = Path(folder)
         if not (folder / _CONFIG).is_file():
             raise FileError(f"{folder}: holds no run, as there is no {_CONFIG}; name the folder of a run")
-        config = _read(folder / _CONFIG, lambda content: RunConfig(**content))
+        config = _read(folder / _CONFIG, _config)
         rows = _read(folder / _LOG, _rows) if (folder / _LOG).exists() else []
         return cls(folder, config, rows)
 
@@ -237,7 +237,28 @@ def _read(path: Path, parse: Callable[[Any], Any]) -> Any:
         raise FileError(f"{path}: damaged, or of another version ({reason}); restore it") from error
 
 
+def _config(content: Any) -> RunConfig:
+    if not isinstance(content, dict):
+        raise ValueError("it is no object with the options by name")
+    fields = dataclasses.fields(RunConfig)
+    required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in required if name not in content]:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    if unknown := content.keys() - {f.name for f in fields}:
+        raise ValueError(f"{', '.join(sorted(unknown))} is unknown")
+    for name in ("classes", "mean", "std", "augmentations"):
+        if not isinstance(content.get(name, []), list):
+            raise ValueError(f"{name} cannot be {content[name]!r}")
+    return RunConfig(**content)
+
+
 def _rows(content: Any) -> list[dict[str, float]]:
+    if not (isinstance(content, list) and all(isinstance(row, dict) for row in content)):
+        raise ValueError("it is no list with an object for each epoch")
+    if bad := [v for row in content for v in row.values() if not isinstance(v, int | float | None)]:
+        raise ValueError(f"{bad[0]!r} is not a number")
+    if not all("epoch" in row for row in content):
+        raise ValueError("a row has no epoch")
     rows = [{name: _number(value) for name, value in row.items()} for row in content]
     if not all(row["epoch"] >= 1 for row in rows):
         raise ValueError("a row has no epoch")

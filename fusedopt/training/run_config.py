@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -44,7 +45,7 @@ class RunConfig:
 
     Raises:
         TypeError: a value is of another type.
-        ValueError: there are not as many means or standard deviations as channels.
+        ValueError: there are not as many means or standard deviations as channels, or a value is out of its range.
     """
 
     dataset: str
@@ -75,6 +76,7 @@ class RunConfig:
         if not len(self.mean) == len(self.std) == self.channels:
             counts = f"{len(self.mean)} means and {len(self.std)} standard deviations for {self.channels} channels"
             raise ValueError(f"one of each is needed per channel, not {counts}")
+        self._check_ranges()
 
     def _check_types(self) -> None:
         for name, kind in ((name, kind) for kind, names in _KINDS.items() for name in names):
@@ -82,6 +84,20 @@ class RunConfig:
             items = value if isinstance(value, tuple) else (value,)
             if not all(isinstance(item, kind) and not isinstance(item, bool) for item in items):
                 raise TypeError(f"{name} cannot be {value!r}")
+
+    def _check_ranges(self) -> None:
+        for name, least in {"channels": 1, "size": 1, "epochs": 0, "batch_size": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("mean", "std"):
+            if not all(math.isfinite(value) for value in getattr(self, name)):
+                raise ValueError(f"{name} must be finite, not {getattr(self, name)}")
+        if min(self.std) < 0:
+            raise ValueError(f"std must be at least 0, not {self.std}")
+        if not self.classes:
+            raise ValueError("there must be a class")
+        if self.held_out is not None and not 0 < self.held_out < 1:
+            raise ValueError(f"held_out must be between 0 and 1, not {self.held_out}")
 
     @classmethod
     def of(cls, data: ImageData, **fields: Any) -> RunConfig:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fusedopt.schedulers.device import DeviceSchedule, on_device
-from fusedopt.schedulers.gallery import GALLERY
+from fusedopt.schedulers.gallery import GALLERY, check_range
 
 
 class Schedule:
@@ -31,8 +31,7 @@ class Schedule:
     ) -> None:
         high = float(optimizer.param_groups[0]["lr"])
         low = high / 10 if min_lr is None else min_lr
-        if not 0 < low <= high:
-            raise ValueError(f"the lowest learning rate, {low:g}, must be above 0 and at most the highest, {high:g}")
+        check_range(name, low, high)
         scheduler = GALLERY[name](optimizer, steps, low, high)
         self._scheduler: LRScheduler | DeviceSchedule = on_device(scheduler, steps) if captured else scheduler
         self._name, self._steps, self._taken = name, steps, 0

@@ -61,8 +61,8 @@ class Settings:
             raise ValueError(f"unknown schedule {self.schedule!r}; choose from {', '.join(GALLERY)}")
         if self.min_lr is not None and self.schedule is None:
             raise ValueError("a lowest learning rate needs a schedule that goes down to it")
-        if self.min_lr is not None and not 0 < self.min_lr < math.inf:
-            raise ValueError(f"min_lr must be above 0 and finite, not {self.min_lr:g}")
+        if self.min_lr is not None and not 0 <= self.min_lr < math.inf:
+            raise ValueError(f"min_lr must be at least 0 and finite, not {self.min_lr:g}")
         if self.patience is not None and (not isinstance(self.patience, int) or self.patience < 1):
             raise ValueError(f"patience must be a whole number of epochs, at least 1, not {self.patience}")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 import signal
-import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ import numpy as np
 import optuna
 import torch
 from optuna import Study, Trial
-from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GridSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from fusedopt.data import ImageData
@@ -28,6 +28,7 @@ from fusedopt.examples.tasks import find_task
 from fusedopt.files import FileError, locked
 from fusedopt.training import make_optimizer, seeded, train
 from fusedopt.tuning.space import Space, suggest
+from fusedopt.tuning.storage import storage_of, study_file, writing
 
 METHODS = ("grid", "random", "bayes", "genetic", "halving", "hyperband")
 _NAME = "fusedopt"  # of the study: Hyperband's brackets depend on it
@@ -116,7 +117,7 @@ class Search:
 
 
 @contextmanager
-def open_study(search: Search, path: Path | None = None) -> Iterator[Study]:
+def open_study(search: Search, path: Path | str | None = None) -> Iterator[Study]:
     """Opens the study in a SQLite file, or makes one; without a path it is kept in memory.
 
     Trials that were interrupted are put in line again. The file is locked, so that none that another run is working on
@@ -129,29 +130,16 @@ def open_study(search: Search, path: Path | None = None) -> Iterator[Study]:
     if path is None:
         yield _opened(search, None)
         return
+    path = Path(path)
+    real = study_file(path)  # before a lock is left beside what is no study
     in_use = f"{path}: is in use by another search; wait for it, or name another --study"
-    lock = path.with_name(f"{path.name}.lock")
-    with locked(lock, in_use, "name another file with --study"), _writing(path):
+    lock = real.with_name(f"{real.name}.lock")
+    with locked(lock, in_use, "name another file with --study"), writing(path):
         yield _opened(search, path)
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Says in one line that the study cannot be written, wherever in the block that turns out."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
-        first: BaseException = error
-        while isinstance(first.__cause__, Exception):
-            first = first.__cause__
-        reason = str(first).splitlines()[0]
-        raise FileError(f"{path}: cannot be written ({reason}); free some space, then repeat the command") from error
-
-
 def _opened(search: Search, path: Path | None) -> Study:
-    storage = InMemoryStorage() if path is None else _storage(path)
+    storage = InMemoryStorage() if path is None else storage_of(path)
     study = optuna.create_study(storage=storage, study_name=_NAME, direction="maximize", load_if_exists=True)
     kept, settings = study.user_attrs.get("settings", {}), search.settings()
     if not kept:
@@ -179,19 +167,6 @@ def _opened(search: Search, path: Path | None) -> Study:
     return study
 
 
-def _storage(path: Path) -> BaseStorage:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        if path.is_file() and path.stat().st_size:
-            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-                connection.execute("SELECT study_name FROM studies")
-        return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-    except (OSError, sqlite3.Error, SQLAlchemyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileError(f"{path}: cannot be used as a study ({reason}); name another file with --study") from error
-
-
 def run(
     study: Study,
     search: Search,
@@ -199,7 +174,7 @@ def run(
     trials: int | None = None,
     *,
     processes: int = 1,
-    path: Path | None = None,
+    path: Path | str | None = None,
 ) -> Iterator[FrozenTrial]:
     """Runs trials until the study has so many finished ones, and yields each as it ends.
 
@@ -224,8 +199,9 @@ def run(
         return
     if path is None:
         raise ValueError("several processes need the file of the study, which they share")
-    arguments = (search, data, path, torch.get_num_threads())
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start_worker, initargs=arguments) as pool:
+    arguments = (search, data, Path(path), torch.get_num_threads())
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=arguments) as pool:
         futures = [pool.submit(_work, number) for number in numbers]
         try:
             for future in as_completed(futures):
@@ -259,19 +235,31 @@ _worker: Callable[[int], FrozenTrial]
 
 def _start_worker(search: Search, data: ImageData, path: Path, threads: int) -> None:
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches all processes: this one ends at once, and the next run finds the trial that it was working on.
     # In the background of a shell, all of them ignore it.
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(threads)
-    study = optuna.load_study(study_name=_NAME, storage=_storage(path))
+    study = optuna.load_study(study_name=_NAME, storage=storage_of(path))
 
     def work(number: int) -> FrozenTrial:
-        with _writing(path):
+        with writing(path):
             return _one(study, search, data, number)
 
     _worker = work
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, however that ended, and at once if it is already.
+
+    What is waited for is the end of a pipe that only the parent holds: no signal and no other process can take it away.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(number: int) -> FrozenTrial:

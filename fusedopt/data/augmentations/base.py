@@ -61,6 +61,7 @@ class Compose(Augmentation):
 
 def uniform(images: Tensor, low: float, high: float, generator: torch.Generator, *shape: int) -> Tensor:
     """Draws [B, *shape] numbers between `low` and `high` for a batch of images [B, ...], of their dtype and device."""
+    check_floating(images)
     drawn = torch.rand(len(images), *shape, generator=generator, dtype=images.dtype, device=images.device)
     return drawn.mul_(high - low).add_(low)
 
@@ -82,6 +83,16 @@ def box_mask(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: T
     columns = torch.arange(width, device=images.device)
     top, left, bottom, right = (edge[:, None, None, None] for edge in (top, left, bottom, right))
     return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+
+
+def check_floating(images: Tensor) -> None:
+    """Refuses images that are not from 0 to 1.
+
+    Raises:
+        ValueError: they are integers.
+    """
+    if not images.is_floating_point():
+        raise ValueError(f"augmentations take floating-point images from 0 to 1, not {images.dtype}; divide by 255")
 
 
 def check_probability(name: str, value: float) -> None:

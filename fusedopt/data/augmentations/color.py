@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from fusedopt.data.augmentations.base import (
     ImageAugmentation,
     chance,
+    check_floating,
     check_not_negative,
     check_probability,
     uniform,
@@ -112,6 +113,7 @@ class GaussianNoise(ImageAugmentation):
 
     def change(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Returns [B, C, H, W]."""
+        check_floating(images)
         noise = torch.randn(images.shape, generator=generator, dtype=images.dtype, device=images.device)
         return (images + self.std * noise).clamp_(0, 1)
 

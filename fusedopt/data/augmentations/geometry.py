@@ -45,7 +45,9 @@ class Resize(ImageAugmentation):
 
     def change(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Returns [B, C, size, size]."""
-        return F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        # In half precision there is none on the CPU.
+        exact = images.float() if images.dtype.itemsize == 2 else images
+        return F.interpolate(exact, (self.size, self.size), mode="bilinear", antialias=True).to(images.dtype)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from fusedopt.data.augmentations.base import (
     Augmentation,
     box_mask,
     chance,
+    check_floating,
     check_probability,
     probabilities,
     uniform,
@@ -52,7 +53,8 @@ class Mixup(_Mix):
         share = torch.where(chance(images, self.p, generator), _beta(images, self.alpha, generator), 1)
         partner = _permutation(images, generator)
         targets = probabilities(targets, self.classes, images.dtype)
-        return torch.lerp(images[partner], images, share), torch.lerp(targets[partner], targets, share[:, 0, 0])
+        mixed = torch.lerp(targets[partner], targets, share[:, 0, 0].to(targets.dtype))
+        return torch.lerp(images[partner], images, share), mixed
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class CutMix(_Mix):
         partner = _permutation(images, generator)
         kept = 1 - mask.to(images.dtype).mean(dim=(1, 2, 3))[:, None]
         targets = probabilities(targets, self.classes, images.dtype)
-        return torch.where(mask, images[partner], images), torch.lerp(targets[partner], targets, kept)
+        mixed = torch.lerp(targets[partner], targets, kept.to(targets.dtype))
+        return torch.where(mask, images[partner], images), mixed
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,11 @@ def _split(images: Tensor, length: int, generator: torch.Generator) -> list[tupl
 
 def _beta(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
     """Draws [B, 1, 1, 1] numbers from Beta(alpha, alpha)."""
-    # What torch.distributions.Beta calls: the public class takes no generator.
-    both = torch._sample_dirichlet(images.new_full((len(images), 2), alpha), generator)
-    return both[:, :1, None, None]
+    check_floating(images)
+    # What torch.distributions.Beta calls: the public class takes no generator. It has no half precision.
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    both = torch._sample_dirichlet(images.new_full((len(images), 2), alpha, dtype=dtype), generator)
+    return both[:, :1, None, None].to(images.dtype)
 
 
 def _permutation(images: Tensor, generator: torch.Generator) -> Tensor:

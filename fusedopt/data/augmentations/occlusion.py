@@ -9,7 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fusedopt.data.augmentations.base import ImageAugmentation, box_mask, chance, check_probability, uniform
+from fusedopt.data.augmentations.base import (
+    ImageAugmentation,
+    box_mask,
+    chance,
+    check_floating,
+    check_probability,
+    uniform,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
@@ -85,5 +92,6 @@ class CutOut(ImageAugmentation):
             for n in (height, width)
         )
         mask = box_mask(images, top, left, top + self.size, left + self.size)
+        check_floating(images)
         fill = images.mean(dim=(0, 2, 3))[:, None, None] if self.fill is None else images.new_tensor(self.fill)
         return torch.where(mask, fill, images)
