@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 from fusedopt.lr_finder.batches import BatchFn, check_loader
 from fusedopt.lr_finder.curve import Curve, group_ramps, scales
 from fusedopt.lr_finder.result import LRFinderResult
-from fusedopt.lr_finder.snapshot import RandomState, Snapshot
+from fusedopt.lr_finder.snapshot import Snapshot
 from fusedopt.lr_finder.step import Closure, Task, first_device
 from fusedopt.lr_finder.suggestion import check_method
+from fusedopt.lr_finder.surroundings import Surroundings
 from fusedopt.lr_finder.sweep import Progress, sweep
 
 
@@ -111,11 +112,11 @@ def find_lr(
     )
     check_method(method, skip_start, skip_end)
     check_loader(loader, val_loader)
-    bases = [float(group["lr"]) for group in optimizer.param_groups]
+    bases = [group["lr"] for group in optimizer.param_groups]
     ramps = group_ramps(bases, start_lr, end_lr, num_iter, step_mode, keep_ratio=True)
     curve = Curve(smooth_f, diverge_th)
     snapshot = Snapshot(task.modules, optimizer, grad_scaler)
-    random_state = RandomState(where, [loader, val_loader, *(m for top in task.modules for m in top.modules())])
+    surroundings = Surroundings(snapshot, where, [loader, val_loader, *task.generator_owners])
     try:
         if device:
             model.to(where)
@@ -131,5 +132,5 @@ def find_lr(
         )
     finally:
         snapshot.restore()
-        random_state.restore()
-    return LRFinderResult.of(curve, scales([lrs[0] for lrs in ramps]), method, skip_start, skip_end)
+        surroundings.restore()
+    return LRFinderResult.of(curve, scales([lrs[-1] for lrs in ramps]), method, skip_start, skip_end)
