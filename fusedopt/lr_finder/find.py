@@ -50,9 +50,9 @@ def find_lr(
     """Finds a learning rate by a range test: trains while the learning rate grows, and looks at the loss.
 
     Everything is put back as it was, also after an exception or Ctrl-C: parameters, buffers, gradients, the modes of
-    all modules, the states of optimizer and scaler, all random number generators, the position of a `DataLoader`.
-    Training afterwards gives bit for bit what it would have given without the call. (An iterator that cannot start
-    over stays where it is left.)
+    all modules, the states of optimizer and scaler, all random number generators, the position of a `DataLoader` and of
+    its samplers, and what the optimizer's step hooks hold: noise, averaged models, logs. Training afterwards gives bit
+    for bit what it would have given without the call. (An iterator that cannot start over stays where it is left.)
 
     Under `DistributedDataParallel` call it on every rank: losses are averaged over the ranks, which get one result.
 
@@ -64,7 +64,8 @@ def find_lr(
         loader: any iterable of batches, (inputs, labels, ...) unless `batch_fn` or `closure` says otherwise; started
             over as often as need be.
         val_loader: if given, the mean loss over it is recorded after each step in place of the training loss.
-        start_lr: learning rate of the first step and group; a list for all groups; None for the optimizer's own.
+        start_lr: learning rate of the first step and group; a list for all groups; None for the optimizer's own. Above
+            0, or with "linear" at least 0. Numbers here and below may be tensors or arrays of one element.
         end_lr: learning rate of the last step, for the first group.
         num_iter: number of learning rates.
         step_mode: "exp" or "linear".

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class LRFinder:
     """Learning rate range test, as in `torch_lr_finder` 0.2.2: `range_test`, `history`, `plot`, `reset`.
 
-    `find_lr` does the same in one call and puts everything back by itself.
+    `find_lr` does the same in one call and puts everything back by itself. The arguments are attributes that may be
+    assigned later: the next test uses them, and `reset` puts back what they were before it.
 
     Args:
         model: the model.
@@ -146,9 +147,10 @@ class LRFinder:
         An exception, Ctrl-C included, resets them; `history` then holds the test up to there.
 
         Args:
-            train_loader: any iterable of batches, or a `TrainDataLoaderIter`.
-            val_loader: if given, the mean loss over it is recorded in place of the training loss.
-            start_lr: None for the optimizer's learning rates; a list for all groups.
+            train_loader: a `DataLoader` or a `TrainDataLoaderIter`; `find_lr` takes any iterable of batches.
+            val_loader: a `DataLoader` or a `ValDataLoaderIter`: the mean loss over it is recorded in place of the
+                training loss.
+            start_lr: None, or 0 with a warning, for the optimizer's learning rates; a list for all groups.
             end_lr, num_iter, step_mode, smooth_f, diverge_th, accumulation_steps: as in `find_lr`.
             non_blocking_transfer: moves batches without waiting for it, from pinned memory.
             steps_per_lr: optimizer steps at each learning rate; the mean of their losses is recorded.
@@ -220,11 +222,11 @@ class LRFinder:
             log_lr: a logarithmic scale of learning rates.
             show_lr: a learning rate to mark with a line.
             ax: matplotlib axes to draw into; None makes a figure.
-            suggest_lr: marks the suggestions, and returns the steepest.
+            suggest_lr: marks the point of the steepest gradient, and returns its learning rate.
 
         Returns:
-            The axes; with `suggest_lr`, the axes and the suggested learning rate, None with a warning where the curve
-            does not support one.
+            The axes; with `suggest_lr`, the axes and the suggested learning rate, as in 0.2.2, with a warning where the
+            curve does not support one; None where no loss is finite. `result.plot` draws more, and suggests better.
 
         Raises:
             RuntimeError: the test was too short for a suggestion.

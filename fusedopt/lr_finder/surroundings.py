@@ -97,8 +97,6 @@ class Surroundings(Kept):
             self._keep_owner(function)
 
     def _keep_owner(self, owner: Any) -> None:
-        if isinstance(owner, nn.Module):
-            self._keep(owner)
         if hasattr(owner, "__dict__") and not isinstance(owner, _NO_OWNERS):
             self._keep(vars(owner))
 
