@@ -1,6 +1,7 @@
 """`LRFinder` where code for torch_lr_finder sees more than the arguments: attributes, loaders, optimizers."""
 
 import copy
+from collections import UserDict
 
 import pytest
 import torch
@@ -180,6 +181,27 @@ def test_an_optimizer_without_state(optimizer_class, how):
     assert losses == pytest.approx(expected)
     assert optimizer.steps == 0
     assert_same((model.state_dict(), optimizer.velocity, optimizer.state_dict()), before)
+
+
+class States(UserDict):
+    """States that are not in a dict."""
+
+    def __missing__(self, key):
+        self[key] = UserDict()
+        return self[key]
+
+
+def test_states_in_other_mappings_are_put_back():
+    model, _, train, _ = make_task()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.5)
+    optimizer.state = States()
+    find_lr(model, optimizer, nn.MSELoss(), train, **RANGE)
+    assert not optimizer.state
+    model(train.dataset.tensors[0]).sum().backward()
+    optimizer.step()
+    before = copy.deepcopy([state["momentum_buffer"] for state in optimizer.state.values()])
+    find_lr(model, optimizer, nn.MSELoss(), train, **RANGE)
+    assert_same([state["momentum_buffer"] for state in optimizer.state.values()], before)
 
 
 def test_a_loss_of_one_element_need_not_be_a_scalar():

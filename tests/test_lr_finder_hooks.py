@@ -1,5 +1,6 @@
 """Step hooks take part in a range test, and what they hold is put back."""
 
+import collections.abc
 import copy
 import functools
 import random
@@ -292,17 +293,18 @@ def test_what_hooks_of_all_optimizers_hold_is_put_back(how, register):
 
 
 @both
-def test_a_capture_records_the_training_alone(how):
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_capture_records_the_training_alone(how, before):
     histories = []
     for disturb in (False, True):
         run = Run()
         with fusedopt.capture(run.model, max_records=4) as history:  # which thins itself out
-            run.train()
+            run.train(before)
             if disturb:
                 run.find(how)
             run.train()
         histories.append(history)
-    assert histories[0].steps == [0, 2, 4]
+    assert histories[0].steps == ([0, 2, 4] if before else [0, 1, 2])
     assert_same(vars(histories[1]), vars(histories[0]))
 
 
@@ -327,6 +329,20 @@ def test_hooks_on_an_optimizer_that_another_wraps():
     run.optimizer = Wrapper(run.optimizer)
     run.find()
     assert_same(([*run.model.parameters()], noise.state_dict()), before)
+
+
+def test_mappings_that_may_be_files_are_left_alone():
+    class Store(collections.abc.MutableMapping):
+        """As h5py's files and Python's shelves are."""
+
+        __getitem__ = __setitem__ = __delitem__ = __iter__ = __len__ = None
+
+    run = Run()
+    store, rows = Store(), collections.UserDict(first=torch.ones(2))
+    run.optimizer.register_step_post_hook(lambda *_: (store, rows["first"].add_(1), rows.setdefault("more", 1)))
+    run.find()
+    assert rows["first"].tolist() == [1, 1]
+    assert list(rows) == ["first"]
 
 
 def test_hooks_come_and_go_as_if_there_had_been_no_test():

@@ -147,6 +147,24 @@ class Jitter:
         return inputs + torch.rand(1, generator=self.generator), torch.tensor([y for _, y in samples])
 
 
+class Batches:
+    """A loader of one's own, whose batches are others in each epoch."""
+
+    def __init__(self):
+        self.epoch, self.inputs = 0, data().tensors
+
+    def __iter__(self):
+        self.epoch += 1
+        yield from ((x[None].repeat(4, 1) + self.epoch, y[None].repeat(4)) for x, y in zip(*self.inputs, strict=True))
+
+
+def test_the_epoch_of_a_loader_of_ones_own():
+    run = Run()
+    run.loader = Batches()
+    run.find(num_iter=30)
+    assert run.loader.epoch == 0
+
+
 @both
 def test_positions_of_samplers_and_generators_and_numbers_of_data_sets(how):
     batches = []

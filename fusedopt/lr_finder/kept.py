@@ -34,6 +34,8 @@ class Kept:
         besides: leaves out what that keeps already.
     """
 
+    _MAPPINGS: tuple[type, ...] = (MutableMapping,)
+
     def __init__(self, besides: Kept | None = None) -> None:
         # The objects themselves: another one could get the address of one that is gone.
         self._visited: dict[int, Any] = {} if besides is None else dict(besides._visited)
@@ -67,7 +69,7 @@ class Kept:
                 self._generators.append((value, _state_of(value)))
         elif isinstance(value, nn.Module):
             self._keep_module(value)
-        elif isinstance(value, MutableMapping | list | deque | UserList | set):
+        elif isinstance(value, (*self._MAPPINGS, list, deque, UserList, set)):
             self._keep_container(value)
         elif isinstance(value, tuple):
             for item in value if self._is_new(value) else ():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
-from collections import deque
+from collections import UserDict, deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -35,14 +35,16 @@ class Surroundings(Kept):
     the global ones that it uses; and among these everything that `Kept` keeps, such as an averaged model, and objects
     with numbers in their attributes.
 
-    Of samplers the attributes are kept, which is where their positions are; of data sets the attributes that are
-    numbers, such as an epoch. Their samples are not looked at.
+    Of samplers the attributes are kept, which is where their positions are; of data sets and loaders of one's own the
+    attributes that are numbers, such as an epoch. Their samples are not looked at.
 
     Args:
         snapshot: what is trained, and need not be kept again; its optimizers' hooks are looked at, and everyone's.
         device: the device that the test will run on.
         owners: loaders, modules and functions, which are searched for generators.
     """
+
+    _MAPPINGS = (dict, UserDict)  # others may be files, or the environment
 
     def __init__(self, snapshot: Kept, device: torch.device, owners: Iterable[Any]) -> None:
         super().__init__(snapshot)
@@ -62,6 +64,7 @@ class Surroundings(Kept):
 
     def restore(self) -> None:
         """Puts everything back; may be called any number of times."""
+        self._random.restore()
         super().restore()
         for cell, contents in self._cells:
             cell.cell_contents = contents
@@ -69,7 +72,6 @@ class Surroundings(Kept):
             namespace[name] = value
         for attributes, numbers in self._numbers:
             attributes.update(numbers)
-        self._random.restore()
 
     def _keep(self, value: Any) -> None:
         if _holds_numbers(value) and self._is_new(value):
@@ -146,7 +148,7 @@ class Surroundings(Kept):
                 self._keep_part(value, depth - 1)
         if isinstance(part, Sampler):
             self._keep_position(attributes)
-        elif isinstance(part, Dataset):
+        elif _counts(part):
             numbers = {name: value for name, value in attributes.items() if type(value) in (int, float)}
             self._numbers.append((attributes, numbers))
 
@@ -160,6 +162,12 @@ class Surroundings(Kept):
 def _step_hooks(optimizer: Optimizer) -> list[dict[int, Any]]:
     names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
     return [vars(optimizer)[name] for name in names if name in vars(optimizer)]
+
+
+def _counts(part: Any) -> bool:
+    """Whether it may count in its attributes how often it was gone through: a data set, a loader of somebody's own."""
+    starts_over = hasattr(type(part), "__iter__") and not hasattr(type(part), "__next__")
+    return isinstance(part, Dataset) or (starts_over and not isinstance(part, DataLoader))
 
 
 def _holds_numbers(value: Any) -> bool:
