@@ -122,6 +122,8 @@ def test_in_a_chain(position):
 
     rows = followed(chain, 2, 3.0, 10)
     assert [row[1] for row in rows] == pytest.approx([3.0 * factor(t) / factor(2) for t in range(2, 12)])
+    ours = [s for s in chain._schedulers if not isinstance(s, MultiStepLR)]
+    assert ours[0].base_lrs == ours[1].base_lrs  # what the first of them has seen
 
 
 def test_in_a_sequence_the_second_begins_with_what_the_group_holds():
@@ -130,6 +132,7 @@ def test_in_a_sequence_the_second_begins_with_what_the_group_holds():
     rows = followed(sequence, 1, 0.8, 6)
     assert [row[1] for row in rows] == pytest.approx([0.8, 0.4, 0.04, 0.22, 0.4, 0.4])
     assert [row[0] for row in rows] == pytest.approx([0.05, 0.025, 0.01, 0.055, 0.1, 0.1])
+    assert sequence._schedulers[1].lrs_at(2) == pytest.approx([0.1, 0.4])
 
 
 @pytest.mark.parametrize("before", [1, 3, 6])

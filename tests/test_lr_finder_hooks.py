@@ -225,6 +225,24 @@ def an_average_in_an_object(run):
     return trainer.average.state
 
 
+def a_wrapped_function(run):
+    """Of which torch's own function is what the optimizer gets."""
+    weights = [p.detach().clone() for p in run.model.parameters()]
+
+    @torch.no_grad()
+    def hook(*_):
+        torch._foreach_lerp_(weights, list(run.model.parameters()), 0.1)
+
+    run.optimizer.register_step_post_hook(hook)
+    return lambda: copy.deepcopy(weights)
+
+
+def appending(run):
+    note = [].append
+    run.optimizer.register_step_post_hook(lambda *_: note(1))
+    return lambda: list(note.__self__)
+
+
 def a_schedule_stepped_by_a_hook(run):
     schedule = torch.optim.lr_scheduler.StepLR(run.optimizer, 2, 0.5)
     run.optimizer.register_step_post_hook(lambda *_: schedule.step())
@@ -255,6 +273,8 @@ HOLDERS = {
     ),
     "variables": a_function_with_variables,
     "global variables": a_function_with_global_variables,
+    "wrapped": a_wrapped_function,
+    "append": appending,
     "an object": a_counter,
     "an average of one's own": an_average_of_ones_own,
     "an average in the owner": an_average_in_an_object,
@@ -338,8 +358,8 @@ def test_mappings_that_may_be_files_are_left_alone():
         __getitem__ = __setitem__ = __delitem__ = __iter__ = __len__ = None
 
     run = Run()
-    store, rows = Store(), collections.UserDict(first=torch.ones(2))
-    run.optimizer.register_step_post_hook(lambda *_: (store, rows["first"].add_(1), rows.setdefault("more", 1)))
+    stores, rows = [Store()], collections.UserDict(first=torch.ones(2))
+    run.optimizer.register_step_post_hook(lambda *_: (stores, rows["first"].add_(1), rows.setdefault("more", 1)))
     run.find()
     assert rows["first"].tolist() == [1, 1]
     assert list(rows) == ["first"]

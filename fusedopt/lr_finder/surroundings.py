@@ -7,7 +7,7 @@ import functools
 from collections import UserDict, deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -111,18 +111,21 @@ class Surroundings(Kept):
         namespace = function.__globals__
         for instruction in _instructions(function.__code__):
             name = instruction.argval
-            if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL") and name in namespace:
-                self._keep_variable(namespace[name], function)
-            if instruction.opname == "STORE_GLOBAL" and name in namespace:
-                self._globals.append((namespace, name, namespace[name]))
+            if instruction.opname not in ("LOAD_GLOBAL", "STORE_GLOBAL") or name not in namespace:
+                continue
+            value = namespace[name]
+            # Functions of the same module are looked into, those of libraries are not.
+            if not isinstance(value, FunctionType) or value.__globals__ is namespace:
+                self._keep_variable(value, function)
+            if instruction.opname == "STORE_GLOBAL":
+                self._globals.append((namespace, name, value))
 
     def _keep_variable(self, value: Any, function: FunctionType) -> None:
-        """A variable of a function's. Functions and objects of its own module are looked into, a library's are not."""
-        if isinstance(value, FunctionType):
-            if value.__globals__ is function.__globals__:
-                self._keep_callable(value)
-        elif isinstance(value, MethodType | functools.partial):
+        """A variable of a function's, which may be another one that it wraps, or an object that it calls."""
+        if isinstance(value, FunctionType | MethodType | functools.partial):
             self._keep_callable(value)
+        elif isinstance(value, BuiltinMethodType):  # such as list.append
+            self._keep(value.__self__)
         elif type(value).__module__ == function.__module__:
             self._keep_owner(value)
         else:
