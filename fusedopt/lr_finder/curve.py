@@ -31,8 +31,8 @@ def ramp(start: float, end: float, num_iter: int, step_mode: str = "exp") -> lis
         raise ValueError(f"`num_iter` must be larger than 1, not {num_iter}")
     if mode == "exp" and not (start > 0 and end > 0):
         raise ValueError(
-            f"an exponential ramp takes positive learning rates, not {start:g} to {end:g}; set start_lr above 0, "
-            f"leave it out (None: the optimizer's own), or use step_mode='linear'"
+            f"an exponential ramp takes positive learning rates, not {start:g} to {end:g}; set start_lr above 0 "
+            f"or to None, the optimizer's own, or use step_mode='linear'"
         )
     if mode == "exp" and not math.isfinite(end / start):
         raise ValueError(f"the range from {start:g} to {end:g} is too wide; set a larger start_lr")
