@@ -193,7 +193,7 @@ def test_smoothing_starts_at_the_first_loss():
 def test_the_learning_rates_are_those_of_the_steps(task):
     model, optimizer, train, _ = task
     seen = []
-    optimizer.register_step_pre_hook(lambda opt, *_: seen.append(opt.param_groups[0]["lr"]))
+    model.register_forward_pre_hook(lambda *_: seen.append(optimizer.param_groups[0]["lr"]))
     result = find_lr(model, optimizer, nn.MSELoss(), train, start_lr=0.01, end_lr=0.1, num_iter=11, steps_per_lr=3)
     assert seen == [lr for lr in ramp(0.01, 0.1, 11) for _ in range(3)]
     assert result.lrs == ramp(0.01, 0.1, 11)
@@ -205,7 +205,7 @@ def test_a_learning_rate_that_is_a_tensor_stays_one():
     lr = torch.tensor(0.5)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, foreach=False)
     seen = []
-    optimizer.register_step_pre_hook(lambda opt, *_: seen.append(opt.param_groups[0]["lr"].item()))
+    model.register_forward_pre_hook(lambda *_: seen.append(optimizer.param_groups[0]["lr"].item()))
     find_lr(model, optimizer, nn.MSELoss(), train, start_lr=0.01, end_lr=0.1, num_iter=4)
     assert seen == pytest.approx(ramp(0.01, 0.1, 4))
     assert optimizer.param_groups[0]["lr"] is lr
@@ -239,7 +239,7 @@ def grouped():
     model, _, train, _ = make_task()
     optimizer = fusedopt.SGD([{"params": [model.weight], "lr": 0.2}, {"params": [model.bias], "lr": 0.02}], lr=1.0)
     seen = []
-    optimizer.register_step_pre_hook(lambda opt, *_: seen.append([g["lr"] for g in opt.param_groups]))
+    model.register_forward_pre_hook(lambda *_: seen.append([g["lr"] for g in optimizer.param_groups]))
     return model, optimizer, train, seen
 
 
@@ -448,7 +448,7 @@ class Empty(DataLoader):
         ({"step_mode": "log"}, r"expected one of \(exp, linear\), got log"),
         ({"num_iter": 1}, "larger than 1"),
         ({"end_lr": 1e-9}, "end_lr must be larger"),
-        ({"start_lr": -1.0}, "positive learning rates"),
+        ({"start_lr": -1.0}, "start_lr must be finite and at least 0"),
         ({"start_lr": [1e-3, 1e-2]}, "2 learning rates for 1 parameter groups"),
         ({"smooth_f": 1}, "smooth_f"),
         ({"diverge_th": 0.5}, "diverge_th must be at least 1"),

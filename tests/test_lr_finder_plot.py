@@ -3,13 +3,16 @@
 import builtins
 import math
 import re
+import warnings
 from dataclasses import replace
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 import fusedopt
@@ -120,19 +123,23 @@ def finder():
     model = nn.Linear(8, 1)
     inputs = torch.randn(64, 8)
     finder = LRFinder(model, fusedopt.SGD(model.parameters(), lr=1e-4, momentum=0.5), nn.MSELoss())
-    finder.range_test([(inputs, inputs.sum(1, keepdim=True))], end_lr=100, num_iter=100)
+    finder.range_test(DataLoader(TensorDataset(inputs, inputs.sum(1, keepdim=True)), 64), end_lr=100, num_iter=100)
     return finder
 
 
 def test_plot_returns_what_torch_lr_finders_does(finder, axes, capsys):
     ax, lr = finder.plot(ax=axes)
     assert ax is axes
-    assert lr == suggest_lr(finder.history["lr"], finder.history["loss"])
+    inner = slice(10, -5)
+    point = int(np.gradient(finder.history["loss"][inner]).argmin())
+    assert lr == finder.history["lr"][inner][point]
     assert f"LR suggestion: steepest gradient\nSuggested LR: {lr:.2E}" in capsys.readouterr().out
     (line,) = ax.lines
     assert list(line.get_xdata()) == finder.history["lr"][10:-5]
     assert list(line.get_ydata()) == finder.history["loss"][10:-5]
-    assert any(text.startswith("steepest") for text in legend(ax))
+    (marks,) = ax.collections
+    assert marks.get_offsets().tolist() == [[lr, finder.history["loss"][inner][point]]]
+    assert legend(ax) == ["steepest gradient"]
     only_axes = finder.plot(
         skip_start=0, skip_end=0, suggest_lr=False, log_lr=False, show_lr=0.5, ax=Figure().subplots()
     )
@@ -140,7 +147,8 @@ def test_plot_returns_what_torch_lr_finders_does(finder, axes, capsys):
     assert list(only_axes.lines[0].get_xdata()) == finder.history["lr"]
     assert list(only_axes.lines[1].get_xdata()) == [0.5, 0.5]
     assert only_axes.get_xscale() == "linear"
-    assert "diverged" in legend(only_axes)[2]
+    assert not only_axes.collections
+    assert only_axes.get_legend() is None
 
 
 @pytest.mark.parametrize(
@@ -161,13 +169,39 @@ def test_plot_of_a_history_without_a_suggestion_warns(finder, axes):
     finder.history = {"lr": ramp(1e-5, 1.0, 40), "loss": [1.0] * 40}
     with pytest.warns(UserWarning, match="never falls"):
         ax, lr = finder.plot(ax=axes)
-    assert (ax, lr) == (axes, None)
+    assert (ax, lr) == (axes, finder.history["lr"][10])  # as there
+
+
+@pytest.mark.parametrize(
+    ("losses", "point"),
+    [
+        ([9, 8, 5, 1, 2, 8], 2),
+        ([3, 1, 2, 3, 4, 5], 0),
+        ([1, 2, 3, 4, 5, 4], 5),
+        ([5, 4, 30, 20, 1, 1], 3),  # beyond the first fall: on the way down from an explosion
+        ([4, 3, 1, math.nan, 8, 9], 1),
+        ([4, 3, 1, math.inf, 2, 1], 1),  # not the step back from an infinite loss
+        ([5, 1], 0),
+    ],
+)
+def test_a_history_set_by_hand_has_the_steepest_point_of_torch_lr_finder(finder, axes, losses, point):
+    finder.history = {"lr": range(len(losses)), "loss": losses}  # with a learning rate of 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that most of these do not support a suggestion
+        assert finder.plot(0, 0, ax=axes) == (axes, point)
+    assert len(axes.lines) == len(axes.collections) == 1
+
+
+def test_a_history_without_any_finite_loss_has_no_steepest_point(finder, axes):
+    finder.history = {"lr": [1.0, 2.0], "loss": [math.nan] * 2}
+    with pytest.warns(UserWarning, match="no loss is finite"):
+        assert finder.plot(0, 0, ax=axes) == (axes, None)
 
 
 def test_the_finder_says_that_it_stopped_early(capsys, finder):
     assert finder.result.stopped == "diverged"
     finder.reset()
-    finder.range_test([(torch.randn(4, 8), torch.zeros(4, 1))], end_lr=1e-3, num_iter=3)
+    finder.range_test(DataLoader(TensorDataset(torch.randn(4, 8), torch.zeros(4, 1)), 4), end_lr=1e-3, num_iter=3)
     out = capsys.readouterr().out
     assert out.count("Stopping early, the loss has diverged") == 1
     assert out.count("Learning rate search finished") == 2

@@ -152,7 +152,6 @@ HOPELESS = {
     "rising with noise": (np.linspace(1, 5, len(LRS)) + 0.2 * NOISE).tolist(),
     "exploding": np.geomspace(1, 1e30, len(LRS)).tolist(),
     "negative and rising": np.linspace(-5, -1, len(LRS)).tolist(),
-    "nothing finite": [math.nan] * len(LRS),
     "finite for too short a time": CURVE[:12] + [math.nan] * (len(LRS) - 12),
 }
 
@@ -167,6 +166,7 @@ def test_refusals_say_what_to_change(method, losses):
 @pytest.mark.parametrize(
     ("losses", "reason"),
     [
+        ([math.nan] * len(LRS), "no loss is finite, from the first at 1.00e-08 on: look at the data"),
         ([2.3] * len(LRS), "never falls"),
         (np.linspace(1, 5, len(LRS)), "never falls"),
         (np.linspace(2.3, 2.29, len(LRS)), r"falls by 0\.3\d % only"),
@@ -214,7 +214,7 @@ def test_slide_refuses_what_lies_beyond_the_minimum():
     [
         (LRS, CURVE[:-1], {}, "one loss per learning rate"),
         (LRS[::-1], CURVE, {}, "increasing"),
-        ([0.0, *LRS[1:]], CURVE, {}, "positive"),
+        ([-1.0, *LRS[1:]], CURVE, {}, "at least 0"),
         ([*LRS[:-1], math.inf], CURVE, {}, "finite"),
         (LRS, CURVE, {"method": "guess"}, "choose one of steepest, valley, slide, minimum"),
         (LRS, CURVE, {"skip_start": -1}, "at least 0"),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+if TYPE_CHECKING:
+    from fusedopt.training.sampler import ResumableSampler
 
 BatchFn = Callable[[Any], tuple[Any, Any]]
 """Turns what a loader yields into inputs for the model and labels for the criterion."""
@@ -69,7 +72,7 @@ class TrainDataLoaderIter(DataLoaderIter):
         except StopIteration:
             if not self.auto_reset:
                 raise
-            self._iterator = iter(self.data_loader)
+            self._iterator = _next_epoch(self.data_loader)
             batch = next(self._iterator)
         return self.inputs_labels_from_batch(batch)
 
@@ -84,7 +87,7 @@ class ValDataLoaderIter(DataLoaderIter):
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         if self.run_counter >= self.run_limit:
-            self._iterator = iter(self.data_loader)
+            self._iterator = _next_epoch(self.data_loader)
             self.run_counter = 0
         return self
 
@@ -94,7 +97,7 @@ class ValDataLoaderIter(DataLoaderIter):
 
 
 def check_loader(loader: Any, val_loader: Any) -> None:
-    """Raises ValueError for what does not yield batches."""
+    """Raises ValueError for what does not yield batches, or of whose batches there is no end."""
     for name, value in (("loader", loader), ("val_loader", val_loader)):
         if value is None and name == "val_loader":
             continue
@@ -102,6 +105,21 @@ def check_loader(loader: Any, val_loader: Any) -> None:
             raise ValueError(f"the {name} is a data set, which yields single samples; pass a DataLoader over it")
         if not isinstance(value, Iterable):
             raise ValueError(f"the {name} has unsupported type {type(value).__name__}; pass an iterable of batches")
+    if isinstance(val_loader, TrainDataLoaderIter) and val_loader.auto_reset:
+        raise ValueError("the val_loader is a TrainDataLoaderIter, which never ends; pass a ValDataLoaderIter")
+
+
+def check_loader_types(train_loader: Any, val_loader: Any) -> None:
+    """Raises ValueError for what torch_lr_finder does not take."""
+    for name, value, iterator in (
+        ("train_loader", train_loader, TrainDataLoaderIter),
+        ("val_loader", val_loader, ValDataLoaderIter),
+    ):
+        if not isinstance(value, DataLoader | iterator) and not (name == "val_loader" and value is None):
+            raise ValueError(
+                f"`{name}` has unsupported type: {type(value)}. Pass a `torch.utils.data.DataLoader` or a child of "
+                f"`fusedopt.lr_finder.{iterator.__name__}`; `fusedopt.find_lr` takes any iterable of batches."
+            )
 
 
 def detached(loader: Any) -> Any:
@@ -122,30 +140,59 @@ class Passes:
 
     The first is made at once: making one draws from the random number generators, and so they are drawn from in the
     order in which torch_lr_finder does, whose histories can then be repeated bit for bit.
+
+    Where the order of the samples is a `ResumableSampler`'s, the first pass is over the rest of its epoch, and each
+    later one over the next: it is told so, as by the loop that trains.
     """
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self._loader = loader
+        self._sampler = _resumable_sampler(loader)
+        if self._sampler is not None:  # forgets that the rest of the epoch has been drawn, which it may not be twice
+            self._sampler.load_state_dict(self._sampler.state_dict())
         self._first: Iterator[Any] | None = iter(loader)
+
+    @property
+    def in_the_middle(self) -> bool:
+        """Whether the next pass is over a part of an epoch only, which may hold no batch."""
+        return self._sampler is not None and self._sampler.position > 0
 
     def __iter__(self) -> Iterator[Any]:
         first, self._first = self._first, None
-        return iter(self._loader) if first is None else first
+        if first is not None:
+            return first
+        return _next_epoch(self._loader)
 
 
-def endless(loader: Iterable[Any]) -> Iterator[Any]:
-    """The loader's batches, again and again.
+def _next_epoch(loader: Any) -> Iterator[Any]:
+    if (sampler := _resumable_sampler(loader)) is not None:
+        sampler.advance(len(sampler))
+    return iter(loader)
+
+
+def _resumable_sampler(loader: Any) -> ResumableSampler | None:
+    for sampler in (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)):
+        if hasattr(sampler, "advance"):
+            from fusedopt.training.sampler import ResumableSampler  # with whose package comes more than is needed here
+
+            if isinstance(sampler, ResumableSampler):
+                return sampler
+    return None
+
+
+def endless(passes: Passes) -> Iterator[Any]:
+    """A loader's batches, again and again.
 
     Raises:
         ValueError: there are none, or no more of an iterator that cannot start over.
     """
     count = 0
     while True:
-        before = count
-        for batch in loader:
+        before, may_be_empty = count, passes.in_the_middle
+        for batch in passes:
             count += 1
             yield batch
-        if count == before:
+        if count == before and not may_be_empty:
             if not count:
                 raise ValueError("the loader yields no batches; is the data set smaller than a batch, with drop_last?")
             raise ValueError(

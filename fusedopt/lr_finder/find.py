@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 from fusedopt.lr_finder.batches import BatchFn, check_loader
 from fusedopt.lr_finder.curve import Curve, group_ramps, scales
 from fusedopt.lr_finder.result import LRFinderResult
-from fusedopt.lr_finder.snapshot import RandomState, Snapshot
+from fusedopt.lr_finder.snapshot import Snapshot
 from fusedopt.lr_finder.step import Closure, Task, first_device
 from fusedopt.lr_finder.suggestion import check_method
+from fusedopt.lr_finder.surroundings import Surroundings
 from fusedopt.lr_finder.sweep import Progress, sweep
 
 
@@ -49,9 +50,9 @@ def find_lr(
     """Finds a learning rate by a range test: trains while the learning rate grows, and looks at the loss.
 
     Everything is put back as it was, also after an exception or Ctrl-C: parameters, buffers, gradients, the modes of
-    all modules, the states of optimizer and scaler, all random number generators, the position of a `DataLoader`.
-    Training afterwards gives bit for bit what it would have given without the call. (An iterator that cannot start
-    over stays where it is left.)
+    all modules, the states of optimizer and scaler, all random number generators, the position of a `DataLoader` and of
+    its samplers, and what the optimizer's step hooks hold: noise, averaged models, logs. Training afterwards gives bit
+    for bit what it would have given without the call. (An iterator that cannot start over stays where it is left.)
 
     Under `DistributedDataParallel` call it on every rank: losses are averaged over the ranks, which get one result.
 
@@ -63,7 +64,8 @@ def find_lr(
         loader: any iterable of batches, (inputs, labels, ...) unless `batch_fn` or `closure` says otherwise; started
             over as often as need be.
         val_loader: if given, the mean loss over it is recorded after each step in place of the training loss.
-        start_lr: learning rate of the first step and group; a list for all groups; None for the optimizer's own.
+        start_lr: learning rate of the first step and group; a list for all groups; None for the optimizer's own. Above
+            0, or with "linear" at least 0. Numbers here and below may be tensors or arrays of one element.
         end_lr: learning rate of the last step, for the first group.
         num_iter: number of learning rates.
         step_mode: "exp" or "linear".
@@ -111,11 +113,11 @@ def find_lr(
     )
     check_method(method, skip_start, skip_end)
     check_loader(loader, val_loader)
-    bases = [float(group["lr"]) for group in optimizer.param_groups]
+    bases = [group["lr"] for group in optimizer.param_groups]
     ramps = group_ramps(bases, start_lr, end_lr, num_iter, step_mode, keep_ratio=True)
     curve = Curve(smooth_f, diverge_th)
     snapshot = Snapshot(task.modules, optimizer, grad_scaler)
-    random_state = RandomState(where, [loader, val_loader, *(m for top in task.modules for m in top.modules())])
+    surroundings = Surroundings(snapshot, where, [loader, val_loader, *task.generator_owners])
     try:
         if device:
             model.to(where)
@@ -131,5 +133,5 @@ def find_lr(
         )
     finally:
         snapshot.restore()
-        random_state.restore()
-    return LRFinderResult.of(curve, scales([lrs[0] for lrs in ramps]), method, skip_start, skip_end)
+        surroundings.restore()
+    return LRFinderResult.of(curve, scales([lrs[-1] for lrs in ramps]), method, skip_start, skip_end)

@@ -14,14 +14,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fusedopt.lr_finder.batches import BatchFn, check_loader
+from fusedopt.lr_finder.batches import BatchFn, check_loader, check_loader_types
 from fusedopt.lr_finder.curve import COMPLETED, DIVERGED, Curve, group_ramps, scales
-from fusedopt.lr_finder.plot import decorate, frame, mark_divergence, mark_suggestions, new_axes
+from fusedopt.lr_finder.plot import decorate, new_axes
 from fusedopt.lr_finder.result import LRFinderResult
-from fusedopt.lr_finder.snapshot import RandomState, Snapshot
+from fusedopt.lr_finder.snapshot import Snapshot
 from fusedopt.lr_finder.step import Closure, Task, first_device
-from fusedopt.lr_finder.suggestion import METHODS
+from fusedopt.lr_finder.suggestion import steepest_fall
 from fusedopt.lr_finder.suggestion import suggest_lr as suggest
+from fusedopt.lr_finder.surroundings import Surroundings
 from fusedopt.lr_finder.sweep import Progress, sweep
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 class LRFinder:
     """Learning rate range test, as in `torch_lr_finder` 0.2.2: `range_test`, `history`, `plot`, `reset`.
 
-    `find_lr` does the same in one call and puts everything back by itself.
+    `find_lr` does the same in one call and puts everything back by itself. The arguments are attributes that may be
+    assigned later: the next test uses them, and `reset` puts back what they were before it.
 
     Args:
         model: the model.
@@ -81,28 +83,35 @@ class LRFinder:
         if cache_dir is not None and not Path(cache_dir).is_dir():
             raise ValueError("Given `cache_dir` is not a valid directory.")
         self.model_device = first_device(model, optimizer)
-        self.device = torch.device(device) if device else self.model_device
+        self.device = device or self.model_device
         self.memory_cache, self.cache_dir = memory_cache, cache_dir
         self.amp_backend, self.amp_config, self.grad_scaler = amp_backend, amp_config, grad_scaler
-        self._task = Task(
-            model,
-            optimizer,
-            criterion,
-            self.device,
-            batch_fn=batch_fn,
-            closure=closure,
-            autocast=(amp_config or {}) if amp_backend == "torch" else None,
-            grad_scaler=grad_scaler if amp_backend == "torch" else None,
-            apex=amp_backend == "apex" and hasattr(optimizer, "_amp_stash"),
-            process_group=process_group,
-        )
-        folder = None if memory_cache else Path(cache_dir or tempfile.gettempdir())
-        self._snapshot = Snapshot(self._task.modules, optimizer, grad_scaler, folder)
-        self._random_state: RandomState | None = None
+        self.batch_fn, self.closure, self.process_group = batch_fn, closure, process_group
+        self._snapshot = self._take_snapshot(self._task())
+        self._surroundings: Surroundings | None = None
         self._changed = False
         self.history: dict[str, list[float]] = {"lr": [], "loss": []}
         self.best_loss: float | None = None
         self.result: LRFinderResult | None = None
+
+    def _task(self) -> Task:
+        """What is to be trained, of the attributes as they are now: they may have been assigned."""
+        return Task(
+            self.model,
+            self.optimizer,
+            self.criterion,
+            torch.device(self.device),
+            batch_fn=self.batch_fn,
+            closure=self.closure,
+            autocast=(self.amp_config or {}) if self.amp_backend == "torch" else None,
+            grad_scaler=self.grad_scaler if self.amp_backend == "torch" else None,
+            apex=self.amp_backend == "apex" and hasattr(self.optimizer, "_amp_stash"),
+            process_group=self.process_group,
+        )
+
+    def _take_snapshot(self, task: Task) -> Snapshot:
+        folder = None if self.memory_cache else Path(self.cache_dir or tempfile.gettempdir())
+        return Snapshot(task.modules, self.optimizer, self.grad_scaler, folder)
 
     def reset(self) -> None:
         """Puts back model, optimizer and scaler as they were when the finder was made.
@@ -111,9 +120,9 @@ class LRFinder:
         what it would have given without the test.
         """
         self._snapshot.restore()
-        if self._random_state is not None:
-            self._random_state.restore()
-            self._random_state = None
+        if self._surroundings is not None:
+            self._surroundings.restore()
+            self._surroundings = None
         self._changed = False
 
     def range_test(
@@ -138,9 +147,10 @@ class LRFinder:
         An exception, Ctrl-C included, resets them; `history` then holds the test up to there.
 
         Args:
-            train_loader: any iterable of batches, or a `TrainDataLoaderIter`.
-            val_loader: if given, the mean loss over it is recorded in place of the training loss.
-            start_lr: None for the optimizer's learning rates; a list for all groups.
+            train_loader: a `DataLoader` or a `TrainDataLoaderIter`; `find_lr` takes any iterable of batches.
+            val_loader: a `DataLoader` or a `ValDataLoaderIter`: the mean loss over it is recorded in place of the
+                training loss.
+            start_lr: None, or 0 with a warning, for the optimizer's learning rates; a list for all groups.
             end_lr, num_iter, step_mode, smooth_f, diverge_th, accumulation_steps: as in `find_lr`.
             non_blocking_transfer: moves batches without waiting for it, from pinned memory.
             steps_per_lr: optimizer steps at each learning rate; the mean of their losses is recorded.
@@ -155,20 +165,29 @@ class LRFinder:
         self._refuse_scheduler()
         if self._changed:
             raise RuntimeError("model and optimizer are still as the last range test left them; call reset() first")
+        check_loader_types(train_loader, val_loader)
         check_loader(train_loader, val_loader)
-        bases = [float(group["lr"]) for group in self.optimizer.param_groups]
+        if _is_zero(start_lr):
+            warnings.warn("start_lr=0 is the optimizer's own learning rate, as None is", stacklevel=2)
+            start_lr = None
+        bases = [group["lr"] for group in self.optimizer.param_groups]
         ramps = group_ramps(bases, start_lr, end_lr, num_iter, step_mode, keep_ratio)
-        group_scales = scales([lrs[0] for lrs in ramps]) if keep_ratio else [1.0] * len(ramps)
+        group_scales = scales([lrs[-1] for lrs in ramps]) if keep_ratio else [1.0] * len(ramps)
         curve = Curve(smooth_f, diverge_th)
-        self._task.non_blocking = non_blocking_transfer
-        self._random_state = RandomState(self.device, [train_loader, val_loader, *self.model.modules()])
+        task = self._task()
+        task.non_blocking = non_blocking_transfer
+        if not all(map(self._snapshot.holds, (*task.modules, self.optimizer))):
+            self._snapshot = self._take_snapshot(task)
+            self.model_device = first_device(self.model, self.optimizer)
+        owners = [train_loader, val_loader, *task.generator_owners]
+        self._surroundings = Surroundings(self._snapshot, task.device, owners)
         self.history = {"lr": curve.lrs, "loss": curve.smoothed}
         self._changed = True
         try:
-            if self.device != self.model_device:
-                self.model.to(self.device)
+            if task.device != self.model_device:
+                self.model.to(task.device)
             sweep(
-                self._task,
+                task,
                 ramps,
                 train_loader,
                 val_loader,
@@ -203,11 +222,11 @@ class LRFinder:
             log_lr: a logarithmic scale of learning rates.
             show_lr: a learning rate to mark with a line.
             ax: matplotlib axes to draw into; None makes a figure.
-            suggest_lr: marks the suggestions, and returns the steepest.
+            suggest_lr: marks the point of the steepest gradient, and returns its learning rate.
 
         Returns:
-            The axes; with `suggest_lr`, the axes and the suggested learning rate, None with a warning where the curve
-            does not support one.
+            The axes; with `suggest_lr`, the axes and the suggested learning rate, as in 0.2.2, with a warning where the
+            curve does not support one; None where no loss is finite. `result.plot` draws more, and suggests better.
 
         Raises:
             RuntimeError: the test was too short for a suggestion.
@@ -226,40 +245,33 @@ class LRFinder:
             )
         ax = ax or new_axes()
         inner = slice(skip_start, max(len(lrs) - skip_end, skip_start))
-        # One line, the loss, and scattered points for the rest: what reads `ax.lines` finds what 0.2.2 has there.
-        ax.plot(lrs[inner], losses[inner], label="smoothed loss")
-        if self.result is not None and self.result.smoothed is losses:
-            ax.scatter(lrs[inner], self.result.losses[inner], s=9, color="#b5b5b5", zorder=1, label="loss of each step")
-            frame(ax, self.result.losses[inner], losses[inner])
-            if not skip_end:
-                mark_divergence(ax, lrs, losses, self.result.stopped)
-        suggestions, refusals = self._suggest(skip_start, skip_end) if suggest_lr else ({}, {})
-        mark_suggestions(ax, lrs, losses, suggestions, "steepest")
+        lrs, losses = lrs[inner], losses[inner]
+        ax.plot(lrs, losses)
+        point = steepest_fall(losses) if suggest_lr else None
+        if point is not None:
+            print("LR suggestion: steepest gradient")
+            print(f"Suggested LR: {lrs[point]:.2E}")
+            ax.scatter(lrs[point], losses[point], s=75, marker="o", color="red", zorder=3, label="steepest gradient")
+            ax.legend()
         decorate(ax, log_lr)
         if show_lr is not None:
-            ax.axvline(x=show_lr, color="red", label=f"{show_lr:.2e}")
-        ax.legend(frameon=False, fontsize=9)
+            ax.axvline(x=show_lr, color="red")
         if not suggest_lr:
             return ax
-        if "steepest" in refusals:
-            warnings.warn(f"no learning rate to suggest: {refusals['steepest']}", stacklevel=2)
-        else:
-            print("LR suggestion: steepest gradient")
-            print(f"Suggested LR: {suggestions['steepest']:.2E}")
-        return ax, suggestions.get("steepest")
+        if reason := self._refusal(skip_start, skip_end):
+            warnings.warn(f"the curve does not support a suggestion: {reason}", stacklevel=2)
+        return ax, None if point is None else lrs[point]
 
-    def _suggest(self, skip_start: int, skip_end: int) -> tuple[dict[str, float], dict[str, str]]:
-        """Suggestions from `history`, which the user may have set, and the reasons where there is none."""
+    def _refusal(self, skip_start: int, skip_end: int) -> str | None:
+        """Why `suggest_lr` would suggest nothing for `history`, which the user may have set."""
         lrs, losses = self.history["lr"], self.history["loss"]
         known = self.result is not None and self.result.smoothed is losses
         noise = self.result.noise if known and self.result is not None else None
-        suggestions, refusals = {}, {}
-        for method in METHODS:
-            try:
-                suggestions[method] = suggest(lrs, losses, method, skip_start, skip_end, noise=noise)
-            except ValueError as error:
-                refusals[method] = str(error)
-        return suggestions, refusals
+        try:
+            suggest(lrs, losses, "steepest", skip_start, skip_end, noise=noise)
+        except ValueError as error:
+            return str(error)
+        return None
 
     def _refuse_scheduler(self) -> None:
         if any("initial_lr" in group for group in self.optimizer.param_groups):
@@ -267,3 +279,8 @@ class LRFinder:
                 "Optimizer already has a scheduler attached to it; make the scheduler after the range test, or use "
                 "find_lr, which leaves it alone"
             )
+
+
+def _is_zero(start_lr: Any) -> bool:
+    several = isinstance(start_lr, Sequence) or getattr(start_lr, "ndim", 0) > 0
+    return start_lr is not None and not several and not start_lr

@@ -40,11 +40,11 @@ def plot_result(result: LRFinderResult, ax: Axes | None = None) -> Axes:
     ax.plot(lrs, smoothed, color=_CURVE, linewidth=1.2, alpha=0.55, linestyle=":", zorder=2)
     ax.plot(lrs[inner], smoothed[inner], color=_CURVE, linewidth=2.2, label="smoothed", zorder=2)
     suggestions = result.suggestions
-    mark_suggestions(ax, result.lrs, result.smoothed, suggestions, result.method)
+    _mark_suggestions(ax, result.lrs, result.smoothed, suggestions, result.method)
     if result.method in suggestions:
         ax.axvline(suggestions[result.method], color=_CHOSEN, linewidth=1, linestyle="--", alpha=0.6, zorder=0)
-    frame(ax, result.losses, result.smoothed)
-    mark_divergence(ax, result.lrs, result.smoothed, result.stopped)
+    _frame(ax, result.losses, result.smoothed)
+    _mark_divergence(ax, result.lrs, result.smoothed, result.stopped)
     decorate(ax, log_lr=True)
     if result.method in result.refusals:
         ax.set_title("No suggestion: " + result.refusals[result.method].partition(":")[0], fontsize=10, color=_CHOSEN)
@@ -52,12 +52,12 @@ def plot_result(result: LRFinderResult, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def mark_suggestions(
+def _mark_suggestions(
     ax: Axes, lrs: Sequence[float], losses: Sequence[float], suggestions: Mapping[str, float], chosen: str
 ) -> None:
     """Marks and names each suggestion on the curve of losses."""
-    finite = np.isfinite(losses)
-    x, y = np.log(np.array(lrs)[finite]), np.array(losses)[finite]
+    usable = np.isfinite(losses) & (np.array(lrs) > 0)
+    x, y = np.log(np.array(lrs)[usable]), np.array(losses)[usable]
     for method, lr in sorted(suggestions.items(), key=lambda item: item[1]):
         is_chosen = method == chosen
         ax.scatter(
@@ -72,7 +72,7 @@ def mark_suggestions(
         )
 
 
-def mark_divergence(ax: Axes, lrs: Sequence[float], losses: Sequence[float], stopped: str) -> None:
+def _mark_divergence(ax: Axes, lrs: Sequence[float], losses: Sequence[float], stopped: str) -> None:
     """Marks the end of a test that ended early, at the upper edge where the loss is beyond it."""
     finite = np.flatnonzero(np.isfinite(losses))
     if stopped == COMPLETED or not len(finite):
@@ -83,7 +83,7 @@ def mark_divergence(ax: Axes, lrs: Sequence[float], losses: Sequence[float], sto
     ax.scatter(lr, height, s=80, marker="x", color="black", linewidth=2, zorder=3, clip_on=False, label=name)
 
 
-def frame(ax: Axes, losses: Sequence[float], smoothed: Sequence[float]) -> None:
+def _frame(ax: Axes, losses: Sequence[float], smoothed: Sequence[float]) -> None:
     """Limits that show the fall: up to the losses of a diverging run it would be a flat line."""
     finite = [value for value in smoothed if math.isfinite(value)]
     if not finite:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fusedopt.lr_finder.curve import COMPLETED, Curve
+from fusedopt.lr_finder.curve import COMPLETED, DIVERGED, Curve
 from fusedopt.lr_finder.suggestion import METHODS, estimate_noise, suggest_lr
 
 if TYPE_CHECKING:
@@ -65,6 +65,14 @@ class LRFinderResult:
         Raises:
             ValueError: the curve does not support one; the message says what to change.
         """
+        finite = sum(map(math.isfinite, self.smoothed))
+        if self.stopped != COMPLETED and 0 < finite < self.skip_start + self.skip_end + 2:
+            what = "diverged" if self.stopped == DIVERGED else "was not finite any more"
+            raise ValueError(
+                f"the loss {what} at {self.lrs[-1]:.2e}, after {finite} points, which are too few: with "
+                f"skip_start={self.skip_start} and skip_end={self.skip_end} it takes at least "
+                f"{self.skip_start + self.skip_end + 2}; lower start_lr, or skip fewer"
+            )
         return suggest_lr(self.lrs, self.smoothed, method, self.skip_start, self.skip_end, noise=self.noise)
 
     @property

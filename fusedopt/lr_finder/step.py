@@ -66,6 +66,12 @@ class Task:
         """The model, and the criterion where it is a module: it may have parameters and buffers too."""
         return [m for m in (self.model, self.criterion) if isinstance(m, nn.Module)]
 
+    @property
+    def generator_owners(self) -> list[Any]:
+        """What may draw from generators of its own: the modules, and the functions that make a loss of a batch."""
+        functions = (self.criterion, self.batch_fn, self.closure)
+        return [*(m for parent in self.modules for m in parent.modules()), *(f for f in functions if f is not None)]
+
     def train(self, batches: Iterator[Any], accumulation_steps: int, ready_made: bool) -> Tensor:
         """One optimizer step on the gradient of several batches; returns their mean loss, a scalar on the device.
 
@@ -125,10 +131,10 @@ class Task:
                 assert self.criterion is not None
                 loss = self.criterion(self.model(inputs), labels)
                 size = batch_size(labels)
-        if not isinstance(loss, Tensor) or loss.dim() != 0:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
             what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the loss must be a scalar tensor, not {what}; reduce it, e.g. by loss.mean()")
-        return loss, size
+        return loss.reshape(()), size
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.autocast is None:

@@ -26,10 +26,11 @@ def suggest_lr(
 ) -> float:
     """Reads a learning rate off a curve of losses over increasing learning rates.
 
-    Points whose loss is not finite are left out first, then `skip_start` points at the start and `skip_end` at the end.
+    Points whose loss is not finite are left out first, and one at a learning rate of 0, which has no logarithm; then
+    `skip_start` points at the start and `skip_end` at the end.
 
     Args:
-        lrs: learning rates, positive and increasing.
+        lrs: learning rates, at least 0 and increasing.
         losses: the loss at each, usually smoothed.
         method:
             "steepest": where the loss falls fastest per unit of log(lr), not beyond its minimum (torch_lr_finder,
@@ -54,10 +55,15 @@ def suggest_lr(
     x, y = np.asarray(lrs, dtype=np.float64), np.asarray(losses, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape:
         raise ValueError(f"one loss per learning rate is needed, not {y.shape} losses for {x.shape} learning rates")
-    if not (np.isfinite(x).all() and (x > 0).all() and (np.diff(x) > 0).all()):
-        raise ValueError("the learning rates must be finite, positive and increasing")
-    finite = np.isfinite(y)
-    x, y = x[finite], y[finite]
+    if not (np.isfinite(x).all() and (x >= 0).all() and (np.diff(x) > 0).all()):
+        raise ValueError("the learning rates must be finite, at least 0 and increasing")
+    if len(y) and not np.isfinite(y).any():
+        raise ValueError(
+            f"no loss is finite, from the first at {x[0]:.2e} on: look at the data, the model's weights, the loss and "
+            f"its precision; another range of learning rates will not help"
+        )
+    usable = np.isfinite(y) & (x > 0)
+    x, y = x[usable], y[usable]
     if len(x) < skip_start + skip_end + 2:
         raise ValueError(
             f"{len(x)} finite losses are too few: with skip_start={skip_start} and skip_end={skip_end} it takes at "
@@ -105,6 +111,17 @@ def refuse_without_fall(losses: Array, noise: float) -> None:
             f"the loss falls by {fall:.3g} only, which its noise of {noise:.2g} may do by chance; use larger batches, "
             f"several steps per learning rate, or a validation set, or lower start_lr if the loss only rises"
         )
+
+
+def steepest_fall(losses: Sequence[float]) -> int | None:
+    """Where torch_lr_finder 0.2.2 sees the steepest gradient: the index of the least central difference of the losses.
+
+    Per point, not per learning rate, and wherever the lowest loss is. None where no difference is finite.
+    """
+    with np.errstate(invalid="ignore"):
+        slopes = np.gradient(np.asarray(losses, dtype=np.float64))
+    slopes[~np.isfinite(slopes)] = np.inf  # there it would choose the first NaN, or the step back from an infinite loss
+    return int(slopes.argmin()) if np.isfinite(slopes).any() else None
 
 
 def _steepest(lrs: Array, losses: Array) -> float:

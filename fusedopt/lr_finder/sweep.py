@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fusedopt.lr_finder.batches import DataLoaderIter, Passes, detached, endless
-from fusedopt.lr_finder.curve import Curve
+from fusedopt.lr_finder.curve import Curve, whole
 from fusedopt.lr_finder.step import Task
 
 Progress = Callable[[Iterable[int], int], Iterable[int]]
@@ -47,6 +47,8 @@ def sweep(
         progress: wraps the iterations.
         lag: steps that may be under way when a loss is looked at; by default 0 on the CPU and `DEVICE_LAG` elsewhere.
     """
+    accumulation_steps = whole("accumulation_steps", accumulation_steps)
+    steps_per_lr = whole("steps_per_lr", steps_per_lr)
     for name, value in (("accumulation_steps", accumulation_steps), ("steps_per_lr", steps_per_lr)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")

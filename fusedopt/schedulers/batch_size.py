@@ -37,6 +37,9 @@ class BatchSizeScheduler:
             schedule.step()
 
     `loader.batch_size` keeps the first value, since a DataLoader does not allow it to be set; read `batch_size` here.
+    A parameter group that is added later keeps the learning rate that it is given, with the batch size that there is
+    then, and from there on follows the schedule as the others do.
+
     An epoch is at most one batch: with `drop_last`, a larger batch would be dropped altogether.
 
     Source: Smith, Kindermans, Ying and Le, https://arxiv.org/abs/1711.00489.
@@ -87,6 +90,7 @@ class BatchSizeScheduler:
 
     def step(self, *args: Any) -> None:
         """Takes a step of the schedule, which is given the arguments, and sets batch size and learning rates."""
+        self._scheduled, self._highest = self._with_added_groups()
         set_lrs(self.optimizer, [*self._scheduled])  # schedules that go on from the current value need their own
         self.schedule.step(*args)
         self._scheduled = self._lrs()
@@ -99,13 +103,14 @@ class BatchSizeScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state, the schedule's included; the optimizer and the loader are not part of it."""
+        scheduled, highest = self._with_added_groups()
         return {
             "schedule": self.schedule.state_dict(),
             "base_batch_size": self.base_batch_size,
             "max_batch_size": self.max_batch_size,
             "base_momentum": self.base_momentum,
-            "scheduled": list(self._scheduled),
-            "highest": list(self._highest),
+            "scheduled": scheduled,
+            "highest": highest,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -115,10 +120,9 @@ class BatchSizeScheduler:
             ValueError: the state is of another scheduler or for another number of groups. Nothing has changed then.
         """
         check_state(self, state_dict, *self.state_dict())
-        if len(state_dict["scheduled"]) != len(self._scheduled):
+        if len(state_dict["scheduled"]) != (groups := len(self.optimizer.param_groups)):
             raise ValueError(
-                f"the state is for {len(state_dict['scheduled'])} parameter group(s), "
-                f"the optimizer has {len(self._scheduled)}"
+                f"the state is for {len(state_dict['scheduled'])} parameter group(s), the optimizer has {groups}"
             )
         self.schedule.load_state_dict(state_dict["schedule"])
         self.base_batch_size = state_dict["base_batch_size"]
@@ -127,6 +131,14 @@ class BatchSizeScheduler:
         self._scheduled, self._highest = list(state_dict["scheduled"]), list(state_dict["highest"])
         self._apply()
 
+    def _with_added_groups(self) -> tuple[list[float], list[float]]:
+        """The scheduled and the highest learning rates; of a new group, those that give it what it holds."""
+        scheduled, highest = list(self._scheduled), list(self._highest)
+        for group in self.optimizer.param_groups[len(scheduled) :]:
+            highest.append(float(group["lr"]) / self._kept if self._kept else float(group["lr"]))
+            scheduled.append(highest[-1] * self._decay)
+        return scheduled, highest
+
     def _apply(self) -> None:
         # The decay so far of each group, 1 at its highest; all groups share a batch, which grows with the least one.
         decays = [lr / high if high else 1.0 for lr, high in zip(self._scheduled, self._highest, strict=True)]
@@ -134,6 +146,7 @@ class BatchSizeScheduler:
         wanted = self.base_batch_size * self._momentum_factor() / least if least else math.inf
         limit = self._limit()
         kept = min(1.0, limit / wanted)
+        self._decay, self._kept = least, kept
         self.batch_sampler.batch_size = max(1, round(min(wanted, limit)))  # type: ignore[union-attr]
         rest = [decay / least if least else 1.0 for decay in decays]
         set_lrs(self.optimizer, [high * part * kept for high, part in zip(self._highest, rest, strict=True)])

@@ -23,6 +23,11 @@ class ClosedFormLR(LRScheduler):
     :class:`~torch.optim.lr_scheduler.ChainedScheduler` or by hand, keeps that factor, as with torch's own chainable
     schedules. A schedule that has reached 0 has forgotten it.
 
+    A parameter group that is added later goes on from its own learning rate: at each step it changes by the factor by
+    which the formula does for a group with that base, as a learning rate that was changed by hand, and as with torch's
+    own chainable schedules. So what it is given is its learning rate at that point of the schedule, not its base at the
+    beginning; from a schedule that has reached 0 it gets 0.
+
     `load_state_dict` puts the learning rates back as well, so that it does not matter whether the optimizer's state is
     loaded before or after.
 
@@ -46,11 +51,22 @@ class ClosedFormLR(LRScheduler):
 
         Neither the schedule nor the optimizer is changed. Where the base learning rate is a tensor, so is the result.
         """
-        values = self._formulas([_exact(base) for base in self.base_lrs], step)
-        return [_rounded(value, base) for value, base in zip(values, self.base_lrs, strict=True)]
+        bases = [*self.base_lrs, *(_base(group) for group in self._added())]
+        values = self._formulas([_exact(base) for base in bases], step)
+        return [_rounded(value, base) for value, base in zip(values, bases, strict=True)]
+
+    def _added(self) -> list[dict[str, Any]]:
+        """The groups that have been added to the optimizer since the last step."""
+        return self.optimizer.param_groups[len(self.base_lrs) :]
+
+    def _take_in(self) -> None:
+        """Makes the learning rates of added groups their bases."""
+        for group in self._added():
+            self.base_lrs.append(_copied(group.setdefault("initial_lr", _base(group))))
 
     def get_lr(self) -> list[LR]:
         """The learning rates of the step that is being taken; to read the current ones, see `get_last_lr`."""
+        self._take_in()
         lrs = self.lrs_at(self.last_epoch)
         if self.last_epoch == 0:
             before = self.base_lrs
@@ -63,6 +79,7 @@ class ClosedFormLR(LRScheduler):
 
     def _get_closed_form_lr(self) -> list[LR]:
         # torch's name: SequentialLR calls it to start a schedule anew, regardless of what went before.
+        self._take_in()
         return self.lrs_at(self.last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,6 +126,11 @@ def check_state(scheduler: Any, state_dict: dict[str, Any], *names: str) -> None
 
 def _copied(lr: LR) -> LR:
     return lr.clone() if isinstance(lr, Tensor) else lr
+
+
+def _base(group: dict[str, Any]) -> LR:
+    base: LR = group.get("initial_lr", group["lr"])
+    return _copied(base)
 
 
 def _exact(lr: LR) -> LR:

@@ -30,8 +30,10 @@ class DeviceSchedule:
         """Advances the learning rates; after the last step of the table they stay as they are.
 
         Raises:
-            RuntimeError: a group holds another learning rate, as after `optimizer.load_state_dict`.
+            RuntimeError: a group holds another learning rate, as after `optimizer.load_state_dict`; or one has been
+                added, for which the table has none. Nothing has changed then.
         """
+        self._refuse_added_groups()
         if any(group["lr"] is not lr for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True)):
             raise RuntimeError(
                 "a group's lr is not this schedule's tensor any more: something has replaced it; after loading a state "
@@ -49,13 +51,22 @@ class DeviceSchedule:
 
         Raises:
             ValueError: the step is not in the table. Nothing has changed then.
+            RuntimeError: a group has been added. Nothing has changed then.
         """
+        self._refuse_added_groups()
         step = state_dict["step"]
         if not 0 <= step < len(self._table):
             raise ValueError(f"step {step} is not one of this schedule's {len(self._table)}; make it with more steps")
         self._index.fill_(step)
         self._refresh()
         self._attach()
+
+    def _refuse_added_groups(self) -> None:
+        if (added := len(self.optimizer.param_groups) - len(self.lrs)) > 0:
+            raise RuntimeError(
+                f"{added} parameter group(s) were added after on_device, which made the learning rates of all steps "
+                f"for {len(self.lrs)}: add them before, or give them an optimizer and a schedule of their own"
+            )
 
     def _refresh(self) -> None:
         torch.index_select(self._table, 0, self._index, out=self._row)

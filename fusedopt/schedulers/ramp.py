@@ -21,13 +21,14 @@ class RampLR(ClosedFormLR):
 
     Args:
         optimizer: whose learning rates to set; their bases must be above 0.
-        end_lr: above 0; a float for all groups, or one for each.
+        end_lr: above 0; a float for all groups, those added later included, or one for each.
         num_iter: number of steps to reach it, at least 1.
         step_mode: "exp" grows by the same factor, "linear" by the same amount in each step.
         last_epoch: as in :class:`ClosedFormLR`.
 
     Raises:
-        ValueError: an argument or a base learning rate is out of its range.
+        ValueError: an argument or a base learning rate is out of its range; by `step`, a group has been added for which
+            there is no `end_lr`.
     """
 
     def __init__(
@@ -40,20 +41,43 @@ class RampLR(ClosedFormLR):
     ) -> None:
         groups = optimizer.param_groups
         self.end_lrs = list(end_lr) if isinstance(end_lr, Sequence) else [end_lr] * len(groups)
+        self._everyones_end = None if isinstance(end_lr, Sequence) else end_lr
         if len(self.end_lrs) != len(groups):
             raise ValueError(f"end_lr has {len(self.end_lrs)} values for {len(groups)} parameter group(s)")
         for end, group in zip(self.end_lrs, groups, strict=True):
             above_zero("end_lr", end)
-            above_zero("the group's learning rate, where the ramp starts,", float(group.get("initial_lr", group["lr"])))
+            _check_start(group)
         self.num_iter = at_least("num_iter", num_iter, 1)
         self.step_mode = one_of("step_mode", step_mode, get_args(StepMode))
         super().__init__(optimizer, last_epoch)
 
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """Takes a step; changes nothing where a group has been added that the ramp cannot take in."""
+        for group in self._added():
+            _check_start(group)
+        self._ends(len(self.optimizer.param_groups))
+        super().step(*args, **kwargs)
+
+    def _ends(self, groups: int) -> list[float]:
+        if self._everyones_end is not None:
+            return [*self.end_lrs, *[self._everyones_end] * (groups - len(self.end_lrs))]
+        if len(self.end_lrs) < groups:
+            raise ValueError(
+                f"end_lr has {len(self.end_lrs)} values and there are {groups} parameter groups by now; append one to "
+                f"this schedule's end_lrs for each that was added"
+            )
+        return self.end_lrs
+
     def _formulas(self, bases: Sequence[LR], step: int) -> list[LR]:
+        ends = self._ends(len(bases))
         done = min(step / self.num_iter, 1.0)
         if self.step_mode == "linear":
-            return [base + (end - base) * done for base, end in zip(bases, self.end_lrs, strict=True)]
-        return [base * (end / base) ** done for base, end in zip(bases, self.end_lrs, strict=True)]
+            return [base + (end - base) * done for base, end in zip(bases, ends, strict=True)]
+        return [base * (end / base) ** done for base, end in zip(bases, ends, strict=True)]
+
+
+def _check_start(group: dict[str, Any]) -> None:
+    above_zero("the group's learning rate, where the ramp starts,", float(group.get("initial_lr", group["lr"])))
 
 
 def make_lr_fn(start_lr: float, end_lr: float, num_iter: int, step_mode: StepMode = "exp") -> Callable[[Any], Any]:
