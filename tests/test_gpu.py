@@ -147,6 +147,32 @@ def test_changed_addresses_are_patched(tensors: int, patches: int) -> None:
     assert len(held) == tensors
 
 
+@pytest.mark.parametrize("capturable", [False, True] if gpu.REAL else [False])
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
+def test_numbers_that_lie_on_the_gpu(name: str, capturable: bool) -> None:
+    """A learning rate is read by the kernel. Other numbers are torch's affair, which reads them as it does."""
+    case = BY_NAME[f"{name}-decay"]
+    assert case.twin
+    for option, path in ("lr", "fused"), ("weight_decay", "torch"), ("betas", "torch"), ("alpha", "torch"):
+        both = []
+        for make in case.make, case.twin:
+            params = make_params([(3,), (16, 7)])
+            opt = make(params, **(case.kwargs | {"capturable": capturable}))
+            group = opt.param_groups[0]
+            if option not in group:
+                continue
+            there = [torch.tensor(x, device=gpu.DEVICE) for x in (group[option] if option == "betas" else [0.25])]
+            group[option] = tuple(there) if option == "betas" else there[0]
+            for seed in range(3):
+                set_grads(params, seed)
+                opt.step()
+            both.append(params)
+            if make == case.make:
+                assert {e.path for e in opt.explain()} == {path}
+        if both:
+            torch.testing.assert_close(*both)
+
+
 def test_gains_need_no_step_count() -> None:
     params = make_params()
     set_grads(params, 0)

@@ -246,3 +246,18 @@ def test_gain_bounds_that_cross() -> None:
         ours.param_groups[0] |= {"min_gain": low, "max_gain": high}
         ours.step()
         assert all(bool((ours.state[p]["gain"] == high).all()) for p in params)
+
+
+@pytest.mark.parametrize("pair", [list, torch.tensor, np.array], ids=["list", "tensor", "array"])
+def test_pairs_in_any_container(pair: Any) -> None:
+    for name, option in ("adam", "betas"), ("lamb", "betas"), ("lamb-phi", "phi"), ("swats", "betas"):
+        results = []
+        for kind in tuple, pair:
+            opt, params = started(BY_NAME[f"{name}-decay"].make, F32, 0)
+            opt.param_groups[0][option] = kind([0.5, 0.75])
+            opt.step()
+            results.append(params)
+            # A number in a tensor is one on the GPU where the test's GPU is this CPU.
+            fused = not (gpu.ON_CPU and kind is torch.tensor)
+            assert {e.path for e in opt.explain()} == {"fused" if fused else "torch"}
+        torch.testing.assert_close(*results)

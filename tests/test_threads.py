@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from cases import BF16, BY_NAME, DTYPES, F32, FAST_CASES, Case, dtype_id
 from torch import Tensor
 
 import fusedopt
+from fusedopt.optim import _fused
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -127,3 +129,121 @@ def test_serial_inside_another_parallel_region() -> None:
     torch.set_num_threads(2)
     assert share_of_others(in_region) < 0.02
     assert in_parallel == [1]
+
+
+# ---- Threads of Python's that share an optimizer ----
+
+
+@pytest.mark.parametrize("name", ["sgd-momentum", "adamw", "lamb-no-clip", "swats", "adamw-clip"])
+def test_threads_that_share_an_optimizer_take_turns(name: str) -> None:
+    """Above the size at which a step lets other threads of Python run; as many steps by one thread give the same."""
+    case = BY_NAME[name]
+    numel = (1 << 20) + 5
+    start, grad = torch.linspace(-1, 1, numel), torch.linspace(1, 2, numel)
+    results = []
+    for threads in 1, 4:
+        p, q = start.clone().requires_grad_(), torch.ones(7, requires_grad=True)
+        optimizer = case.make([p, q])
+        p.grad, q.grad = grad.clone(), torch.ones(7)
+        errors: list[BaseException] = []
+
+        def steps(count: int, optimizer: Any = optimizer, errors: list[BaseException] = errors) -> None:
+            try:
+                for _ in range(count):
+                    optimizer.step()
+            except BaseException as error:
+                errors.append(error)
+
+        workers = [threading.Thread(target=steps, args=(8 // threads,)) for _ in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert not errors
+        results.append((p, q, [dict(optimizer.state[x]) for x in (p, q)]))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+class Stepping(Tensor):
+    """A tensor whose first operation calls step(), as a hook of another library might."""
+
+    optimizer: Any = None
+    asked = 0
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if cls.optimizer is not None and "add" in func.__name__:
+            cls.asked += 1
+            cls.optimizer.step()
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_step_inside_the_same_step_is_refused() -> None:
+    p, q = torch.ones(4, requires_grad=True), torch.ones(4).as_subclass(Stepping).requires_grad_()
+    optimizer = fusedopt.SGD([p, q[::2].detach().requires_grad_(), q], lr=0.5)
+    p.grad, q.grad = torch.ones(4), torch.ones(4)
+    with fusedopt.native():
+        Stepping.optimizer = optimizer
+        try:
+            with pytest.raises(RuntimeError, match="called from within the same optimizer's step"):
+                optimizer.step()
+        finally:
+            Stepping.optimizer = None
+    assert Stepping.asked == 1
+    before = p.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), before - 0.5)
+
+
+def test_a_step_inside_a_closure_or_a_hook_runs() -> None:
+    """As with torch's class: the outer step has not begun, or is over."""
+    results = []
+    for cls in fusedopt.SGD, torch.optim.SGD:
+        p = torch.ones(4, requires_grad=True)
+        optimizer = cls([p], lr=0.5)
+        p.grad = torch.ones(4)
+        optimizer.step(lambda optimizer=optimizer: optimizer.step())
+        left = [2]
+
+        def hook(optimizer: Any, *_: object, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] >= 0:
+                optimizer.step()
+
+        optimizer.register_step_post_hook(hook)
+        optimizer.step()
+        results.append(p)
+    torch.testing.assert_close(*results)
+    assert bool((results[0] == -1.5).all())
+
+
+@pytest.mark.parametrize("name", ["adamw-clip", "sgd-clip", "lamb"])
+def test_a_thread_that_clears_the_gradients_in_the_middle_of_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the step has found is what it works on, as with torch's list of gradients."""
+    case, results = BY_NAME[name], []
+    original = _fused.gradient_scale
+    for meddle in False, True:
+        p = torch.ones(5000, requires_grad=True)
+        optimizer = case.make([p])
+        p.grad = torch.linspace(-1, 1, 5000)
+
+        scribble: list[Tensor] = []
+
+        def scale(*args: Any, meddle: bool = meddle, p: Tensor = p, scribble: list[Tensor] = scribble) -> Any:
+            result = original(*args)
+            if meddle:
+                p.grad = None
+                scribble.extend(torch.full((5000,), torch.nan) for _ in range(8))
+            return result
+
+        monkeypatch.setattr(_fused, "gradient_scale", scale)
+        done = threading.Event()
+        bystander = threading.Thread(target=done.wait)
+        bystander.start()
+        try:
+            optimizer.step()
+        finally:
+            done.set()
+            bystander.join()
+        results.append(p)
+    torch.testing.assert_close(*results, rtol=0, atol=0)
