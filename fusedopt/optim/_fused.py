@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fusedopt import _C
+from fusedopt.optim._options import Options
 from fusedopt.optim._scaling import NO_SCALING, Scaling, gradient_scale
 from fusedopt.optim._torch import (
     count_on_device,
@@ -54,17 +54,14 @@ class Explanation:
     reason: str
 
 
-class FusedStep(Optimizer):
+class FusedStep(Options):
     """`step()` as one fused pass over memory.
 
     A subclass derives from this and from the torch class it replaces, which validates the arguments and makes the
     state. It adds `_numbers`, which turns a group into the number of a rule and the rule's hyper-parameters.
     """
 
-    # On the class, not the instance, so that it survives pickling: GradScaler then leaves unscaling to step().
-    _step_supports_amp_scaling = True
     _torch_class: ClassVar[type[Optimizer]]
-    _group_options: ClassVar[tuple[str, ...]] = ()  # options beyond torch's that live in the groups
     _clip_epsilon: ClassVar[float] = 1e-6  # torch.nn.utils.clip_grad_norm_'s
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
@@ -86,41 +83,6 @@ class FusedStep(Optimizer):
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         """What torch says to a sparse gradient in this group, None where it takes one."""
         raise NotImplementedError
-
-    def _options(self, max_grad_norm: float | None, **group_options: Any) -> None:
-        """Takes over the options beyond torch's, once torch's constructor has run."""
-        if max_grad_norm is not None and not max_grad_norm >= 0:
-            raise ValueError(f"Invalid max_grad_norm: {max_grad_norm}; it must be None or at least 0")
-        self.defaults |= group_options
-        for group in self.param_groups:
-            for name, value in group_options.items():
-                group.setdefault(name, value)
-        self.defaults["max_grad_norm"] = max_grad_norm
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's. `max_grad_norm` is refused: the norm is taken over all groups."""
-        if isinstance(param_group, dict):
-            _refuse_group_norm(param_group)
-        super().add_param_group(param_group)
-        self.param_groups[-1].pop("max_grad_norm", None)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # torch keeps only what a loaded group carries. An option of ours that it does not know stays as it is.
-        live = self.__dict__.get("param_groups", [])
-        defaults = state.get("defaults") or self.defaults
-        for i, group in enumerate(state["param_groups"]):
-            group.pop("max_grad_norm", None)
-            for name in self._group_options:
-                group.setdefault(name, live[i][name] if i < len(live) else defaults.get(name))
-        # Unpickled keys are equal to torch's, not identical; the walk over the states finds identical ones faster.
-        # And a state saved from another memory layout (a model made channels-last since) takes the parameter's.
-        for param, values in state["state"].items():
-            if isinstance(param, Tensor) and isinstance(values, dict):
-                state["state"][param] = {
-                    sys.intern(name) if type(name) is str else name: _in_layout_of(param, value)
-                    for name, value in values.items()
-                }
-        super().__setstate__(state)
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -222,13 +184,14 @@ class FusedStep(Optimizer):
         numbers, counted = [], []
         everything = "fusedopt.native() or FUSEDOPT_DISABLE=1" if _native.get() else None
         for group in self.param_groups:
-            _refuse_group_norm(group)
+            self._check_group(group)
             if group["differentiable"]:
                 everything = everything or "differentiable=True"
-            if group["capturable"]:
+            capturable = group.get("capturable", False)
+            if capturable:
                 refuse_capturable(group)
             numbers.append(self._numbers(group))
-            counted.append((group["capturable"] or scaling.on_gpu) and self._needs_count(group))
+            counted.append((capturable or scaling.on_gpu) and self._needs_count(group))
 
         if everything:
             if scaling.on_gpu and scaling.overflowed():
@@ -280,17 +243,6 @@ class FusedStep(Optimizer):
         init = self._torch_class._init_group  # type: ignore[attr-defined]
         lists = len(inspect.signature(init).parameters) - 2
         init(self, {**group, "params": params}, *([] for _ in range(lists)))
-
-
-def _in_layout_of(param: Tensor, value: Any) -> Any:
-    if not isinstance(value, Tensor) or is_lazy(param) or value.shape != param.shape or value.layout != torch.strided:
-        return value
-    return value if value.stride() == param.stride() else torch.empty_like(param, dtype=value.dtype).copy_(value)
-
-
-def _refuse_group_norm(group: dict[str, Any]) -> None:
-    if "max_grad_norm" in group:
-        raise ValueError("max_grad_norm belongs to the optimizer, not to a param group: its norm is over all groups")
 
 
 FusedStep.step.__signature__ = inspect.signature(FusedStep._step)  # type: ignore[attr-defined]

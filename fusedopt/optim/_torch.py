@@ -93,6 +93,9 @@ def torch_step(optimizer: FusedStep, indices: list[int], scale: float, *, guarde
     if not selected:
         return
     groups = [{**group, "params": params} for group, params in selected]
+    for group in groups:
+        if group.get("fused") and not all(_alike(p, optimizer.state.get(p, {})) for p in group["params"]):
+            group["fused"] = False
     params = [p for group in groups for p in group["params"]]
     grads = [p.grad for p in params]
     with contextlib.ExitStack() as undo:
@@ -106,6 +109,15 @@ def torch_step(optimizer: FusedStep, indices: list[int], scale: float, *, guarde
         for cls in dict.fromkeys(classes):
             own = [group for group, its_class in zip(groups, classes, strict=True) if its_class is cls]
             _step_twin(optimizer, cls, own)
+
+
+def _alike(param: Tensor, state: dict[str, Any]) -> bool:
+    """Whether all is laid out as torch's fused kernels for the CPU take it to be without looking."""
+    if param.device.type != "cpu" or param.grad is None or param.grad.layout != torch.strided:
+        return True
+    dense: bool = torch.ops.aten.is_non_overlapping_and_dense(param)
+    operands = [param.grad, *(v for v in state.values() if isinstance(v, Tensor) and v.shape == param.shape)]
+    return dense and all(t.stride() == param.stride() for t in operands)
 
 
 def _step_twin(optimizer: FusedStep, cls: type[Optimizer], groups: list[dict[str, Any]]) -> None:
@@ -202,7 +214,7 @@ def refuse_capturable(group: dict[str, Any]) -> None:
 
 def refuse_capture(optimizer: Optimizer) -> None:
     """Raises what torch raises where a CUDA graph is captured without capturable=True, before anything is written."""
-    if not all(group["capturable"] for group in optimizer.param_groups):
+    if not all(group.get("capturable", False) for group in optimizer.param_groups):
         raise RuntimeError(
             f"Attempting CUDA graph capture of step() for an instance of {type(optimizer).__name__} "
             "but param_groups' capturable is False."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
 
     Args:
         params, lr, lr_decay, weight_decay, initial_accumulator_value, eps, foreach, maximize, differentiable, fused: as
-            in :class:`torch.optim.Adagrad`. `foreach` and `fused` are validated and stored and choose only among
-            torch's own implementations, for parameters that take torch's path.
+            in :class:`torch.optim.Adagrad`. `foreach` and `fused` choose only among torch's own implementations, for
+            parameters that take torch's path, and `fused=True` leaves unscaling under a `GradScaler` to the step.
         capturable: whether the step may be captured in a CUDA graph.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
@@ -30,7 +30,7 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
     """
 
     _torch_class = torch.optim.Adagrad
-    _group_options = ("capturable",)
+    _group_options: ClassVar[dict[str, Any]] = {"capturable": False}
 
     def __init__(
         self,

@@ -37,8 +37,9 @@ class Adam(_FusedAdam, torch.optim.Adam):
 
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, foreach, maximize, capturable, differentiable, fused,
-            decoupled_weight_decay: as in :class:`torch.optim.Adam`. `foreach` and `fused` are validated and stored and
-            choose only among torch's own implementations, for parameters that take torch's path.
+            decoupled_weight_decay: as in :class:`torch.optim.Adam`. `foreach` and `fused` choose only among torch's own
+            implementations, for parameters that take torch's path, and `fused=True` leaves unscaling under a
+            `GradScaler` to the step.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
 
@@ -87,8 +88,7 @@ class AdamW(_FusedAdam, torch.optim.AdamW):
 
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
-            :class:`torch.optim.AdamW`. `foreach` and `fused` are validated and stored and choose only among torch's
-            own implementations, for parameters that take torch's path.
+            :class:`torch.optim.AdamW`; `foreach` and `fused` as in :class:`Adam`.
         max_grad_norm: as in :class:`Adam`.
 
     Raises:

@@ -111,6 +111,7 @@ class DeltaBarDelta(FusedStep, _TorchDeltaBarDelta):
         maximize: whether to ascend.
         capturable: whether the step may be captured in a CUDA graph.
         differentiable: whether autograd sees the step; the gains are constants to it.
+        fused: True leaves unscaling under a :class:`torch.amp.GradScaler` to the step, as in torch's fused classes.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
 
@@ -124,6 +125,7 @@ class DeltaBarDelta(FusedStep, _TorchDeltaBarDelta):
     """
 
     _torch_class = _TorchDeltaBarDelta
+    _own_options = ("max_grad_norm", "fused")
 
     def __init__(
         self,
@@ -138,6 +140,7 @@ class DeltaBarDelta(FusedStep, _TorchDeltaBarDelta):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        fused: bool | None = None,
         max_grad_norm: float | None = None,
     ) -> None:
         super().__init__(
@@ -152,7 +155,7 @@ class DeltaBarDelta(FusedStep, _TorchDeltaBarDelta):
             capturable=capturable,
             differentiable=differentiable,
         )
-        self._options(max_grad_norm)
+        self._options(max_grad_norm, fused=fused)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return (

@@ -102,6 +102,7 @@ class LAMB(FusedStep, _TorchLAMB):
         maximize: whether to ascend.
         capturable: whether the step may be captured in a CUDA graph.
         differentiable: whether autograd sees the step.
+        fused: True leaves unscaling under a :class:`torch.amp.GradScaler` to the step, as in torch's fused classes.
 
     Raises:
         ValueError: on a hyper-parameter out of range.
@@ -110,6 +111,7 @@ class LAMB(FusedStep, _TorchLAMB):
     """
 
     _torch_class = _TorchLAMB
+    _own_options = ("max_grad_norm", "fused")
     _clip_epsilon = 0.0  # apex's
 
     def __init__(
@@ -130,6 +132,7 @@ class LAMB(FusedStep, _TorchLAMB):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -147,7 +150,7 @@ class LAMB(FusedStep, _TorchLAMB):
             capturable=capturable,
             differentiable=differentiable,
         )
-        self._options(max_grad_norm)
+        self._options(max_grad_norm, fused=fused)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         beta1, beta2 = group["betas"]

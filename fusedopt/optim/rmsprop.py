@@ -26,6 +26,7 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, differentiable: as in
             :class:`torch.optim.RMSprop`. `foreach` chooses only among torch's own implementations, for parameters
             that take torch's path.
+        fused: True leaves unscaling under a :class:`torch.amp.GradScaler` to the step, as in torch's fused classes.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
 
@@ -34,6 +35,7 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
     """
 
     _torch_class = torch.optim.RMSprop
+    _own_options = ("max_grad_norm", "fused")
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         maximize: bool = False,
         differentiable: bool = False,
         *,
+        fused: bool | None = None,
         max_grad_norm: float | None = None,
     ) -> None:
         super().__init__(
@@ -64,7 +67,7 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
             maximize,
             differentiable,
         )
-        self._options(max_grad_norm)
+        self._options(max_grad_norm, fused=fused)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         momentum = group["momentum"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -69,8 +69,8 @@ class SGD(FusedStep, torch.optim.SGD):
 
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, differentiable, fused: as in
-            :class:`torch.optim.SGD`. `foreach` and `fused` are validated and stored and choose only among torch's own
-            implementations, for parameters that take torch's path.
+            :class:`torch.optim.SGD`. `foreach` and `fused` choose only among torch's own implementations, for
+            parameters that take torch's path, and `fused=True` leaves unscaling under a `GradScaler` to the step.
         momentum_form: "torch" or "classic"; groups may differ. To change it in the middle of a run, save and load.
         capturable: whether the step may be captured in a CUDA graph.
         max_grad_norm: clips the norm of all gradients, over all groups, as
@@ -84,7 +84,7 @@ class SGD(FusedStep, torch.optim.SGD):
     """
 
     _torch_class = torch.optim.SGD
-    _group_options = ("capturable", "momentum_form")
+    _group_options: ClassVar[dict[str, Any]] = {"capturable": False, "momentum_form": "torch"}
 
     def __init__(
         self,
@@ -128,10 +128,10 @@ class SGD(FusedStep, torch.optim.SGD):
         live = self.__dict__.get("param_groups", [])
         for i, group in enumerate(state["param_groups"]):
             classic = _is_classic(group)
-            group.setdefault("momentum_form", "torch")  # torch's own, and ours from before there was a choice
+            group.setdefault("momentum_form", "torch")  # torch's own, and ours where it is no other
             if i < len(live) and classic != _is_classic(live[i]):
                 _convert(state["state"], group, to_classic=not classic)
-                group["momentum_form"] = live[i]["momentum_form"]
+                group["momentum_form"] = "torch" if classic else "classic"
         super().__setstate__(state)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:

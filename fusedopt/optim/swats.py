@@ -146,6 +146,7 @@ class SWATS(FusedStep, _TorchSWATS):
         maximize: whether to ascend.
         capturable: whether the step may be captured in a CUDA graph.
         differentiable: whether autograd sees the step; what is decided is a constant to it.
+        fused: True leaves unscaling under a :class:`torch.amp.GradScaler` to the step, as in torch's fused classes.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
 
@@ -158,6 +159,7 @@ class SWATS(FusedStep, _TorchSWATS):
     """
 
     _torch_class = _TorchSWATS
+    _own_options = ("max_grad_norm", "fused")
 
     def __init__(
         self,
@@ -170,6 +172,7 @@ class SWATS(FusedStep, _TorchSWATS):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        fused: bool | None = None,
         max_grad_norm: float | None = None,
     ) -> None:
         super().__init__(
@@ -182,7 +185,7 @@ class SWATS(FusedStep, _TorchSWATS):
             capturable=capturable,
             differentiable=differentiable,
         )
-        self._options(max_grad_norm)
+        self._options(max_grad_norm, fused=fused)
 
     @property
     def phase(self) -> list[Literal["adam", "sgd"]]:
