@@ -17,6 +17,7 @@ from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _glob
 
 from fusedopt import _C
 from fusedopt.optim._options import Options
+from fusedopt.optim._processes import is_partition, refuse_partition
 from fusedopt.optim._scaling import NO_SCALING, Scaling, gradient_scale
 from fusedopt.optim._torch import (
     count_on_device,
@@ -63,6 +64,7 @@ class FusedStep(Options):
 
     _torch_class: ClassVar[type[Optimizer]]
     _clip_epsilon: ClassVar[float] = 1e-6  # torch.nn.utils.clip_grad_norm_'s
+    _sums_groups: ClassVar[bool] = False  # whether a group takes sums over all of its parameters
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         raise NotImplementedError
@@ -79,6 +81,10 @@ class FusedStep(Options):
     def _torch_class_of(self, group: dict[str, Any]) -> type[Optimizer]:
         """The class that steps what the fused path does not take of this group."""
         return self._torch_class
+
+    def _sums_tensors(self, group: dict[str, Any]) -> bool:
+        """Whether a group takes norms of its tensors, one by one."""
+        return False
 
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         """What torch says to a sparse gradient in this group, None where it takes one."""
@@ -185,6 +191,8 @@ class FusedStep(Options):
         everything = "fusedopt.native() or FUSEDOPT_DISABLE=1" if _native.get() else None
         for group in self.param_groups:
             self._check_group(group)
+            if is_partition(group["params"], self._made_of):
+                refuse_partition(self, group)
             if group["differentiable"]:
                 everything = everything or "differentiable=True"
             capturable = group.get("capturable", False)
@@ -193,13 +201,20 @@ class FusedStep(Options):
             numbers.append(self._numbers(group))
             counted.append((capturable or scaling.on_gpu) and self._needs_count(group))
 
+        spread = self._spread
+        apart = spread is not None and (
+            self._sums_groups or (spread.pieces and any(map(self._sums_tensors, self.param_groups)))
+        )
+        if apart:  # every process has to take part in every sum
+            everything = everything or "its sums go over several processes"
         if everything:
             if scaling.on_gpu and scaling.overflowed():
                 return loss
             params = [p for group in self.param_groups for p in group["params"]]
             self._reasons = ["no gradient" if p.grad is None else everything for p in params]
-            leftover = [i for i, p in enumerate(params) if p.grad is not None]
-            torch_step(self, leftover, gradient_scale(self, [], leftover, scaling)[0], guarded=False)
+            leftover = [i for i, p in enumerate(params) if apart or p.grad is not None]
+            scale, _ = gradient_scale(self, [], leftover, scaling)
+            torch_step(self, leftover, scale, guarded=False, every_group=apart)
             return loss
 
         plan = self._plan

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer
 
-from fusedopt.optim._processes import is_flattened
+from fusedopt.optim._processes import Spread, find_spread, is_flattened
 
 
 class Options(Optimizer):
@@ -24,9 +24,19 @@ class Options(Optimizer):
     # Options beyond torch's: those of a group, which it has only where they are not the default here, so that groups
     # have torch's keys; and those of the whole optimizer, which are in `defaults` alone.
     _group_options: ClassVar[dict[str, Any]] = {}
-    _own_options: ClassVar[tuple[str, ...]] = ("max_grad_norm",)
+    _own_options: ClassVar[tuple[str, ...]] = ("max_grad_norm", "norm_group")
+    _norm_group: Any = None  # as it was given
+    _spread: Spread | None = None  # over which processes the parameters are, where that is not in the tensors
+    _made_of: frozenset[int] | None = None  # ids of the parameters that it was given
 
-    def _options(self, max_grad_norm: float | None, *, fused: bool | None = None, **group_options: Any) -> None:
+    def _options(
+        self,
+        max_grad_norm: float | None,
+        norm_group: Any,
+        *,
+        fused: bool | None = None,
+        **group_options: Any,
+    ) -> None:
         """Takes over the options beyond torch's, once torch's constructor has run."""
         if max_grad_norm is not None and not max_grad_norm >= 0:
             raise ValueError(f"Invalid max_grad_norm: {max_grad_norm}; it must be None or at least 0")
@@ -38,7 +48,9 @@ class Options(Optimizer):
         self.defaults |= {**group_options, "max_grad_norm": max_grad_norm}
         for group in self.param_groups:
             self._settle(group)
+        self._norm_group = norm_group
         self._set_scaling()
+        self._find_spread()
 
     def _settle(self, group: dict[str, Any]) -> None:
         """Gives a new group the options that it leaves open, and keeps out of it what it need not have."""
@@ -62,6 +74,14 @@ class Options(Optimizer):
         params = (p for group in self.param_groups for p in group["params"])
         self._step_supports_amp_scaling = bool(self.defaults.get("fused")) and not any(map(is_flattened, params))
 
+    def _find_spread(self) -> None:
+        params = [p for group in self.param_groups for p in group["params"]]
+        self._made_of = frozenset(map(id, params))
+        if self._norm_group is None:
+            self._spread = find_spread(params) or self._spread
+        elif self._norm_group.size() > 1:
+            self._spread = Spread(self._norm_group, pieces=True)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's. `max_grad_norm`, whose norm is taken over all groups, may only be the optimizer's."""
         constructed = "max_grad_norm" in self.defaults
@@ -71,6 +91,15 @@ class Options(Optimizer):
         if constructed:
             self._settle(self.param_groups[-1])
             self._step_supports_amp_scaling &= not any(map(is_flattened, self.param_groups[-1]["params"]))
+            self._find_spread()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._norm_group is not None:
+            raise TypeError(
+                f"{type(self).__name__} with a norm_group cannot be copied or pickled, as process groups cannot be; "
+                "make another one and load its state_dict"
+            )
+        return super().__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # torch keeps only what a loaded group carries. An option of ours that it does not know stays as it is.
@@ -92,6 +121,7 @@ class Options(Optimizer):
         super().__setstate__(state)
         if "defaults" in state:  # a copy, which has nothing else of the original
             self._set_scaling()
+            self._find_spread()
 
 
 def _in_layout_of(param: Tensor, value: Any) -> Any:

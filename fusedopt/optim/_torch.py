@@ -72,24 +72,28 @@ def real(t: Tensor) -> Tensor:
     return torch.view_as_real(t) if t.is_complex() else t
 
 
-def _select(optimizer: Optimizer, indices: list[int]) -> list[tuple[dict[str, Any], list[Tensor]]]:
-    """The groups with those of their parameters whose flat index is among `indices`."""
+def _select(
+    optimizer: Optimizer, indices: list[int], every_group: bool = False
+) -> list[tuple[dict[str, Any], list[Tensor]]]:
+    """The groups with those of their parameters whose flat index is among `indices`; without any, only on request."""
     wanted, first, selected = set(indices), 0, []
     for group in optimizer.param_groups:
         params = [p for i, p in enumerate(group["params"], first) if i in wanted]
         first += len(group["params"])
-        if params:
+        if params or every_group:
             selected.append((group, params))
     return selected
 
 
-def torch_step(optimizer: FusedStep, indices: list[int], scale: float, *, guarded: bool) -> None:
+def torch_step(
+    optimizer: FusedStep, indices: list[int], scale: float, *, guarded: bool, every_group: bool = False
+) -> None:
     """Steps the parameters at `indices` with torch's class, their gradients multiplied by `scale`.
 
     It is a twin that steps, not the parent's method: that walks all groups and may have been wrapped to run hooks.
     With `guarded`, parameters and states are put back should torch refuse a parameter half way.
     """
-    selected = _select(optimizer, indices)
+    selected = _select(optimizer, indices, every_group)
     if not selected:
         return
     groups = [{**group, "params": params} for group, params in selected]

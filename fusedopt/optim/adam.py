@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch.optim.optimizer import ParamsT
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _PLAIN, _AMSGRAD = _C.RULES["adam"], _C.RULES["adam_amsgrad"]
 
@@ -42,6 +45,7 @@ class Adam(_FusedAdam, torch.optim.Adam):
             `GradScaler` to the step.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
+        norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
 
     Raises:
         ValueError: where torch's class does, and for a negative `max_grad_norm`.
@@ -65,6 +69,7 @@ class Adam(_FusedAdam, torch.optim.Adam):
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
         max_grad_norm: float | None = None,
+        norm_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -80,7 +85,7 @@ class Adam(_FusedAdam, torch.optim.Adam):
             fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
         )
-        self._options(max_grad_norm)
+        self._options(max_grad_norm, norm_group)
 
 
 class AdamW(_FusedAdam, torch.optim.AdamW):
@@ -89,7 +94,7 @@ class AdamW(_FusedAdam, torch.optim.AdamW):
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
             :class:`torch.optim.AdamW`; `foreach` and `fused` as in :class:`Adam`.
-        max_grad_norm: as in :class:`Adam`.
+        max_grad_norm, norm_group: as in :class:`Adam`.
 
     Raises:
         ValueError: where torch's class does, and for a negative `max_grad_norm`.
@@ -112,6 +117,7 @@ class AdamW(_FusedAdam, torch.optim.AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
         max_grad_norm: float | None = None,
+        norm_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -126,4 +132,4 @@ class AdamW(_FusedAdam, torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
         )
-        self._options(max_grad_norm)
+        self._options(max_grad_norm, norm_group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
 from fusedopt.optim._torch import PlainOptimizer
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _PLAIN, _MOMENTUM = _C.RULES["sgd"], _C.RULES["sgd_momentum"]
 
@@ -75,6 +78,7 @@ class SGD(FusedStep, torch.optim.SGD):
         capturable: whether the step may be captured in a CUDA graph.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
+        norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
 
     Raises:
         ValueError: where torch's class does, for a negative `max_grad_norm`, for an unknown `momentum_form`, and on
@@ -102,6 +106,7 @@ class SGD(FusedStep, torch.optim.SGD):
         momentum_form: MomentumForm = "torch",
         capturable: bool = False,
         max_grad_norm: float | None = None,
+        norm_group: ProcessGroup | None = None,
     ) -> None:
         _is_classic({"momentum_form": momentum_form})
         super().__init__(
@@ -116,7 +121,7 @@ class SGD(FusedStep, torch.optim.SGD):
             differentiable=differentiable,
             fused=fused,
         )
-        self._options(max_grad_norm, capturable=capturable, momentum_form=momentum_form)
+        self._options(max_grad_norm, norm_group, capturable=capturable, momentum_form=momentum_form)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's."""
