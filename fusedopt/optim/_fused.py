@@ -98,7 +98,8 @@ class FusedStep(Options):
         """
         if self._grad_norm is None:
             return None
-        first: Tensor = self.param_groups[0]["params"][0]
+        params = (p for group in self.param_groups for p in group["params"])
+        first: Tensor = next(params, torch.empty(0, device="cpu"))  # ZeroRedundancyOptimizer may leave none here
         dtype = torch.float64 if first.dtype in (torch.float64, torch.complex128) else torch.float32
         if isinstance(self._grad_norm, Tensor):
             return self._grad_norm.to(first.device, dtype, copy=True)
