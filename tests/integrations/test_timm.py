@@ -1,8 +1,8 @@
-"""timm: layer-wise decay of the rate in parameter groups, its average of the weights, its loss scaler."""
+"""timm: layer-wise decay of the rate in parameter groups, and its average of the weights."""
 
 import timm
 import torch
-from timm.optim import create_optimizer_v2, param_groups_layer_decay
+from timm.optim import param_groups_layer_decay
 from timm.utils import ModelEmaV3
 from torch.nn.functional import cross_entropy
 
@@ -29,11 +29,3 @@ def test_layer_decay_and_average(both):
         return ema.module
 
     both(training, rtol=1e-4, atol=1e-5)
-
-
-def test_the_factory_takes_a_class_of_ours():
-    import fusedopt
-
-    net = torch.nn.Linear(3, 2)
-    opt = create_optimizer_v2(net, opt=fusedopt.AdamW, lr=0.1, weight_decay=0.05)
-    assert type(opt) is fusedopt.AdamW

@@ -21,11 +21,11 @@ class Sentences(Dataset):
 def make_bert():
     torch.manual_seed(0)
     config = BertConfig(
-        20,
-        16,
-        2,
-        2,
-        32,
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
         max_position_embeddings=8,
         num_labels=2,
         hidden_dropout_prob=0.0,
