@@ -1,5 +1,6 @@
 # make demo     set-up, then the main job: train on images that the package draws, and compare step times
 # make test     set-up, then the whole test suite, the CUDA kernels' on the CPU included
+# make integrations  trainings with Lightning, Accelerate, Transformers and timm, in an environment of their own on top of it
 # make lint     ruff, mypy, clang-format
 # make sanitize the test suite under AddressSanitizer and UBSan
 # make bench    the benchmark of the optimizers' steps
@@ -28,6 +29,9 @@ test-cuda-on-cpu: $(VENV)/ready
 	$(call copy,build/cuda_on_cpu)
 	cd build/cuda_on_cpu && FUSEDOPT_CUDA_ON_CPU=1 $(abspath $(VENV))/bin/python setup.py -q egg_info build_ext --inplace
 	cd build/cuda_on_cpu && PYTHONPATH=. FUSEDOPT_EXECUTOR_ORDER=7 $(abspath $(VENV))/bin/python -m pytest -n $(JOBS) -q $(STEP_TESTS:%=tests/test_%.py)
+
+integrations: $(VENV)-integrations/ready $(VENV)/built
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)-integrations/bin/python -m pytest -q -n $(JOBS) -W default tests/integrations
 
 # A tree of its own for another build of the extension, which would otherwise take the place of the real one.
 define copy
@@ -63,11 +67,20 @@ $(VENV)/ready: pyproject.toml
 	$(VENV)/bin/pip install -q --disable-pip-version-check $(TORCH) -r $(VENV)/requirements.txt
 	touch $@
 
+# On top of the other: what it lacks is installed here, and nothing there changes.
+$(VENV)-integrations/ready: $(VENV)/ready pyproject.toml
+	$(PYTHON) -m venv $(VENV)-integrations
+	$(VENV)/bin/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+	    > "$$($(VENV)-integrations/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
+	$(VENV)/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*p['integrations'], sep='\n')" > $(VENV)-integrations/requirements.txt
+	$(VENV)-integrations/bin/pip install -q --disable-pip-version-check $(TORCH) -r $(VENV)-integrations/requirements.txt
+	touch $@
+
 $(VENV)/built: $(VENV)/ready setup.py $(SOURCES)
 	$(VENV)/bin/pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info fusedopt/_C.*.so
+	rm -rf $(VENV) $(VENV)-integrations build *.egg-info fusedopt/_C.*.so
 
-.PHONY: demo test test-cpu test-cuda-on-cpu bench gpu lint sanitize clean
+.PHONY: demo test test-cpu test-cuda-on-cpu integrations bench gpu lint sanitize clean

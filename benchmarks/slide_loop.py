@@ -98,7 +98,7 @@ def slide(model: nn.Module, data: ImageData, batch_size: int, seed: int) -> Resu
 
 def ours(model: nn.Module, data: ImageData, batch_size: int, seed: int, settings: Settings) -> Result:
     """Train with this package."""
-    optimizer = fusedopt.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
+    optimizer = fusedopt.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, fused=settings.amp == "fp16")
     (epoch,) = train(model, optimizer, data, epochs=1, batch_size=batch_size, seed=seed, settings=settings)
     return Result(epoch.seconds, epoch.loss, model)
 

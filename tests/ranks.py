@@ -20,14 +20,15 @@ def environment():
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def run_ranks(script, folder, world):
-    """Runs `script RANK FOLDER` for each rank, and returns what they saved as FOLDER/RANK.pt."""
+def run_ranks(script, folder, world, timeout=120):
+    """Runs `script RANK FOLDER WORLD` for each rank, and returns what they saved as FOLDER/RANK.pt."""
     # Processes of their own: a fork of a process that has run autograd threads may hang.
     processes = [
-        subprocess.Popen([sys.executable, script, str(rank), str(folder)], env=environment()) for rank in range(world)
+        subprocess.Popen([sys.executable, script, str(rank), str(folder), str(world)], env=environment())
+        for rank in range(world)
     ]
     try:
-        codes = [process.wait(timeout=120) for process in processes]
+        codes = [process.wait(timeout=timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -1,7 +1,9 @@
-"""GradScaler: unscaling inside the step, and steps that an overflow skips."""
+"""GradScaler, which unscales by itself or, under fused=True, leaves it to the step; steps that an overflow skips."""
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +29,8 @@ import fusedopt
 from fusedopt.optim._fused import FusedStep
 
 SCALE = 1000.0  # not a power of two
+both_ways = pytest.mark.parametrize("fused", [False, True], ids=["scaler", "fused"])
+TORCHS_FUSED = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW)
 
 
 def make_scaler(**kwargs: Any) -> GradScaler:
@@ -82,11 +86,18 @@ def steps(
         yield i
 
 
+def fused_pair(case: Case, fused: bool) -> Pair:
+    pair = Pair(case)
+    pair.ours = case.make(pair.params[0], fused=fused)
+    return pair
+
+
 @each_class
+@both_ways
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("overflows", [(), (0,), (1,), (6,), (0, 1, 6)], ids=str)
-def test_an_overflow_skips_the_step(case: Case, overflows: tuple[int, ...], unscale: bool) -> None:
-    pair = Pair(case)
+def test_an_overflow_skips_the_step(case: Case, overflows: tuple[int, ...], unscale: bool, fused: bool) -> None:
+    pair = fused_pair(case, fused)
     runs = [steps(opt, params, range(8), overflows, unscale) for opt, params in pair]
     for _ in zip(*runs, strict=True):
         pair.compare()
@@ -95,9 +106,10 @@ def test_an_overflow_skips_the_step(case: Case, overflows: tuple[int, ...], unsc
 
 
 @each_class
-def test_the_first_step_after_an_overflow_is_a_first_step(case: Case) -> None:
+@both_ways
+def test_the_first_step_after_an_overflow_is_a_first_step(case: Case, fused: bool) -> None:
     params, fresh = make_params([(100,)]), make_params([(100,)])
-    opt, other = case.make(params), case.make(fresh)
+    opt, other = case.make(params, fused=fused), case.make(fresh, fused=fused)
     for _ in steps(opt, params, range(2), overflows=(0,)):
         pass
     for _ in steps(other, fresh, range(1, 2)):
@@ -108,9 +120,10 @@ def test_the_first_step_after_an_overflow_is_a_first_step(case: Case) -> None:
 
 
 @each_class
-def test_nan_gradient_skips_too(case: Case) -> None:
+@both_ways
+def test_nan_gradient_skips_too(case: Case, fused: bool) -> None:
     params = make_params()
-    opt, scaler = case.make(params), make_scaler()
+    opt, scaler = case.make(params, fused=fused), make_scaler()
     set_grads(params, 0)
     params[1].grad.view(-1)[0] = float("nan")
     before = everything(opt)
@@ -119,13 +132,18 @@ def test_nan_gradient_skips_too(case: Case) -> None:
 
 
 @each_class
+@both_ways
 @pytest.mark.parametrize("without", [{0, 1, 2}, {1}])
-def test_without_gradients(case: Case, without: set[int]) -> None:
+def test_without_gradients(case: Case, without: set[int], fused: bool) -> None:
     params = make_params()
-    opt, scaler = case.make(params), make_scaler()
+    opt, scaler = case.make(params, fused=fused), make_scaler()
     set_grads(params, 0, without)
     before = everything(opt)
-    scaler.step(opt)
+    if len(without) == 3 and not fused:
+        with pytest.raises(AssertionError, match="No inf checks were recorded"):
+            scaler.step(opt)
+    else:
+        scaler.step(opt)
     if len(without) == 3:  # found_inf is the int 0 here
         assert_unchanged(opt, before)
     elif counts_steps(case):
@@ -156,13 +174,76 @@ def test_attributes_of_the_scaler_by_hand(case: Case) -> None:
 
 
 @each_class
-def test_the_step_runs_its_hooks_when_it_is_skipped(case: Case) -> None:
+@both_ways
+def test_a_fused_step_runs_its_hooks_when_it_is_skipped(case: Case, fused: bool) -> None:
+    """As torch's: without fused=True the scaler does not call it."""
     params = make_params()
-    opt, scaler, events = case.make(params), make_scaler(), []
+    opt, scaler, events = case.make(params, fused=fused), make_scaler(), []
     opt.register_step_post_hook(lambda *_: events.append("post"))
     scaled_grads(params, 0, SCALE, overflow=0)
     scaler.step(opt)
-    assert events == ["post"]
+    assert events == ["post"] * fused
+
+
+def supports_scaling(opt: Optimizer) -> bool:
+    """What GradScaler and Lightning ask."""
+    return getattr(opt, "_step_supports_amp_scaling", False)
+
+
+@each_class
+def test_only_fused_steps_take_the_scale(case: Case) -> None:
+    for flags in {}, {"fused": None}, {"fused": False}, {"fused": True}:
+        opt = case.make(make_params(), **flags)
+        assert supports_scaling(opt) is (flags.get("fused") is True)
+        assert supports_scaling(copy.deepcopy(opt)) is supports_scaling(opt)
+        assert supports_scaling(pickle.loads(pickle.dumps(opt))) is supports_scaling(opt)
+        if case.twin in TORCHS_FUSED:
+            assert supports_scaling(opt) is supports_scaling(make_twin(case, make_params(), **flags))
+
+
+@each_class
+def test_loading_leaves_it_as_it_is(case: Case) -> None:
+    """torch's class would take the flag of the saved groups, but not unscale."""
+    for here, there in (False, True), (True, False):
+        saved = case.make(make_params(), fused=there).state_dict()
+        opt = case.make(make_params(), fused=here)
+        opt.load_state_dict(saved)
+        assert supports_scaling(opt) is here
+        if case.twin in TORCHS_FUSED:
+            twin = make_twin(case, make_params(), fused=here)
+            twin.load_state_dict(saved)
+            assert supports_scaling(twin) is here
+
+
+@each_class
+def test_fused_goes_with_neither_differentiable_nor_foreach(case: Case) -> None:
+    with pytest.raises(RuntimeError, match="`fused` does not support `differentiable`"):
+        case.make(make_params(), fused=True, differentiable=True)
+    if case.twin:
+        with pytest.raises(RuntimeError, match="`fused` and `foreach` cannot be `True` together"):
+            case.make(make_params(), fused=True, foreach=True)
+
+
+@each_class
+def test_hooks_and_subclasses_see_what_torchs_would(case: Case) -> None:
+    """Whoever clips or logs before the step: unscaled gradients, unless fused=True asked for another thing."""
+
+    seen: list[float] = []
+
+    class Watching(case.cls):  # type: ignore[misc, name-defined]
+        def step(self, closure: Any = None) -> Any:
+            seen.append(self.param_groups[0]["params"][0].grad[0].item())
+            return super().step(closure)
+
+    for fused, factor in (False, 1.0), (True, SCALE):
+        seen.clear()
+        params = make_params()
+        opt = Watching(params, **case.kwargs, fused=fused)
+        opt.register_step_pre_hook(lambda opt, *_: seen.append(opt.param_groups[0]["params"][0].grad[0].item()))
+        scaled_grads(params, 0, SCALE)
+        unscaled = params[0].grad[0].item() / SCALE
+        make_scaler().step(opt)
+        assert seen == pytest.approx([unscaled * factor] * 2)
 
 
 def mixed_params(kind: str) -> list[Tensor]:
@@ -184,22 +265,23 @@ def mixed_grads(params: list[Tensor], kind: str, seed: int, scale: float, overfl
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("name", ["sgd-momentum", "adagrad-lr-decay"])
 def test_sparse_beside_dense(name: str, overflow: int | None, first: bool) -> None:
-    check_mixed(BY_NAME[name], "sparse", overflow, first)
+    check_mixed(BY_NAME[name], "sparse", overflow, first, fused=False)  # with which torch refuses them
 
 
 @each_class
+@both_ways
 @pytest.mark.parametrize("overflow", [None, 0, 1])
 @pytest.mark.parametrize("first", [True, False])
-def test_torchs_path_beside_fused(case: Case, overflow: int | None, first: bool) -> None:
-    check_mixed(case, "strided", overflow, first)
+def test_torchs_path_beside_fused(case: Case, overflow: int | None, first: bool, fused: bool) -> None:
+    check_mixed(case, "strided", overflow, first, fused)
 
 
-def check_mixed(case: Case, kind: str, overflow: int | None, first: bool) -> None:
+def check_mixed(case: Case, kind: str, overflow: int | None, first: bool, fused: bool) -> None:
     ours, theirs = mixed_params(kind), mixed_params(kind)
     if kind == "strided":
         for params in ours, theirs:
             params[1] = nn.Parameter(params[1].detach().repeat(1, 2)[:, ::2])
-    opts = [(case.make(ours), ours), (make_twin(case, theirs), theirs)]
+    opts = [(case.make(ours, fused=fused), ours), (make_twin(case, theirs), theirs)]
     scalers = [make_scaler(), make_scaler()]
     for step in range(3):
         for (opt, params), scaler in zip(opts, scalers, strict=True):
@@ -235,29 +317,35 @@ def test_complex_beside_real_with_scale_by_hand(name: str) -> None:
     assert [e.path for e in ours.explain()] == ["fused", "torch"]
 
 
-def test_native_path_unscales_and_skips() -> None:
+@both_ways
+def test_native_path_unscales_and_skips(fused: bool) -> None:
     params, expected = make_params(), make_params()
-    opt, other = fusedopt.RMSprop(params), torch.optim.RMSprop(expected)
+    opt, other = fusedopt.RMSprop(params, fused=fused), torch.optim.RMSprop(expected)
     with fusedopt.native():
         for _ in zip(steps(opt, params, range(4), (0, 2)), steps(other, expected, range(4), (0, 2)), strict=True):
             torch.testing.assert_close(params, expected)
 
 
 @each_class
-def test_gradient_stays_scaled(case: Case) -> None:
+@both_ways
+def test_a_fused_step_leaves_the_gradient_scaled(case: Case, fused: bool) -> None:
     params = make_params()
-    opt = case.make(params)
+    opt = case.make(params, fused=fused)
     scaler = make_scaler()
     scaled_grads(params, 0, SCALE)
     grads = [p.grad.clone() for p in params]
     scaler.step(opt)
-    assert all(map(torch.equal, [p.grad for p in params], grads))
+    if fused:
+        assert all(map(torch.equal, [p.grad for p in params], grads))
+    else:
+        torch.testing.assert_close([p.grad * SCALE for p in params], grads)
 
 
 @each_class
-def test_clipping_sees_unscaled_gradients(case: Case) -> None:
+@both_ways
+def test_clipping_sees_unscaled_gradients(case: Case, fused: bool) -> None:
     plain, scaled = make_params(), make_params()
-    opt, other = case.make(plain, max_grad_norm=0.5), case.make(scaled, max_grad_norm=0.5)
+    opt, other = case.make(plain, max_grad_norm=0.5), case.make(scaled, max_grad_norm=0.5, fused=fused)
     set_grads(plain, 0)
     opt.step()
     scaled_grads(scaled, 0, SCALE)

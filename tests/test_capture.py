@@ -129,10 +129,11 @@ def test_parameters_without_gradient_are_nan():
     assert history.parameters["0.weight"].isfinite().all()
 
 
-def test_gradients_of_a_scaler_are_unscaled():
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_of_a_scaler_are_unscaled(fused):
     def run(scale):
         model = make_model()
-        optimizer = fusedopt.SGD(model.parameters(), lr=0.1)
+        optimizer = fusedopt.SGD(model.parameters(), lr=0.1, fused=fused)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         with capture(model) as history:
             scaler.scale(model(torch.ones(4)).sum()).backward()

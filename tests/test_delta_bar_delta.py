@@ -79,7 +79,7 @@ def test_gradients_whose_product_is_zero(grad: float, path: str) -> None:
 
 def test_signs_survive_where_float16_would_not_hold_the_unscaled_gradient() -> None:
     p = torch.zeros(5, dtype=F16)
-    opt = DeltaBarDelta([p], lr=1.0, beta=0.25)
+    opt = DeltaBarDelta([p], lr=1.0, beta=0.25, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     scaler.scale(torch.ones(1))
     for sign in (1, 1, -1):

@@ -225,7 +225,9 @@ def test_tensor_subclass_with_torch_dispatch(case: Case) -> None:
 def test_flags_are_stored_and_choose_among_torchs_forms(case: Case, flags: dict[str, bool]) -> None:
     flags = {k: v for k, v in flags.items() if case.twin is not torch.optim.RMSprop or k == "foreach"}
     a, b = strided(), strided()
-    ours, theirs = case.make(a, **flags), make_twin(case, b, **flags)
+    # torch's fused kernels for the CPU update the wrong elements of a parameter with gaps: its for-loop takes that.
+    right = {} if flags.get("fused") else flags
+    ours, theirs = case.make(a, **flags), make_twin(case, b, **right)
     for i in range(3):
         set_grads(a, i)
         set_grads(b, i)

@@ -141,10 +141,11 @@ def test_a_closures_gradients_get_the_noise(by_name):
     assert noise.steps == 1
 
 
-def test_scaled_gradients_get_scaled_noise():
+@pytest.mark.parametrize("fused", [False, True])
+def test_scaled_gradients_get_scaled_noise(fused):
     def run(scale):
         (param,) = zeros((20,))
-        optimizer = fusedopt.SGD([param], lr=1.0)
+        optimizer = fusedopt.SGD([param], lr=1.0, fused=fused)
         GradientNoise(optimizer)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         scaler.scale((param * torch.arange(20.0)).sum()).backward()

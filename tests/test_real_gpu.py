@@ -69,9 +69,9 @@ def test_a_warm_step_does_not_synchronise(case: Case, clip: float | None, captur
 @pytest.mark.parametrize("clip", [None, 1.0])
 @each_case
 def test_a_warm_step_of_grad_scaler_does_not_synchronise(case: Case, clip: float | None) -> None:
-    """torch's GradScaler leaves the decision to the optimizer, and ours leaves it to the kernel."""
+    """Under fused=True, torch's GradScaler leaves the decision to the optimizer, and ours leaves it to the kernel."""
     params = make_params()
-    ours = case.make(params, max_grad_norm=clip)
+    ours = case.make(params, max_grad_norm=clip, fused=True)
     scaler = torch.amp.GradScaler("cuda", init_scale=8.0)
     scaler.scale(torch.ones((), device="cuda"))
     for i in range(3):
@@ -173,7 +173,7 @@ def test_a_training_step_with_autocast_and_grad_scaler() -> None:
     """The real flow, with an overflow on the way: the step is left out, the scale halved, the loss falls after all."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 3)).cuda()
-    ours = fusedopt.AdamW(model.parameters(), lr=1e-2, max_grad_norm=1.0)
+    ours = fusedopt.AdamW(model.parameters(), lr=1e-2, max_grad_norm=1.0, fused=True)
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**14, growth_interval=1000)
     inputs = torch.randn(128, 20, device="cuda")
     labels = inputs[:, :3].argmax(dim=1)

@@ -122,17 +122,25 @@ def test_negative_max_grad_norm(case: Case, max_grad_norm: float) -> None:
 
 @each_class
 def test_max_grad_norm_in_a_group(case: Case) -> None:
-    params = make_params()
-    with pytest.raises(ValueError, match="max_grad_norm belongs to the optimizer"):
-        case.make([{"params": params, "max_grad_norm": 1.0}])
-    opt = case.make(params[:1])
-    with pytest.raises(ValueError, match="max_grad_norm belongs to the optimizer"):
-        opt.add_param_group({"params": params[1:], "max_grad_norm": 1.0})
-    assert len(opt.param_groups) == 1
-    opt.add_param_group({"params": params[1:]})
-    set_grads(params, 0)
-    opt.param_groups[1]["max_grad_norm"] = 1.0
-    assert_refused(opt, params, ValueError, "max_grad_norm belongs to the optimizer")
+    """A wrapper that copies its keyword arguments into its groups repeats it; another value is an error."""
+    params, match = make_params(), "max_grad_norm is 1.0 in a param group and {} in the optimizer.*there is one limit"
+    for limit in None, 0.5:
+        with pytest.raises(ValueError, match=match.format(limit)):
+            case.make(
+                [{"params": params[:1], "max_grad_norm": limit}, {"params": params[1:], "max_grad_norm": 1.0}],
+                max_grad_norm=limit,
+            )
+        opt = case.make([{"params": params[:1], "max_grad_norm": limit}], max_grad_norm=limit)
+        with pytest.raises(ValueError, match=match.format(limit)):
+            opt.add_param_group({"params": params[1:], "max_grad_norm": 1.0})
+        assert len(opt.param_groups) == 1
+        opt.add_param_group({"params": params[1:], "max_grad_norm": limit})
+        assert not any("max_grad_norm" in group for group in opt.param_groups)
+        set_grads(params, 0)
+        opt.param_groups[1]["max_grad_norm"] = 1.0
+        assert_refused(opt, params, ValueError, match.format(limit))
+        opt.param_groups[1]["max_grad_norm"] = limit
+        opt.step()
 
 
 def snapshot(opt: Optimizer, params: list[Tensor]) -> Any:

@@ -76,7 +76,7 @@ def test_the_state_has_torchs_keys_shapes_and_dtypes(case: Case) -> None:
             mine = ours["state"][i][key]
             assert (mine.shape, mine.dtype, mine.device) == (value.shape, value.dtype, value.device)
     if case.twin:
-        assert theirs["param_groups"][0].items() <= ours["param_groups"][0].items()
+        assert theirs["param_groups"] == ours["param_groups"]  # a key more would be one too many for a checkpoint
 
 
 def test_plain_sgd_has_no_state() -> None:
@@ -96,7 +96,7 @@ def test_torchs_state_leaves_our_options_as_they_are(case: Case) -> None:
     ours.load_state_dict(saved)
     assert ours.defaults["max_grad_norm"] == 0.25
     assert "max_grad_norm" not in ours.param_groups[0]
-    assert ours.param_groups[0]["capturable"] is bool(options)
+    assert ours.param_groups[0].get("capturable", False) is bool(options)
     ours.param_groups[0]["capturable"] = False
     run(ours, params, range(1, 2))
     assert ours.grad_norm > 0.25
@@ -108,7 +108,7 @@ def test_live_options_are_kept_per_group() -> None:
     theirs = torch.optim.SGD([{"params": params[:1]}, {"params": params[1:]}])
     ours = fusedopt.SGD(groups)
     ours.load_state_dict(theirs.state_dict())
-    assert [group["capturable"] for group in ours.param_groups] == [True, False]
+    assert [group.get("capturable", False) for group in ours.param_groups] == [True, False]
 
 
 def test_loading_does_not_change_the_saved_state() -> None:
@@ -242,7 +242,6 @@ def test_a_copy_goes_on_like_the_original(case: Case, how: str, steps: int) -> N
         assert p.data_ptr() != q.data_ptr()
         torch.testing.assert_close(opt.state[p], twin.state[q], rtol=0, atol=0)
     assert twin.grad_norm == opt.grad_norm
-    assert type(twin)._step_supports_amp_scaling is True
 
 
 @each_class

@@ -108,10 +108,11 @@ def test_a_state_of_before_the_switch_switches_back() -> None:
     assert early["param_groups"][0].keys() == opt.state_dict()["param_groups"][0].keys() - {"switch"}
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("overflow", [0, 1, 3])
-def test_an_overflow_leaves_the_decision(overflow: int) -> None:
+def test_an_overflow_leaves_the_decision(overflow: int, fused: bool) -> None:
     params, others = make_params(LARGE), make_params(LARGE)
-    opt, plain = (SWATS(made, eps=5e-4, **OPTIONS) for made in (params, others))
+    opt, plain = (SWATS(made, eps=5e-4, fused=fused, **OPTIONS) for made in (params, others))
     scaler = torch.amp.GradScaler(params[0].device.type, init_scale=4.0, growth_interval=1000)
     scaler.scale(torch.ones(1))
     for seed in range(8):

@@ -149,12 +149,13 @@ def train(
             options: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
             if ours and max_grad_norm is not None:
                 options["max_grad_norm"] = max_grad_norm
+            flags = {"fused": True} if ours and amp == "fp16" else {}  # the scale is taken in the step, without waiting
             if cuda_graph:
                 options["capturable"] = True
                 if record:
                     raise ValueError("--capture cannot look into a CUDA graph; leave out one of them")
             try:
-                chosen = make_optimizer(optimizer, model.parameters(), **options)
+                chosen = make_optimizer(optimizer, model.parameters(), **options, **flags)
             except TypeError as error:  # some of torch's have no capturable
                 raise ValueError(f"{optimizer} cannot be captured in a CUDA graph; take one of fusedopt's") from error
             if cuda_graph:  # training would say so too, but only after the download

@@ -16,10 +16,11 @@ class GradientNoise:
 
     The noise of step t = 0, 1, ... is drawn from N(0, eta / (1 + t)^gamma), independently for each element, and added
     to `param.grad`; where a closure is given to `step()`, to the gradients that it leaves. Under a `GradScaler` that
-    leaves unscaling to the step, the noise is scaled as the gradients are.
+    leaves unscaling to the step (that of an optimizer with `fused=True`), the noise is scaled as the gradients are.
 
     It draws from generators of its own, one per device: the same seed gives the same noise, whatever else draws random
-    numbers and whatever the number of threads. A step that a `GradScaler` skips counts as a step.
+    numbers and whatever the number of threads. A step that a `GradScaler` skips counts as a step where
+    the optimizer is called to skip it, with `fused=True`.
 
     Args:
         optimizer: any optimizer; the noise is added until `detach()` is called.

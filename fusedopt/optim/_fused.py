@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +19,11 @@ from torch.utils._device import DeviceContext
 
 from fusedopt import _C
 from fusedopt.optim._explanation import Explanation, explain
+from fusedopt.optim._options import Options
+from fusedopt.optim._processes import is_partition, refuse_partition
 from fusedopt.optim._scaling import NO_SCALING, Scaling, gradient_scale
 from fusedopt.optim._torch import (
     count_on_device,
-    in_layout_of,
     new_states,
     refuse_capturable,
     refuse_capture,
@@ -45,18 +45,16 @@ def native() -> Iterator[None]:
         _native.reset(token)
 
 
-class FusedStep(Optimizer):
+class FusedStep(Options):
     """`step()` as one fused pass over memory.
 
     A subclass derives from this and from the torch class it replaces, which validates the arguments and makes the
     state. It adds `_numbers`, which turns a group into the number of a rule and the rule's hyper-parameters.
     """
 
-    # On the class, not the instance, so that it survives pickling: GradScaler then leaves unscaling to step().
-    _step_supports_amp_scaling = True
     _torch_class: ClassVar[type[Optimizer]]
-    _group_options: ClassVar[tuple[str, ...]] = ()  # options beyond torch's that live in the groups
     _clip_epsilon: ClassVar[float] = 1e-6  # torch.nn.utils.clip_grad_norm_'s
+    _sums_groups: ClassVar[bool] = False  # whether a group takes sums over all of its parameters
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         raise NotImplementedError
@@ -74,44 +72,13 @@ class FusedStep(Optimizer):
         """The class that steps what the fused path does not take of this group."""
         return self._torch_class
 
+    def _sums_tensors(self, group: dict[str, Any]) -> bool:
+        """Whether a group takes norms of its tensors, one by one."""
+        return False
+
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         """What torch says to a sparse gradient in this group, None where it takes one."""
         raise NotImplementedError
-
-    def _options(self, max_grad_norm: float | None, **group_options: Any) -> None:
-        """Takes over the options beyond torch's, once torch's constructor has run."""
-        if max_grad_norm is not None and not max_grad_norm >= 0:
-            raise ValueError(f"Invalid max_grad_norm: {max_grad_norm}; it must be None or at least 0")
-        self.defaults |= group_options
-        for group in self.param_groups:
-            for name, value in group_options.items():
-                group.setdefault(name, value)
-        self.defaults["max_grad_norm"] = max_grad_norm
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's. `max_grad_norm` is refused: the norm is taken over all groups."""
-        if isinstance(param_group, dict):
-            _refuse_group_norm(param_group)
-        super().add_param_group(param_group)
-        self.param_groups[-1].pop("max_grad_norm", None)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # torch keeps only what a loaded group carries. An option of ours that it does not know stays as it is.
-        live = self.__dict__.get("param_groups", [])
-        defaults = state.get("defaults") or self.defaults
-        for i, group in enumerate(state["param_groups"]):
-            group.pop("max_grad_norm", None)
-            for name in self._group_options:
-                group.setdefault(name, live[i][name] if i < len(live) else defaults.get(name))
-        # Unpickled keys are equal to torch's, not identical; the walk over the states finds identical ones faster.
-        # And a state saved from another memory layout (a model made channels-last since) takes the parameter's.
-        for param, values in state["state"].items():
-            if isinstance(param, Tensor) and isinstance(values, dict):
-                state["state"][param] = {
-                    sys.intern(name) if type(name) is str else name: in_layout_of(param, value)
-                    for name, value in values.items()
-                }
-        super().__setstate__(state)
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -216,23 +183,33 @@ class FusedStep(Optimizer):
         numbers, counted = [], []
         everything = "fusedopt.native() or FUSEDOPT_DISABLE=1" if _native.get() else _observer()
         for group in self.param_groups:
-            _refuse_group_norm(group)
+            self._check_group(group)
+            if is_partition(group["params"], self._made_of):
+                refuse_partition(self, group)
             if group["differentiable"]:
                 everything = everything or "differentiable=True"
-            if group["capturable"]:
+            capturable = group.get("capturable", False)
+            if capturable:
                 refuse_capturable(group)
             if everything is None:
                 numbers.append(self._numbers(group))
-                counted.append((group["capturable"] or scaling.on_gpu) and self._needs_count(group))
+                counted.append((capturable or scaling.on_gpu) and self._needs_count(group))
 
+        spread = self._spread
+        apart = spread is not None and (
+            self._sums_groups or (spread.pieces and any(map(self._sums_tensors, self.param_groups)))
+        )
+        if apart:  # every process has to take part in every sum
+            everything = everything or "its sums go over several processes"
         if everything:
             if scaling.on_gpu and scaling.overflowed():
                 return
             params = [p for group in self.param_groups for p in group["params"]]
             self._reasons = ["no gradient" if p.grad is None else everything for p in params]
-            leftover = [i for i, p in enumerate(params) if p.grad is not None]
+            leftover = [i for i, p in enumerate(params) if apart or p.grad is not None]
             with states_restored_on_error(self, [params[i] for i in leftover]):
-                torch_step(self, leftover, gradient_scale(self, [], leftover, scaling)[0], guarded=False)
+                scale, _ = gradient_scale(self, [], leftover, scaling)
+                torch_step(self, leftover, scale, guarded=False, every_group=apart)
             return
 
         plan = self._plan
@@ -292,11 +269,6 @@ def _observer() -> str | None:
         if all(type(mode) is DeviceContext for mode in modes):
             return None  # a default device changes where tensors are made, no step
     return reason
-
-
-def _refuse_group_norm(group: dict[str, Any]) -> None:
-    if "max_grad_norm" in group:
-        raise ValueError("max_grad_norm belongs to the optimizer, not to a param group: its norm is over all groups")
 
 
 FusedStep.step.__signature__ = inspect.signature(FusedStep._step)  # type: ignore[attr-defined]

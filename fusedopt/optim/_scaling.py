@@ -68,6 +68,8 @@ def gradient_scale(
     if (plan := optimizer._plan) is not None:
         for device in devices:
             total += plan.square_sum() if device < 0 else float(plan.norm(device, 1.0, None)[0])
+    if optimizer._spread is not None:
+        total = float(_over_processes(optimizer, torch.tensor(total, dtype=torch.float64, device="cpu")))
     norm = math.sqrt(total) * abs(scale)
     optimizer._grad_norm = norm
     return scale * _C.clip_coefficient(norm, max_norm, optimizer._clip_epsilon), {}
@@ -83,9 +85,20 @@ def _read_on_gpus(optimizer: FusedStep, gpus: list[int], scale: float, scaling: 
     assert optimizer._plan is not None
     measured = {gpu: optimizer._plan.norm(gpu, scale, there[gpu][0]) for gpu in gpus}
     total, norm = measured[gpus[0]]
-    if len(gpus) > 1:
+    if len(gpus) > 1 or optimizer._spread is not None:
         total = torch.stack([square_sum.to(total.device) for square_sum, _ in measured.values()]).sum()
+        if optimizer._spread is not None:
+            total = _over_processes(optimizer, total)
         grad_scale = there[gpus[0]][0]
         norm = total.sqrt() * scale / (1.0 if grad_scale is None else grad_scale)
     optimizer._grad_norm = norm
     return {gpu: (*there[gpu], total.to(norm_there.device)) for gpu, (_, norm_there) in measured.items()}
+
+
+def _over_processes(optimizer: FusedStep, total: Tensor) -> Tensor:
+    """The sum of squares of the gradients of all processes, from that of this one's."""
+    spread = optimizer._spread
+    assert spread is not None
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    once = square_sum(optimizer, [i for i, p in enumerate(params) if id(p) in spread.everywhere])
+    return spread.reduce(total - once) + once

@@ -101,27 +101,34 @@ def in_layout_of(param: Tensor, value: Any) -> Any:
     return value if value.stride() == param.stride() else torch.empty_like(param, dtype=value.dtype).copy_(value)
 
 
-def _select(optimizer: Optimizer, indices: list[int]) -> list[tuple[dict[str, Any], list[Tensor]]]:
-    """The groups with those of their parameters whose flat index is among `indices`."""
+def _select(
+    optimizer: Optimizer, indices: list[int], every_group: bool = False
+) -> list[tuple[dict[str, Any], list[Tensor]]]:
+    """The groups with those of their parameters whose flat index is among `indices`; without any, only on request."""
     wanted, first, selected = set(indices), 0, []
     for group in optimizer.param_groups:
         params = [p for i, p in enumerate(group["params"], first) if i in wanted]
         first += len(group["params"])
-        if params:
+        if params or every_group:
             selected.append((group, params))
     return selected
 
 
-def torch_step(optimizer: FusedStep, indices: list[int], scale: float, *, guarded: bool) -> None:
+def torch_step(
+    optimizer: FusedStep, indices: list[int], scale: float, *, guarded: bool, every_group: bool = False
+) -> None:
     """Steps the parameters at `indices` with torch's class, their gradients multiplied by `scale`.
 
     It is a twin that steps, not the parent's method: that walks all groups and may have been wrapped to run hooks.
     With `guarded`, parameters and states are put back should torch refuse a parameter half way.
     """
-    selected = _select(optimizer, indices)
+    selected = _select(optimizer, indices, every_group)
     if not selected:
         return
     groups = [{**group, "params": params} for group, params in selected]
+    for group in groups:
+        if group.get("fused") and not all(_alike(p, optimizer.state.get(p, {})) for p in group["params"]):
+            group["fused"] = False
     params = [p for group in groups for p in group["params"]]
     grads = [p.grad for p in params]
     with contextlib.ExitStack() as undo:
@@ -136,6 +143,15 @@ def torch_step(optimizer: FusedStep, indices: list[int], scale: float, *, guarde
         for cls in dict.fromkeys(classes):
             own = [group for group, its_class in zip(groups, classes, strict=True) if its_class is cls]
             _step_twin(optimizer, cls, own)
+
+
+def _alike(param: Tensor, state: dict[str, Any]) -> bool:
+    """Whether all is laid out as torch's fused kernels for the CPU take it to be without looking."""
+    if param.device.type != "cpu" or param.grad is None or param.grad.layout != torch.strided:
+        return True
+    dense: bool = torch.ops.aten.is_non_overlapping_and_dense(param)
+    operands = [param.grad, *(v for v in state.values() if isinstance(v, Tensor) and v.shape == param.shape)]
+    return dense and all(t.stride() == param.stride() for t in operands)
 
 
 def _step_twin(optimizer: FusedStep, cls: type[Optimizer], groups: list[dict[str, Any]]) -> None:
@@ -241,7 +257,7 @@ def refuse_capturable(group: dict[str, Any]) -> None:
 
 def refuse_capture(optimizer: Optimizer) -> None:
     """Raises what torch raises where a CUDA graph is captured without capturable=True, before anything is written."""
-    if not all(group["capturable"] for group in optimizer.param_groups):
+    if not all(group.get("capturable", False) for group in optimizer.param_groups):
         raise RuntimeError(
             f"Attempting CUDA graph capture of step() for an instance of {type(optimizer).__name__} "
             "but param_groups' capturable is False."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch.optim.optimizer import ParamsT
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _RULE = _C.RULES["adagrad"]
 
@@ -19,18 +22,19 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
 
     Args:
         params, lr, lr_decay, weight_decay, initial_accumulator_value, eps, foreach, maximize, differentiable, fused: as
-            in :class:`torch.optim.Adagrad`. `foreach` and `fused` are validated and stored and choose only among
-            torch's own implementations, for parameters that take torch's path.
+            in :class:`torch.optim.Adagrad`. `foreach` and `fused` choose only among torch's own implementations, for
+            parameters that take torch's path, and `fused=True` leaves unscaling under a `GradScaler` to the step.
         capturable: whether the step may be captured in a CUDA graph.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
+        norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
 
     Raises:
         ValueError: where torch's class does, and for a negative `max_grad_norm`.
     """
 
     _torch_class = torch.optim.Adagrad
-    _group_options = ("capturable",)
+    _group_options: ClassVar[dict[str, Any]] = {"capturable": False}
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
         fused: bool | None = None,
         capturable: bool = False,
         max_grad_norm: float | None = None,
+        norm_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -60,7 +65,7 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
             differentiable=differentiable,
             fused=fused,
         )
-        self._options(max_grad_norm, capturable=capturable)
+        self._options(max_grad_norm, norm_group, capturable=capturable)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return (_RULE, group["lr"], group["lr_decay"], group["eps"], group["weight_decay"], group["maximize"])

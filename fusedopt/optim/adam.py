@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch.optim.optimizer import ParamsT
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _PLAIN, _AMSGRAD = _C.RULES["adam"], _C.RULES["adam_amsgrad"]
 
@@ -37,10 +40,12 @@ class Adam(_FusedAdam, torch.optim.Adam):
 
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, foreach, maximize, capturable, differentiable, fused,
-            decoupled_weight_decay: as in :class:`torch.optim.Adam`. `foreach` and `fused` are validated and stored and
-            choose only among torch's own implementations, for parameters that take torch's path.
+            decoupled_weight_decay: as in :class:`torch.optim.Adam`. `foreach` and `fused` choose only among torch's own
+            implementations, for parameters that take torch's path, and `fused=True` leaves unscaling under a
+            `GradScaler` to the step.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
+        norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
 
     Raises:
         ValueError: where torch's class does, and for a negative `max_grad_norm`.
@@ -64,6 +69,7 @@ class Adam(_FusedAdam, torch.optim.Adam):
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
         max_grad_norm: float | None = None,
+        norm_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -79,7 +85,7 @@ class Adam(_FusedAdam, torch.optim.Adam):
             fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
         )
-        self._options(max_grad_norm)
+        self._options(max_grad_norm, norm_group)
 
 
 class AdamW(_FusedAdam, torch.optim.AdamW):
@@ -87,9 +93,8 @@ class AdamW(_FusedAdam, torch.optim.AdamW):
 
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
-            :class:`torch.optim.AdamW`. `foreach` and `fused` are validated and stored and choose only among torch's
-            own implementations, for parameters that take torch's path.
-        max_grad_norm: as in :class:`Adam`.
+            :class:`torch.optim.AdamW`; `foreach` and `fused` as in :class:`Adam`.
+        max_grad_norm, norm_group: as in :class:`Adam`.
 
     Raises:
         ValueError: where torch's class does, and for a negative `max_grad_norm`.
@@ -112,6 +117,7 @@ class AdamW(_FusedAdam, torch.optim.AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
         max_grad_norm: float | None = None,
+        norm_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -126,4 +132,4 @@ class AdamW(_FusedAdam, torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
         )
-        self._options(max_grad_norm)
+        self._options(max_grad_norm, norm_group)

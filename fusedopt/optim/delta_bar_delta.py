@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch.optim.optimizer import ParamsT
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
 from fusedopt.optim._torch import PlainOptimizer, real, scalar
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _PLAIN, _MOMENTUM = _C.RULES["delta_bar_delta"], _C.RULES["delta_bar_delta_momentum"]
 
@@ -110,8 +113,10 @@ class DeltaBarDelta(FusedStep, _TorchDeltaBarDelta):
         maximize: whether to ascend.
         capturable: whether the step may be captured in a CUDA graph.
         differentiable: whether autograd sees the step; the gains are constants to it.
+        fused: True leaves unscaling under a :class:`torch.amp.GradScaler` to the step, as in torch's fused classes.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
+        norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
 
     Raises:
         ValueError: on a hyper-parameter out of range.
@@ -123,6 +128,7 @@ class DeltaBarDelta(FusedStep, _TorchDeltaBarDelta):
     """
 
     _torch_class = _TorchDeltaBarDelta
+    _own_options = (*FusedStep._own_options, "fused")
 
     def __init__(
         self,
@@ -137,7 +143,9 @@ class DeltaBarDelta(FusedStep, _TorchDeltaBarDelta):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        fused: bool | None = None,
         max_grad_norm: float | None = None,
+        norm_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -151,7 +159,7 @@ class DeltaBarDelta(FusedStep, _TorchDeltaBarDelta):
             capturable=capturable,
             differentiable=differentiable,
         )
-        self._options(max_grad_norm)
+        self._options(max_grad_norm, norm_group, fused=fused)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,11 @@ from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
+from fusedopt.optim._processes import Spread, refuse_merged
 from fusedopt.optim._torch import PlainOptimizer, check_numbers, number, scalar
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _RULE = _C.RULES["lamb"]
 _ANY_NORM = 0.0, math.inf
@@ -40,7 +44,35 @@ class _TorchLAMB(PlainOptimizer):
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
+    def _update_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        spread: Spread | None = self.__dict__.get("_spread")
+        if spread is None or not spread.pieces or not _adapts(group):
+            super()._update_group(group, params)
+            return
+        directions = {}
+        for p in params:
+            assert p.grad is not None
+            directions[p] = self._direction(group, p, -p.grad if group["maximize"] else p.grad)
+        squares = [
+            _square(directions[p][which]) if p in directions else 0.0 for p in group["params"] for which in (0, 1)
+        ]
+        totals = iter(spread.total(squares))
+        for i, p in enumerate(group["params"]):
+            norms = [math.sqrt(next(totals)) for _ in range(2)]
+            if p in directions:
+                if id(p) in spread.everywhere:
+                    norms = [math.sqrt(square) for square in squares[2 * i : 2 * i + 2]]
+                self._move(group, p, directions[p][1], *map(torch.tensor, norms))
+
     def _update(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
+        weight, update = self._direction(group, param, grad)
+        # The norm of a large float16 tensor is beyond float16.
+        wide = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else None
+        norms = [torch.linalg.vector_norm(t, dtype=wide) for t in (weight, update)] if _adapts(group) else []
+        self._move(group, param, update, *norms)
+
+    def _direction(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight before the step, and what is subtracted from it but for the step size."""
         state, (beta1, beta2) = self.state[param], map(scalar, group["betas"])
         decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
         weight = param.clone() if group["differentiable"] else param  # autograd keeps what it was before the step
@@ -60,18 +92,26 @@ class _TorchLAMB(PlainOptimizer):
         update = mean / (square.sqrt() + group["eps"])
         if decay != 0 and decoupled:
             update = update + decay * weight
+        return weight, update
 
+    def _move(self, group: dict[str, Any], param: Tensor, update: Tensor, *norms: Tensor) -> None:
         trust_ratio: Tensor | float = 1.0
-        if decay != 0 or group["always_adapt"]:
-            # The norm of a large float16 tensor is beyond float16.
-            wide = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else None
-            param_norm = torch.linalg.vector_norm(weight, dtype=wide)
-            update_norm = torch.linalg.vector_norm(update, dtype=wide)
+        if _adapts(group):
+            param_norm, update_norm = norms
             if group["phi"] is not None:
                 param_norm = param_norm.clamp(*group["phi"])
             ratio = (param_norm / update_norm).masked_fill((param_norm == 0) | (update_norm == 0), 1.0)
             trust_ratio = ratio if group["trust_clip"] is None else ratio.clamp(max=group["trust_clip"])
         param.sub_((scalar(group["lr"]) * trust_ratio * update).to(param.dtype))
+
+
+def _adapts(group: dict[str, Any]) -> bool:
+    """Whether the tensors of a group have a trust ratio."""
+    return bool(group["weight_decay"] != 0 or group["always_adapt"])
+
+
+def _square(t: Tensor) -> float:
+    return float(t.detach().abs().double().square().sum())
 
 
 class LAMB(FusedStep, _TorchLAMB):
@@ -102,6 +142,8 @@ class LAMB(FusedStep, _TorchLAMB):
         maximize: whether to ascend.
         capturable: whether the step may be captured in a CUDA graph.
         differentiable: whether autograd sees the step.
+        norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
+        fused: True leaves unscaling under a :class:`torch.amp.GradScaler` to the step, as in torch's fused classes.
 
     Raises:
         ValueError: on a hyper-parameter out of range.
@@ -110,6 +152,7 @@ class LAMB(FusedStep, _TorchLAMB):
     """
 
     _torch_class = _TorchLAMB
+    _own_options = (*FusedStep._own_options, "fused")
     _clip_epsilon = 0.0  # apex's
 
     def __init__(
@@ -130,6 +173,8 @@ class LAMB(FusedStep, _TorchLAMB):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        fused: bool | None = None,
+        norm_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -147,7 +192,7 @@ class LAMB(FusedStep, _TorchLAMB):
             capturable=capturable,
             differentiable=differentiable,
         )
-        self._options(max_grad_norm)
+        self._options(max_grad_norm, norm_group, fused=fused)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         beta1, beta2 = group["betas"]
@@ -169,6 +214,15 @@ class LAMB(FusedStep, _TorchLAMB):
             low,
             high,
         )
+
+    def _sums_tensors(self, group: dict[str, Any]) -> bool:
+        return _adapts(group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's."""
+        super().add_param_group(param_group)
+        if _adapts(group := self.param_groups[-1]):
+            refuse_merged(group["params"])
 
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         return "LAMB does not support sparse gradients"

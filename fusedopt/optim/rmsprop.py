@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch.optim.optimizer import ParamsT
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _PLAIN, _MOMENTUM = _C.RULES["rmsprop"], _C.RULES["rmsprop_momentum"]
 _CENTERED, _CENTERED_MOMENTUM = _C.RULES["rmsprop_centered"], _C.RULES["rmsprop_centered_momentum"]
@@ -22,14 +25,17 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, differentiable: as in
             :class:`torch.optim.RMSprop`. `foreach` chooses only among torch's own implementations, for parameters
             that take torch's path.
+        fused: True leaves unscaling under a :class:`torch.amp.GradScaler` to the step, as in torch's fused classes.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
+        norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
 
     Raises:
         ValueError: where torch's class does, and for a negative `max_grad_norm`.
     """
 
     _torch_class = torch.optim.RMSprop
+    _own_options = (*FusedStep._own_options, "fused")
 
     def __init__(
         self,
@@ -45,7 +51,9 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         maximize: bool = False,
         differentiable: bool = False,
         *,
+        fused: bool | None = None,
         max_grad_norm: float | None = None,
+        norm_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -60,7 +68,7 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
             maximize,
             differentiable,
         )
-        self._options(max_grad_norm)
+        self._options(max_grad_norm, norm_group, fused=fused)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         momentum = group["momentum"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
 from fusedopt.optim._torch import PlainOptimizer, scalar
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _PLAIN, _MOMENTUM = _C.RULES["sgd"], _C.RULES["sgd_momentum"]
 
@@ -68,12 +71,13 @@ class SGD(FusedStep, torch.optim.SGD):
 
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, differentiable, fused: as in
-            :class:`torch.optim.SGD`. `foreach` and `fused` are validated and stored and choose only among torch's own
-            implementations, for parameters that take torch's path.
+            :class:`torch.optim.SGD`. `foreach` and `fused` choose only among torch's own implementations, for
+            parameters that take torch's path, and `fused=True` leaves unscaling under a `GradScaler` to the step.
         momentum_form: "torch" or "classic"; groups may differ. To change it in the middle of a run, save and load.
         capturable: whether the step may be captured in a CUDA graph.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
+        norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
 
     Raises:
         ValueError: where torch's class does, for a negative `max_grad_norm`, for an unknown `momentum_form`, and on
@@ -83,7 +87,7 @@ class SGD(FusedStep, torch.optim.SGD):
     """
 
     _torch_class = torch.optim.SGD
-    _group_options = ("capturable", "momentum_form")
+    _group_options: ClassVar[dict[str, Any]] = {"capturable": False, "momentum_form": "torch"}
 
     def __init__(
         self,
@@ -101,6 +105,7 @@ class SGD(FusedStep, torch.optim.SGD):
         momentum_form: MomentumForm = "torch",
         capturable: bool = False,
         max_grad_norm: float | None = None,
+        norm_group: ProcessGroup | None = None,
     ) -> None:
         _is_classic({"momentum_form": momentum_form})
         super().__init__(
@@ -115,7 +120,7 @@ class SGD(FusedStep, torch.optim.SGD):
             differentiable=differentiable,
             fused=fused,
         )
-        self._options(max_grad_norm, capturable=capturable, momentum_form=momentum_form)
+        self._options(max_grad_norm, norm_group, capturable=capturable, momentum_form=momentum_form)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's."""
@@ -127,10 +132,10 @@ class SGD(FusedStep, torch.optim.SGD):
         live = self.__dict__.get("param_groups", [])
         for i, group in enumerate(state["param_groups"]):
             classic = _is_classic(group)
-            group.setdefault("momentum_form", "torch")  # torch's own, and ours from before there was a choice
+            group.setdefault("momentum_form", "torch")  # torch's own, and ours where it is no other
             if i < len(live) and classic != _is_classic(live[i]):
                 _convert(state["state"], group, to_classic=not classic)
-                group["momentum_form"] = live[i]["momentum_form"]
+                group["momentum_form"] = "torch" if classic else "classic"
         super().__setstate__(state)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:

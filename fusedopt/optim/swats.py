@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,11 @@ from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
+from fusedopt.optim._processes import Spread
 from fusedopt.optim._torch import PlainOptimizer, check_numbers, number, real, scalar
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _RULE, _SGD = _C.RULES["swats"], _C.RULES["sgd_momentum"]
 
@@ -42,7 +46,8 @@ class _TorchSWATS(PlainOptimizer):
         if any(p.device.type == _C.GPU for p in params) and _C.is_capturing():
             raise RuntimeError("SWATS: only the fused path can be captured in a CUDA graph; explain() says what is not")
         ratio = number(group["switch"][2])
-        step_square = step_dot_grad = 0.0
+        spread: Spread | None = self.__dict__.get("_spread")
+        sums, once = [0.0, 0.0], [0.0, 0.0]  # of squared steps, and of steps times gradients
         for p in params:
             assert p.grad is not None
             state = {name: real(v) if isinstance(v, Tensor) else v for name, v in self.state[p].items()}
@@ -55,9 +60,13 @@ class _TorchSWATS(PlainOptimizer):
             else:
                 step = _adam(group, grad, state)
                 exact_step, exact_grad = step.detach().double(), grad.detach().double()
-                step_square += number((exact_step * exact_step).sum())
-                step_dot_grad += number((exact_step * exact_grad).sum())
+                here = once if spread is not None and id(p) in spread.everywhere else sums
+                here[0] += number((exact_step * exact_step).sum())
+                here[1] += number((exact_step * exact_grad).sum())
             param.add_(step)
+        if spread is not None and not ratio > 0:
+            sums = spread.total(sums)
+        step_square, step_dot_grad = sums[0] + once[0], sums[1] + once[1]
         if step_square != 0:
             _decide(group, step_square, step_dot_grad)
 
@@ -142,8 +151,10 @@ class SWATS(FusedStep, _TorchSWATS):
         maximize: whether to ascend.
         capturable: whether the step may be captured in a CUDA graph.
         differentiable: whether autograd sees the step; what is decided is a constant to it.
+        fused: True leaves unscaling under a :class:`torch.amp.GradScaler` to the step, as in torch's fused classes.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
+        norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
 
     Raises:
         ValueError: on a hyper-parameter out of range.
@@ -154,6 +165,8 @@ class SWATS(FusedStep, _TorchSWATS):
     """
 
     _torch_class = _TorchSWATS
+    _sums_groups = True
+    _own_options = (*FusedStep._own_options, "fused")
 
     def __init__(
         self,
@@ -166,7 +179,9 @@ class SWATS(FusedStep, _TorchSWATS):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        fused: bool | None = None,
         max_grad_norm: float | None = None,
+        norm_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -178,7 +193,7 @@ class SWATS(FusedStep, _TorchSWATS):
             capturable=capturable,
             differentiable=differentiable,
         )
-        self._options(max_grad_norm)
+        self._options(max_grad_norm, norm_group, fused=fused)
 
     @property
     def phase(self) -> list[Literal["adam", "sgd"]]:
