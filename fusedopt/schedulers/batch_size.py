@@ -106,6 +106,8 @@ class BatchSizeScheduler:
             "base_momentum": self.base_momentum,
             "scheduled": list(self._scheduled),
             "highest": list(self._highest),
+            "batch_size": self.batch_size,
+            "lrs": self._lrs(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -114,7 +116,7 @@ class BatchSizeScheduler:
         Raises:
             ValueError: the state is of another scheduler or for another number of groups. Nothing has changed then.
         """
-        check_state(self, state_dict, *self.state_dict())
+        check_state(self, state_dict, *(name for name in self.state_dict() if name not in ("batch_size", "lrs")))
         if len(state_dict["scheduled"]) != len(self._scheduled):
             raise ValueError(
                 f"the state is for {len(state_dict['scheduled'])} parameter group(s), "
@@ -125,7 +127,13 @@ class BatchSizeScheduler:
         self.max_batch_size = state_dict["max_batch_size"]
         self.base_momentum = state_dict["base_momentum"]
         self._scheduled, self._highest = list(state_dict["scheduled"]), list(state_dict["highest"])
-        self._apply()
+        if "lrs" not in state_dict:  # as saved by earlier versions
+            self._apply()
+            return
+        # Not computed anew: that would ask how many samples the epoch has left, and for the momentum, which may or may
+        # not have been loaded yet.
+        self.batch_sampler.batch_size = state_dict["batch_size"]  # type: ignore[union-attr]
+        set_lrs(self.optimizer, [*state_dict["lrs"]])
 
     def _apply(self) -> None:
         # The decay so far of each group, 1 at its highest; all groups share a batch, which grows with the least one.
