@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fusedopt.commands.checks import check_images, check_numbers, check_same, earlier_run, rate_of, usage_errors
-from fusedopt.commands.runs import conclude, free_folder, own_folder
+from fusedopt.commands.runs import conclude, free_folder, own_folder, prepare, taken_back, unusual
 
 if TYPE_CHECKING:
     from torch import nn
@@ -111,6 +110,7 @@ def train(
     )
     from fusedopt.training import train as training
     from fusedopt.training.auto_lr import find_training_lr
+    from fusedopt.training.batches import batch_sizes
     from fusedopt.training.distributed import ALONE, choose_device, process_group
     from fusedopt.training.graph import check_capture
     from fusedopt.training.tensorboard import EventLog
@@ -159,7 +159,7 @@ def train(
                 raise ValueError(f"{optimizer} cannot be captured in a CUDA graph; take one of fusedopt's") from error
             if cuda_graph:  # training would say so too, but only after the download
                 check_capture(settings, where, chosen, ALONE)
-        _prepare(threads, deterministic)
+        prepare(threads, deterministic)
 
         with process_group(where) as world, ExitStack() as stack:
 
@@ -173,6 +173,8 @@ def train(
                     if held_out is not None:
                         data = hold_out(data, held_out)
                 check_images(model, augmentation, data, where)
+            with usage_errors():  # training would say so too, but only after the search for a learning rate
+                batch_sizes(model, data, batch_size, world)
             tested = "test" if held_out is None else "held-out"
             say(f"{data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} {tested} images")
             say("normalised with the mean and standard deviation of the training images")
@@ -220,7 +222,7 @@ def train(
                 held_out=held_out,
                 schedule=schedule,
                 amp=amp,
-                settings=_unusual({"loss": loss, "label_smoothing": label_smoothing, "lr": lr, **asdict(settings)}),
+                settings=unusual({"loss": loss, "label_smoothing": label_smoothing, "lr": lr, **asdict(settings)}),
             )
             events = EventLog(folder) if tensorboard else None
 
@@ -257,7 +259,11 @@ def train(
                 say(f"{folder} has no finished epoch to go on from; starting with the first")
             results = []
             try:
-                with capture(model) if record else nullcontext() as history:
+                begun = world.main and earlier is None
+                with (
+                    taken_back(run) if begun else nullcontext(),
+                    capture(model) if record else nullcontext() as history,
+                ):
                     for result in epochs_to_come:
                         results.append(result)
                         outcome = f"loss {result.train_loss:.4f}, {tested} accuracy {100 * result.test_accuracy:.2f} %"
@@ -276,22 +282,3 @@ def train(
                     events.close()
             if world.main:
                 conclude(run, data, results, tested, say, report=not no_report)
-
-
-def _unusual(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out what is as it is by default, or has a place of its own in the configuration."""
-    from fusedopt.training.settings import PLAIN
-
-    usual = {"loss": "cross-entropy", "label_smoothing": 0.0, **asdict(PLAIN)}
-    kept = {name: value for name, value in settings.items() if name not in ("amp", "schedule", "lr")}
-    automatic = {"lr": "auto"} if settings["lr"] == "auto" else {}
-    return {name: value for name, value in kept.items() if value != usual[name]} | automatic
-
-
-def _prepare(threads: int, deterministic: bool) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        torch.use_deterministic_algorithms(True)
