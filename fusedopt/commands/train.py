@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fusedopt.commands.checks import check_images, check_numbers, check_same, earlier_run, rate_of, usage_errors
+from fusedopt.commands.recording import Recording
 from fusedopt.commands.runs import conclude, free_folder, own_folder, prepare, taken_back, unusual
 
 if TYPE_CHECKING:
@@ -97,7 +98,6 @@ def train(
     from fusedopt.cli import _one_line_errors
     from fusedopt.data import compose, hold_out
     from fusedopt.examples.tasks import find_task
-    from fusedopt.gradients import capture
     from fusedopt.training import (
         CompileError,
         ProgressBar,
@@ -232,11 +232,14 @@ def train(
                     run.save_model(trained)
                 if events is not None:
                     events.add(epoch)
+                if recording is not None:
+                    recording.epoch_over(epoch.number)
 
             with world.main_first():
                 if earlier is not None:
                     check_same(folder, earlier.config, config)
                 run = RunFolder.prepare(folder, config, resume=resume)
+                recording = Recording(folder, model, done) if record and world.main else None
                 run.config = replace(config, epochs=max([epochs, *(int(row["epoch"]) for row in run.rows)]))
             with usage_errors():
                 epochs_to_come = training(
@@ -262,18 +265,18 @@ def train(
                 begun = world.main and earlier is None
                 with (
                     taken_back(run) if begun else nullcontext(),
-                    capture(model) if record else nullcontext() as history,
+                    recording.capture if recording else nullcontext(),
                 ):
                     for result in epochs_to_come:
                         results.append(result)
                         outcome = f"loss {result.train_loss:.4f}, {tested} accuracy {100 * result.test_accuracy:.2f} %"
                         say(f"epoch {result.number}/{epochs}: {outcome}, {result.seconds:.1f} s")
-                if history is not None and world.main and results:
-                    history.save(folder / "history.pt")
             except CompileError as error:
                 typer.echo(f"fusedopt: {error}", err=True)
                 raise typer.Exit(1) from error
             except KeyboardInterrupt as error:
+                if recording is not None:
+                    recording.save()
                 if world.main:
                     typer.echo(f"fusedopt: interrupted; go on with --out {folder} --resume", err=True)
                 raise typer.Exit(130) from error
