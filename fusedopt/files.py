@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from fusedopt.plain import foreign_part, pack, unpack
+
 _VERSION = 1
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -31,27 +33,34 @@ def save(path: Path, kind: str, content: Any) -> None:
     Args:
         path: the file; its folder must exist. One process at a time writes it.
         kind: one word, for instance "checkpoint".
-        content: tensors, numbers, strings, and lists, tuples and dictionaries of them.
+        content: tensors, numbers, strings, and lists, tuples and dictionaries of them; NumPy's as well, see
+            `fusedopt.plain.pack`.
 
     Raises:
         FileError: the content could not be loaded again, or the file cannot be written. What was there before is
             still there.
     """
-    buffer = io.BytesIO()
+    buffer, content = io.BytesIO(), pack(content)
     try:
         torch.save(content, buffer)
         buffer.seek(0)
         foreign = get_unsafe_globals_in_checkpoint(buffer)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise FileError(f"{path}: not written, as its content cannot be saved ({error}); leave that out") from error
+        part = foreign_part(content, "content") or f"what cannot be saved ({error})"
+        raise FileError(f"{path}: not written, as {unloadable(part)}") from error
     if foreign:
-        reason = f"its content has {', '.join(sorted(foreign))}, which loading refuses because it could run code"
-        raise FileError(f"{path}: not written, as {reason}; make it a tensor or a plain number, string, list or dict")
+        part = foreign_part(content, "content") or f"{', '.join(sorted(foreign))} in its content"
+        raise FileError(f"{path}: not written, as {unloadable(part)}")
     # Nothing is copied; with a view of the buffer in a cycle of garbage, Python 3.12.1's collector crashes.
     head, payload = _head(kind), buffer.getvalue()
     digest = hashlib.sha256(head)
     digest.update(payload)
     write(path, head, payload, digest.digest())
+
+
+def unloadable(part: str) -> str:
+    """Words an error about a part of a content, see `fusedopt.plain.foreign_part`."""
+    return f"{part}, which could not be loaded without running code; make it a tensor or a plain number, string or list"
 
 
 def load(path: Path, kind: str) -> Any:
@@ -80,7 +89,7 @@ def load(path: Path, kind: str) -> Any:
             f"{path}: truncated or corrupt, its checksum is wrong; remove it and load an older one or a copy"
         )
     try:
-        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        return unpack(torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         text = f"{path}: not loaded, as it holds more than tensors and plain values and could run code; do not trust it"
         raise FileError(text) from error

@@ -262,3 +262,39 @@ def test_plot_without_matplotlib(history, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'fusedopt\[examples\]'") as error:
         history.plot()
     assert error.value.name == "matplotlib"
+
+
+def test_a_history_is_taken_over():
+    def steps(recording, model, optimizer, count):
+        with recording:
+            for _ in range(count):
+                model(torch.ones(3)).sum().backward()
+                optimizer.step()
+
+    def build():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    model, optimizer = build()
+    straight = capture(model, max_records=6)
+    steps(straight, model, optimizer, 11)
+    model, optimizer = build()
+    first = capture(model, max_records=6)
+    steps(first, model, optimizer, 7)
+    second = capture(model, max_records=6, history=first.history, step=5)  # two steps are taken again
+    assert second.history.steps == [0, 2, 4]
+    second.step = 7
+    steps(second, model, optimizer, 4)
+    assert second.history.steps == [0, 2, 4, 8, 10]
+    assert straight.history.steps == [0, 2, 4, 6, 8, 10]
+    rows = [0, 1, 2, 4, 5]
+    for kind in ("gradients", "parameters"):
+        expected = {name: values[rows] for name, values in getattr(straight.history, kind).items()}
+        torch.testing.assert_close(getattr(second.history, kind), expected, rtol=0, atol=0)
+    smaller = capture(model, max_records=2, history=straight.history, step=11)
+    assert smaller.history.steps == [0, 8]
+    assert len(smaller.history.parameters["weight"]) == 2
+    assert capture(model, history=straight.history).history.steps == []
+    with pytest.raises(ValueError, match=r"holds other parameters .* such as the gradients of weight"):
+        capture(torch.nn.Linear(4, 2), history=straight.history, step=11)

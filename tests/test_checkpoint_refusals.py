@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from runs import Run
-from test_checkpoint import State, names, one_line, parts
+from test_checkpoint import State, one_line, parts
 from torch import nn
 
 import fusedopt
@@ -169,15 +168,3 @@ def test_a_load_that_fails_late_is_undone(tmp_path: Path) -> None:
     assert (objects["first"].value, objects["fussy"].value) == (2, 2)
     assert torch.equal(objects["model"].weight, weights)
     assert torch.equal(torch.get_rng_state(), random_before)
-
-
-@pytest.mark.parametrize("value", [np.float64(1.5), print, lambda: 0, State(1)])
-def test_what_could_not_be_loaded_is_not_saved(value: Any, tmp_path: Path) -> None:
-    state = State(1)
-    checkpoint = Checkpoint(tmp_path, state=state)
-    checkpoint.save(epoch=0, step=1)
-    state.value = value
-    with pytest.raises(FileError, match="not written, as its content") as error:
-        checkpoint.save(epoch=0, step=2)
-    one_line(error)
-    assert names(tmp_path) == ["000001-step-1.pt"]

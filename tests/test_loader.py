@@ -136,9 +136,9 @@ def test_every_epoch_and_every_run_has_a_seed_of_its_own(data, monkeypatch):
     seeds = []
     original = BatchLoader.batches
 
-    def spy(self, order, seed=0):
+    def spy(self, order, seed=0, sizes=None):
         seeds.append(seed)
-        return original(self, order, seed)
+        return original(self, order, seed, sizes)
 
     monkeypatch.setattr(BatchLoader, "batches", spy)
     for seed in (0, 1):

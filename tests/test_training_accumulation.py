@@ -24,7 +24,8 @@ def data():
 
 @pytest.mark.parametrize(("count", "batch_size", "accumulate"), [(100, 16, 3), (7, 3, 2), (5, 9, 4), (8, 2, 4)])
 def test_every_image_weighs_the_same_in_its_step(count, batch_size, accumulate):
-    plan = list(parts(count, batch_size, accumulate, ALONE))
+    sizes = [len(batch) for batch in torch.arange(count).split(batch_size)]
+    plan = list(parts(sizes, accumulate, ALONE))
     assert sum(part.images for part in plan) == count
     assert plan[0].first
     assert plan[-1].last
@@ -43,12 +44,12 @@ def test_processes_share_every_batch():
     order = torch.randperm(21, generator=torch.Generator().manual_seed(0))
     worlds = [World(rank, 4) for rank in range(4)]
     shares = [world.share(order, 8).split(2) for world in worlds]  # batches of 8, 8 and 5
-    plans = [list(parts(21, 8, 1, world)) for world in worlds]
+    plans = [list(parts([8, 8, 5], 1, world)) for world in worlds]
     for number, batch in enumerate(order.split(8)):
         taken = [share[number][: plan[number].images] for share, plan in zip(shares, plans, strict=True)]
         assert torch.equal(torch.cat(taken), batch)
         assert sum(plan[number].weight for plan in plans) == pytest.approx(4)  # their mean is 1
-    (last,) = list(parts(17, 8, 1, World(3, 4)))[-1:]
+    (last,) = list(parts([8, 8, 1], 1, World(3, 4)))[-1:]
     assert (last.images, last.weight) == (0, 0)
     assert len(World(3, 4).share(order[:17], 8)) == 5  # a stand-in, which does not count
 
@@ -83,7 +84,7 @@ def test_a_step_leaves_gradients_alone_until_the_next_group(data):
         lambda s, t: s.sum(),
         Precision(None, torch.device("cpu")),
     )
-    for part in parts(4, 1, 2, ALONE):
+    for part in parts([1, 1, 1, 1], 2, ALONE):
         before = network.weight.item()
         step(torch.ones(1, 1), torch.zeros(1, dtype=torch.long), part)
         assert network.weight.item() == before - (1.0 if part.last else 0.0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -37,6 +39,29 @@ def own_folder(folder: Path) -> Iterator[None]:
         with suppress(OSError):  # it is not empty
             for path in missing:
                 path.rmdir()
+
+
+@contextmanager
+def taken_back(run: RunFolder) -> Iterator[None]:
+    """Takes a run back that breaks off before an epoch has ended, so that the next try finds its folder free.
+
+    One that was interrupted, or that found a disk full, is there to be gone on with.
+    """
+    from fusedopt.files import FileError
+    from fusedopt.training import Checkpoint
+
+    try:
+        yield
+    except FileError:
+        raise
+    except Exception:
+        if not run.rows:
+            checkpoints = run.folder / "checkpoints"
+            with suppress(OSError):  # the error that is on its way says more
+                for path in [*Checkpoint(checkpoints).paths(), run.folder / "config.json"]:
+                    path.unlink(missing_ok=True)
+                checkpoints.rmdir()
+        raise
 
 
 def conclude(
@@ -74,3 +99,25 @@ def conclude(
     last = f"{tested} accuracy {100 * results[-1].test_accuracy:.2f} % after the last epoch"
     kept = f"{100 * best['test_accuracy']:.2f} % the best (epoch {best['epoch']:.0f}, {run.folder}/model.pt)"
     typer.echo(f"{last}, {kept}; {share} of {seconds:.2f} s training, without evaluation)")
+
+
+def unusual(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out what is as it is by default, or has a place of its own in the configuration."""
+    from fusedopt.training.settings import PLAIN
+
+    usual = {"loss": "cross-entropy", "label_smoothing": 0.0, **asdict(PLAIN)}
+    kept = {name: value for name, value in settings.items() if name not in ("amp", "schedule", "lr")}
+    automatic = {"lr": "auto"} if settings["lr"] == "auto" else {}
+    return {name: value for name, value in kept.items() if value != usual[name]} | automatic
+
+
+def prepare(threads: int, deterministic: bool) -> None:
+    """Sets what holds for the whole process."""
+    import torch
+
+    from fusedopt.commands.checks import use_threads
+
+    use_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fusedopt.commands.checks import check_images, check_numbers, check_same, earlier_run, rate_of, usage_errors
-from fusedopt.commands.runs import conclude, free_folder, own_folder
+from fusedopt.commands.recording import Recording
+from fusedopt.commands.runs import conclude, free_folder, own_folder, prepare, taken_back, unusual
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,7 +98,6 @@ def train(
     from fusedopt.cli import _one_line_errors
     from fusedopt.data import compose, hold_out
     from fusedopt.examples.tasks import find_task
-    from fusedopt.gradients import capture
     from fusedopt.training import (
         CompileError,
         ProgressBar,
@@ -111,6 +110,7 @@ def train(
     )
     from fusedopt.training import train as training
     from fusedopt.training.auto_lr import find_training_lr
+    from fusedopt.training.batches import batch_sizes
     from fusedopt.training.distributed import ALONE, choose_device, process_group
     from fusedopt.training.graph import check_capture
     from fusedopt.training.tensorboard import EventLog
@@ -160,7 +160,7 @@ def train(
                 raise ValueError(f"{optimizer} cannot be captured in a CUDA graph; take one of fusedopt's") from error
             if cuda_graph:  # training would say so too, but only after the download
                 check_capture(settings, where, chosen, ALONE)
-        _prepare(threads, deterministic)
+        prepare(threads, deterministic)
 
         with process_group(where) as world, ExitStack() as stack:
 
@@ -174,6 +174,8 @@ def train(
                     if held_out is not None:
                         data = hold_out(data, held_out)
                 check_images(model, augmentation, data, where)
+            with usage_errors():  # training would say so too, but only after the search for a learning rate
+                batch_sizes(model, data, batch_size, world)
             tested = "test" if held_out is None else "held-out"
             say(f"{data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} {tested} images")
             say("normalised with the mean and standard deviation of the training images")
@@ -221,7 +223,7 @@ def train(
                 held_out=held_out,
                 schedule=schedule,
                 amp=amp,
-                settings=_unusual({"loss": loss, "label_smoothing": label_smoothing, "lr": lr, **asdict(settings)}),
+                settings=unusual({"loss": loss, "label_smoothing": label_smoothing, "lr": lr, **asdict(settings)}),
             )
             events = EventLog(folder) if tensorboard else None
 
@@ -231,11 +233,14 @@ def train(
                     run.save_model(trained)
                 if events is not None:
                     events.add(epoch)
+                if recording is not None:
+                    recording.epoch_over(epoch.number)
 
             with world.main_first():
                 if earlier is not None:
                     check_same(folder, earlier.config, config)
                 run = RunFolder.prepare(folder, config, resume=resume)
+                recording = Recording(folder, model, done) if record and world.main else None
                 run.config = replace(config, epochs=max([epochs, *(int(row["epoch"]) for row in run.rows)]))
             with usage_errors():
                 epochs_to_come = training(
@@ -258,17 +263,21 @@ def train(
                 say(f"{folder} has no finished epoch to go on from; starting with the first")
             results = []
             try:
-                with capture(model) if record else nullcontext() as history:
+                begun = world.main and earlier is None
+                with (
+                    taken_back(run) if begun else nullcontext(),
+                    recording.capture if recording else nullcontext(),
+                ):
                     for result in epochs_to_come:
                         results.append(result)
                         outcome = f"loss {result.train_loss:.4f}, {tested} accuracy {100 * result.test_accuracy:.2f} %"
                         say(f"epoch {result.number}/{epochs}: {outcome}, {result.seconds:.1f} s")
-                if history is not None and world.main and results:
-                    history.save(folder / "history.pt")
             except CompileError as error:
                 typer.echo(f"fusedopt: {error}", err=True)
                 raise typer.Exit(1) from error
             except KeyboardInterrupt as error:
+                if recording is not None:
+                    recording.save()
                 if world.main:
                     typer.echo(f"fusedopt: interrupted; go on with --out {folder} --resume", err=True)
                 raise typer.Exit(130) from error
@@ -277,24 +286,3 @@ def train(
                     events.close()
             if world.main:
                 conclude(run, data, results, tested, say, report=not no_report)
-
-
-def _unusual(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out what is as it is by default, or has a place of its own in the configuration."""
-    from fusedopt.training.settings import PLAIN
-
-    usual = {"loss": "cross-entropy", "label_smoothing": 0.0, **asdict(PLAIN)}
-    kept = {name: value for name, value in settings.items() if name not in ("amp", "schedule", "lr")}
-    automatic = {"lr": "auto"} if settings["lr"] == "auto" else {}
-    return {name: value for name, value in kept.items() if value != usual[name]} | automatic
-
-
-def _prepare(threads: int, deterministic: bool) -> None:
-    import torch
-
-    from fusedopt.commands.checks import use_threads
-
-    use_threads(threads)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        torch.use_deterministic_algorithms(True)

@@ -66,6 +66,7 @@ def tune(
             )
             find_task(dataset).network(model)  # names are checked before anything is read
             data = hold_out(find_task(dataset).load(data_dir, note), held_out)
+            search.check(data)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
         if out is not None:

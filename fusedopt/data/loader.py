@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -90,32 +90,37 @@ class BatchLoader:
             self._dataset = dataset
         transform.normalize.to(self.device)
 
-    def batches(self, order: Tensor, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, order: Tensor, seed: int = 0, sizes: Sequence[int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the images of one pass, in an order, as batches of images float32 [B, C, H', W'] and targets.
 
         Args:
             order: int64, indices into the set.
             seed: of the augmentations. The same order and seed give the same batches, whatever came before.
+            sizes: how many images each batch has, all of `order` together; None is the loader's batch size, and for
+                the last batch what is left.
         """
+        sizes = [len(part) for part in torch.split(order, self.batch_size)] if sizes is None else list(sizes)
         generator = torch.Generator(self.device).manual_seed(seed)
         if not self.resident:
-            for images, labels in self._read(order, seed):
+            for images, labels in self._read(order, seed, sizes):
                 yield self.transform(images, labels, generator)
             return
         plain = self.transform.augmentation is None  # changes each pixel alone, so that a part can be done in one go
-        size = max(_PART_BYTES // (self._images.shape[1:].numel() * self.batch_size), 1) * self.batch_size
-        for index in torch.split(order.to(self.device), size):
+        several = max(_PART_BYTES // (self._images.shape[1:].numel() * self.batch_size), 1)
+        parts = [sizes[start : start + several] for start in range(0, len(sizes), several)]
+        for index, part in zip(torch.split(order.to(self.device), list(map(sum, parts))), parts, strict=True):
             images, labels = self._images[index], self._labels[index]
             if plain:
                 images, labels = self.transform(images, labels, generator)
-            for batch in zip(torch.split(images, self.batch_size), torch.split(labels, self.batch_size), strict=True):
+            for batch in zip(torch.split(images, part), torch.split(labels, part), strict=True):
                 yield batch if plain else self.transform(*batch, generator)
 
-    def _read(self, order: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _read(self, order: Tensor, seed: int, sizes: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         loader = DataLoader(
             self._dataset,
-            self.batch_size,
-            sampler=order.tolist(),
+            batch_sampler=[part.tolist() for part in torch.split(order, sizes)],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(seed),  # of the workers' seeds; the global one stays as it is

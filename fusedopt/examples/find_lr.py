@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from fusedopt.data import ImageData, Normalize
 from fusedopt.lr_finder import LRFinderResult, find_lr
 from fusedopt.lr_finder.sweep import Progress
 from fusedopt.training import batches, make_optimizer, seeded
-from fusedopt.training.batches import Batch
+from fusedopt.training.batches import Batch, batch_sizes
 
 
 def _by_name(name: str) -> Callable[[ImageData], nn.Module]:
@@ -37,11 +37,11 @@ class TrainingBatches:
 
     Args:
         data: the images.
-        batch_size: images per batch.
+        batch_size: images per batch, or how many each batch has.
         seed: of the order.
     """
 
-    def __init__(self, data: ImageData, batch_size: int, seed: int) -> None:
+    def __init__(self, data: ImageData, batch_size: int | Sequence[int], seed: int) -> None:
         self._images, self._labels, self._batch_size = data.train_images, data.train_labels, batch_size
         self._normalize = Normalize(data.train_images)
         self._generator = torch.Generator().manual_seed(seed)
@@ -77,7 +77,7 @@ def find_on(
     """
     model = make_model(model_name, data, seed)
     optimizer = make_optimizer(optimizer_name, model.parameters())
-    loader = TrainingBatches(data, batch_size, seed)
+    loader = TrainingBatches(data, batch_sizes(model, data, batch_size), seed)
     criterion: Callable[[Tensor, Tensor], Tensor] = nn.CrossEntropyLoss()
     return find_lr(
         model,

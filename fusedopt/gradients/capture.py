@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -42,9 +43,16 @@ class capture:
         max_records: the most records kept, an even number of at least 2.
         max_values: the most elements recorded of each tensor; of a larger one, the same elements each time, drawn
             evenly over it. None records all.
+        history: of an earlier part of the training, whose records before `step` are taken over.
+        step: the number of the first step to come.
+
+    Attributes:
+        history: what has been recorded.
+        step: how many steps there have been.
 
     Raises:
-        ValueError: a layer does not exist or nothing is left to record, or a number is out of range.
+        ValueError: a layer does not exist or nothing is left to record, a number is out of range, or the history is of
+            other parameters.
     """
 
     def __init__(
@@ -57,6 +65,8 @@ class capture:
         max_records: int = 200,
         *,
         max_values: int | None = 1000,
+        history: History | None = None,
+        step: int = 0,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, not {every}")
@@ -72,8 +82,10 @@ class capture:
         self._rows: dict[str, dict[str, Tensor]] = {"gradients": {}, "parameters": {}}
         self._kinds = [kind for kind, wanted in (("gradients", gradients), ("parameters", parameters)) if wanted]
         self._capacity, self._every = max_records, every
-        self._step = 0
+        self.step = step
         self.history = History()
+        if history is not None:
+            self._take_over(history)
         self._hook: RemovableHandle | None = None
 
     def __enter__(self) -> History:
@@ -99,24 +111,46 @@ class capture:
         Args:
             grad_scale: what the gradients are to be divided by.
         """
-        if self._step % self._every == 0 and len(self.history.steps) == self._capacity:
+        while self.step % self._every == 0 and len(self.history.steps) >= self._capacity:
             self._thin_out()
-        if self._step % self._every == 0:
+        if self.step % self._every == 0:
             row = len(self.history.steps)
-            self.history.steps.append(self._step)
+            self.history.steps.append(self.step)
             for kind in self._kinds:
                 for name, param in self._params.items():
                     self._write(kind, name, row, param, grad_scale)
-        self._step += 1
+        self.step += 1
+
+    def _take_over(self, history: History) -> None:
+        kept = {step: row for row, step in enumerate(history.steps) if step < self.step}
+        if not kept:
+            return
+        self._every = max(self._every, min((after - step for step, after in pairwise(kept)), default=1))
+        while len(kept) > self._capacity:
+            self._every *= 2
+            kept = {step: row for step, row in kept.items() if step % self._every == 0}
+        for kind in self._kinds:
+            found: dict[str, Tensor] = getattr(history, kind)
+            for name, param in self._params.items():
+                rows = self._memory(name, param)
+                if found.keys() != self._params.keys() or found[name].shape[1:] != rows.shape[1:]:
+                    raise ValueError(f"holds other parameters than those to record, such as the {kind} of {name}")
+                rows[: len(kept)] = found[name][list(kept.values())].to(rows)
+                self._rows[kind][name] = rows
+                getattr(self.history, kind)[name] = rows[: len(kept)]
+        self.history.steps = list(kept)
+
+    def _memory(self, name: str, param: nn.Parameter) -> Tensor:
+        index = self._indices[name]
+        count = param.numel() if index is None else len(index)
+        dtype = torch.promote_types(param.dtype, torch.float32)
+        return torch.empty(self._capacity, count, dtype=dtype, device=param.device)
 
     def _write(self, kind: str, name: str, row: int, param: nn.Parameter, grad_scale: Tensor | None) -> None:
         index = self._indices[name]
         rows = self._rows[kind].get(name)
         if rows is None:
-            count = param.numel() if index is None else len(index)
-            dtype = torch.promote_types(param.dtype, torch.float32)
-            rows = torch.empty(self._capacity, count, dtype=dtype, device=param.device)
-            self._rows[kind][name] = rows
+            rows = self._rows[kind][name] = self._memory(name, param)
         values = param.detach() if kind == "parameters" else param.grad
         if values is None:
             rows[row] = torch.nan
@@ -129,10 +163,12 @@ class capture:
 
     def _thin_out(self) -> None:
         self._every *= 2
-        del self.history.steps[1::2]
+        kept = [row for row, step in enumerate(self.history.steps) if step % self._every == 0]
+        self.history.steps[:] = [self.history.steps[row] for row in kept]
         for kind in self._kinds:
-            for rows in self._rows[kind].values():
-                rows[: self._capacity // 2] = rows[::2].clone()
+            for name, rows in self._rows[kind].items():
+                rows[: len(kept)] = rows[kept]
+                getattr(self.history, kind)[name] = rows[: len(kept)]
 
 
 def _selected(model: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.Parameter]:

@@ -28,11 +28,13 @@ class History:
         steps: the steps that were recorded, counted from 0 at the beginning of the block, rising.
         gradients: for each parameter's name, [len(steps), values] of its gradient; NaN where it had none.
         parameters: for each parameter's name, [len(steps), values] of itself, before the step.
+        epochs: how many steps had been taken at the end of each epoch, where the training noted it.
     """
 
     steps: list[int] = field(default_factory=list)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     parameters: dict[str, Tensor] = field(default_factory=dict)
+    epochs: list[int] = field(default_factory=list)
 
     def quantiles(self, kind: str, name: str, probabilities: Sequence[float]) -> Tensor:
         """Returns [len(probabilities), len(steps)], quantiles over the values of each record, NaN where there are none.
@@ -112,7 +114,7 @@ class History:
         """
         # Copies: a row is a view into the memory of all the records there may come to be.
         kinds = {kind: {name: rows.cpu().clone() for name, rows in of.items()} for kind, of in self._kinds().items()}
-        files.save(Path(path), "history", {"steps": self.steps, **kinds})
+        files.save(Path(path), "history", {"steps": self.steps, "epochs": self.epochs, **kinds})
 
     @classmethod
     def load(cls, path: Path | str) -> History:
@@ -122,7 +124,7 @@ class History:
             fusedopt.files.FileError: it is missing, not a history, or damaged.
         """
         content = files.load(Path(path), "history")
-        return cls(content["steps"], content["gradients"], content["parameters"])
+        return cls(content["steps"], content["gradients"], content["parameters"], content.get("epochs", []))
 
     def _kinds(self) -> dict[str, dict[str, Tensor]]:
         return {"gradients": self.gradients, "parameters": self.parameters}

@@ -111,6 +111,9 @@ class BatchSizeScheduler:
             "base_momentum": self.base_momentum,
             "scheduled": scheduled,
             "highest": highest,
+            "batch_size": self.batch_size,
+            "kept": self._kept,
+            "lrs": self._lrs(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -119,7 +122,9 @@ class BatchSizeScheduler:
         Raises:
             ValueError: the state is of another scheduler or for another number of groups. Nothing has changed then.
         """
-        check_state(self, state_dict, *self.state_dict())
+        check_state(
+            self, state_dict, *(name for name in self.state_dict() if name not in ("batch_size", "kept", "lrs"))
+        )
         if len(state_dict["scheduled"]) != (groups := len(self.optimizer.param_groups)):
             raise ValueError(
                 f"the state is for {len(state_dict['scheduled'])} parameter group(s), the optimizer has {groups}"
@@ -129,7 +134,14 @@ class BatchSizeScheduler:
         self.max_batch_size = state_dict["max_batch_size"]
         self.base_momentum = state_dict["base_momentum"]
         self._scheduled, self._highest = list(state_dict["scheduled"]), list(state_dict["highest"])
-        self._apply()
+        if "lrs" not in state_dict:  # as saved by earlier versions
+            self._apply()
+            return
+        # Not computed anew: that would ask how many samples the epoch has left, and for the momentum, which may or may
+        # not have been loaded yet.
+        self._decay, self._kept = max(self._decays()), state_dict["kept"]
+        self.batch_sampler.batch_size = state_dict["batch_size"]  # type: ignore[union-attr]
+        set_lrs(self.optimizer, [*state_dict["lrs"]])
 
     def _with_added_groups(self) -> tuple[list[float], list[float]]:
         """The scheduled and the highest learning rates; of a new group, those that give it what it holds."""
@@ -139,10 +151,13 @@ class BatchSizeScheduler:
             scheduled.append(highest[-1] * self._decay)
         return scheduled, highest
 
+    def _decays(self) -> list[float]:
+        """The decay so far of each group, 1 at its highest."""
+        return [lr / high if high else 1.0 for lr, high in zip(self._scheduled, self._highest, strict=True)]
+
     def _apply(self) -> None:
-        # The decay so far of each group, 1 at its highest; all groups share a batch, which grows with the least one.
-        decays = [lr / high if high else 1.0 for lr, high in zip(self._scheduled, self._highest, strict=True)]
-        least = max(decays)
+        decays = self._decays()
+        least = max(decays)  # all groups share a batch, which grows with the least decay
         wanted = self.base_batch_size * self._momentum_factor() / least if least else math.inf
         limit = self._limit()
         kept = min(1.0, limit / wanted)

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fusedopt.data.augmentations import Augmentation
 from fusedopt.data.images import ImageData, Normalize
 from fusedopt.data.loader import BatchLoader, BatchTransform
 from fusedopt.lr_finder import LRFinderResult, find_lr
-from fusedopt.training.batches import Batch, Loss
+from fusedopt.training.batches import Batch, Loss, batch_sizes
 from fusedopt.training.distributed import World
 from fusedopt.training.evaluate import device_of
 from fusedopt.training.precision import Precision
@@ -24,14 +25,14 @@ from fusedopt.training.settings import PLAIN, Settings
 class _Passes:
     """The batches of a training, epoch after epoch: a pass over the images each time it is asked."""
 
-    def __init__(self, loader: BatchLoader, sampler: ResumableSampler, world: World, batch_size: int) -> None:
-        self._loader, self._sampler, self._world, self._batch_size = loader, sampler, world, batch_size
+    def __init__(self, loader: BatchLoader, sampler: ResumableSampler, world: World, sizes: list[int]) -> None:
+        self._loader, self._sampler, self._world, self._sizes = loader, sampler, world, sizes
 
     def __iter__(self) -> Iterator[Batch]:
-        order = self._world.share(self._sampler.remaining(), self._batch_size)
+        order = self._world.share(self._sampler.remaining(), self._sizes)
         seed = self._sampler.epoch * self._world.size + self._world.rank
         self._sampler.advance(len(self._sampler))
-        return self._loader.batches(order, seed)
+        return self._loader.batches(order, seed, self._world.share_sizes(self._sizes))
 
 
 def find_training_lr(
@@ -63,7 +64,8 @@ def find_training_lr(
         What was found; `suggestion` raises where the curve supports none, and says why.
 
     Raises:
-        ValueError: there are no training images, the batch size is below 1, or an option is wrong.
+        ValueError: there are no training images, the batch size is below 1 or too small for the network, or an option
+            is wrong.
     """
     device, world = device_of(model), World.of(model)
     precision = Precision(settings.amp, device)
@@ -71,6 +73,8 @@ def find_training_lr(
     images_and_labels = data.train_images, data.train_labels
     loader = BatchLoader(images_and_labels, batch_size // world.size, transform, device=device)
     sampler = ResumableSampler(len(data.train_labels), seed=seed)
+    network = model.module if isinstance(model, DistributedDataParallel) else model
+    sizes = batch_sizes(network, data, batch_size, world)
 
     def loss(network: nn.Module, batch: Batch) -> Tensor:
         images, targets = batch
@@ -80,7 +84,7 @@ def find_training_lr(
         model,
         optimizer,
         None,
-        _Passes(loader, sampler, world, batch_size),
+        _Passes(loader, sampler, world, sizes),
         closure=loss,
         accumulation_steps=settings.accumulate,
         grad_scaler=precision.scaler if precision.scaler.is_enabled() else None,

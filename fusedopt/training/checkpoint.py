@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import copy
-import random
 import re
-import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
+from torch import nn
 
 from fusedopt import files
 from fusedopt.files import FileError
+from fusedopt.plain import foreign_part, pack
+from fusedopt.training.states import (
+    Stateful,
+    in_order,
+    mismatch,
+    random_state,
+    restore,
+    set_random_state,
+    state_of,
+)
 
 _KIND = "checkpoint"
 _NAME = re.compile(r"(\d{6,})-step-\d+(-best)?\.pt")
-
-
-class Stateful(Protocol):
-    """What a checkpoint can hold: a model, an optimizer, a scheduler, a GradScaler, a sampler, gradient noise, ..."""
-
-    def state_dict(self) -> Any:
-        """Returns tensors and plain values."""
-
-    def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Takes over what `state_dict` returned."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +60,13 @@ class Checkpoint:
     may be killed at any moment, and carries a checksum. It holds no code, and none is run when it is loaded. A run that
     is resumed agrees bit for bit with one that was never interrupted, where the machine computes the same twice.
 
+    States may hold tensors, what Python's own numbers, strings, lists, tuples, sets and dictionaries make, and numbers
+    and arrays of NumPy. Anything else is an error that names it, before the first step where `load` is called there.
+    States are put back in an order that does not depend on that of the arguments.
+
     Not in the file: what constructors are told (`max_grad_norm`, a scheduler's lambda), buffers that are not
-    persistent, gradients, and the state of the workers of a loader.
+    persistent, gradients, the state of the workers of a loader, and an order that a loader draws itself
+    (`shuffle=True`): take a `ResumableSampler`.
 
     Args:
         folder: made at the first save. One process writes to it.
@@ -124,8 +125,9 @@ class Checkpoint:
             The new file.
 
         Raises:
-            fusedopt.files.FileError: it cannot be written, or the folder holds checkpoints of a run that this one did
-                not load. All earlier files are there and load.
+            fusedopt.files.FileError: it cannot be written, a state holds what a file without code cannot (the message
+                names it by its path), or the folder holds checkpoints of a run that this one did not load. All earlier
+                files are there and load.
         """
         self.refuse_earlier_run()
         self._began = True
@@ -133,10 +135,12 @@ class Checkpoint:
         metric = None if metric is None else float(metric)
         best = metric is not None and metric == metric and (self._best is None or self._better(metric, self._best))
         best_metric = metric if best else self._best
+        objects = {name: state_of(value) for name, value in self.objects.items()}
+        self._refuse_foreign(objects)
         content = {
             "position": {"epoch": epoch, "step": step, "metric": metric, "best_metric": best_metric},
-            "objects": {name: _state(value) for name, value in self.objects.items()},
-            "random": _random_state(),
+            "objects": objects,
+            "random": random_state(),
         }
         serial = int(earlier[-1].name.partition("-")[0]) + 1 if earlier else 1
         path = self.folder / f"{serial:06d}-step-{step}{'-best' if best else ''}.pt"
@@ -159,8 +163,10 @@ class Checkpoint:
             How far the run had come. Where the folder holds no checkpoint, nothing is changed, and the position is 0.
 
         Raises:
-            fusedopt.files.FileError: the file is missing, damaged, or of another run. Every object is as it was.
+            fusedopt.files.FileError: the file is missing, damaged, or of another run, or an object has a state that no
+                checkpoint can hold. Every object is as it was.
         """
+        self._refuse_foreign(self._early_states())
         path = which if isinstance(which, Path) else self._find(which)
         if path is None:
             self._began = True
@@ -168,22 +174,21 @@ class Checkpoint:
         content = files.load(path, _KIND)
         try:
             position = Position(**content["position"])
-            saved, random_state = content["objects"], content["random"]
+            saved, random_saved = content["objects"], content["random"]
             self._check(path, saved)
-            before, random_before = self._snapshot(), _random_state()
+            before, random_before = self._snapshot(), random_state()
         except (KeyError, TypeError, AttributeError) as error:
             raise FileError(f"{path}: not the content of a checkpoint ({error!r}); do not trust it") from error
-        # Models come last: theirs is the one state that is checked beforehand, and not copied to be put back.
-        models = [name for name, value in self.objects.items() if isinstance(value, nn.Module)]
         name = "random"
         try:
-            _set_random_state(random_state)
-            for name in [*before, *models]:
-                _restore(self.objects[name], saved[name]["state"])
+            set_random_state(random_saved, warn=True)
+            for name in in_order(self.objects):
+                restore(self.objects[name], saved[name]["state"])
+            set_random_state(random_saved)  # an object may have drawn some
         except Exception as error:
             for other, state in before.items():
-                _restore(self.objects[other], state)
-            _set_random_state(random_before)
+                restore(self.objects[other], state)
+            set_random_state(random_before)
             raise FileError(f"{path}: not of this run ({name}: {error}); build what it was saved from") from error
         self._began, self._best = True, position.best_metric
         return position
@@ -221,15 +226,34 @@ class Checkpoint:
             raise FileError(f"{path}: holds {names}; give the checkpoint the same objects under the same names")
         for name, value in self.objects.items():
             if isinstance(value, nn.Module):
-                if problem := _mismatch(value, saved[name]["state"]):
+                if problem := mismatch(value, saved[name]["state"]):
                     raise FileError(f"{path}: of another {name}: {problem}; build the {name} it was saved from")
             elif saved[name]["class"] != type(value).__name__:
                 classes = f"{name} is a {saved[name]['class']} there and a {type(value).__name__} here"
                 raise FileError(f"{path}: {classes}; build the {name} it was saved from")
 
+    def _refuse_foreign(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raises FileError where a state has what no file without code can hold, and says where."""
+        for name, saved in states.items():
+            if part := foreign_part(pack(saved["state"]), name):
+                raise FileError(f"{self.folder}: no checkpoint can be written, as {files.unloadable(part)}")
+
+    def _early_states(self) -> dict[str, Any]:
+        """The states there are before the first step, but for models: theirs may take all processes to be gathered."""
+        states = {}
+        for name, value in self.objects.items():
+            if not isinstance(value, nn.Module):
+                with suppress(Exception):  # it may have none yet, as before torch's ZeroRedundancyOptimizer gathers it
+                    states[name] = state_of(value)
+        return states
+
     def _snapshot(self) -> dict[str, Any]:
-        kept = {name: value for name, value in self.objects.items() if not isinstance(value, nn.Module)}
-        return {name: copy.deepcopy(_state(value)["state"]) for name, value in kept.items()}
+        kept = {name: self.objects[name] for name in in_order(self.objects)}
+        return {
+            name: copy.deepcopy(state_of(value)["state"])
+            for name, value in kept.items()
+            if not isinstance(value, nn.Module)
+        }
 
 
 def read(path: Path | str) -> dict[str, Any]:
@@ -239,60 +263,3 @@ def read(path: Path | str) -> dict[str, Any]:
     """
     content = files.load(Path(path), _KIND)
     return {name: saved["state"] for name, saved in content["objects"].items()}
-
-
-def _state(value: Stateful | torch.Generator) -> dict[str, Any]:
-    state = value.get_state() if isinstance(value, torch.Generator) else value.state_dict()
-    return {"class": type(value).__name__, "state": state}
-
-
-def _restore(value: Stateful | torch.Generator, state: Any) -> None:
-    if isinstance(value, torch.Generator):
-        value.set_state(state)
-    elif isinstance(value, Optimizer):
-        # load_state_dict moves states to their parameters' devices, but leaves a learning rate that is a tensor alone.
-        for saved, live in zip(state["param_groups"], value.param_groups, strict=False):
-            for key, option in saved.items():
-                if isinstance(option, Tensor) and isinstance(live.get(key), Tensor):
-                    saved[key] = option.to(live[key].device)
-        value.load_state_dict(state)
-    else:
-        value.load_state_dict(state)
-
-
-def _mismatch(model: nn.Module, saved: Mapping[str, Any]) -> str | None:
-    """What tells the model from the one that was saved, None if nothing does."""
-    live = model.state_dict()
-    if missing := live.keys() - saved.keys():
-        return f"{sorted(missing)[0]} is missing in the file"
-    if extra := saved.keys() - live.keys():
-        return f"the model has no {sorted(extra)[0]}"
-    for key, value in live.items():
-        if isinstance(value, Tensor) and not is_lazy(value):
-            ours, theirs = (value.dtype, tuple(value.shape)), (saved[key].dtype, tuple(saved[key].shape))
-            if ours != theirs:
-                return f"{key} is {theirs[0]} {theirs[1]} there and {ours[0]} {ours[1]} here"
-    return None
-
-
-def _random_state() -> dict[str, Any]:
-    name, key, *numbers = np.random.get_state()  # noqa: NPY002, the global generator is the one to save
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(key).astype(np.int64)), *numbers),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    random.setstate(state["python"])
-    name, key, *numbers = state["numpy"]
-    np.random.set_state((name, key.numpy().astype(np.uint32), *numbers))  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if len(state["cuda"]) != count:
-        text = f"saved with {len(state['cuda'])} CUDA devices, loaded with {count}: their random numbers will differ"
-        warnings.warn(text, stacklevel=3)
-    for device, device_state in enumerate(state["cuda"][:count]):
-        torch.cuda.set_rng_state(device_state, device)

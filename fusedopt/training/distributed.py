@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -48,25 +48,29 @@ class World:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
-    def share(self, order: Tensor, batch_size: int) -> Tensor:
+    def share(self, order: Tensor, batch_size: int | Sequence[int]) -> Tensor:
         """Returns what this process takes of each batch of an order.
 
         Args:
             order: int64 [N], indices.
-            batch_size: of all processes together, a multiple of their number.
+            batch_size: of all processes together, a multiple of their number; or how many each batch has.
 
         Returns:
-            int64, batches of `batch_size` / `size` indices. Where the last batch has fewer images than there are
-            processes, those without any take its first one, which is not to count.
+            int64, this process's indices of one batch after the other. Where the last batch has fewer images than there
+            are processes, those without any take its first one, which is not to count.
         """
         if self.size == 1:
             return order
-        batches = [(batch, batch.tensor_split(self.size)[self.rank]) for batch in torch.split(order, batch_size)]
+        batches = [(batch, batch.tensor_split(self.size)[self.rank]) for batch in torch.split(order, batch_size)]  # type: ignore[arg-type]
         return torch.cat([own if len(own) else batch[:1] for batch, own in batches])
 
     def share_size(self, images: int) -> int:
         """Returns how many of a batch's images count on this process, see `share`."""
         return images // self.size + (self.rank < images % self.size)
+
+    def share_sizes(self, sizes: Iterable[int]) -> list[int]:
+        """Returns how many indices `share` returns of each batch, those that do not count included."""
+        return [max(self.share_size(images), 1) for images in sizes]
 
     def sum(self, values: Tensor) -> Tensor:
         """Adds up a tensor over the processes, in place, and returns it."""

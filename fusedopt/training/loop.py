@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from fusedopt.data.augmentations import Augmentation
 from fusedopt.data.images import ImageData, Normalize
 from fusedopt.data.loader import BatchLoader, BatchTransform
-from fusedopt.training.batches import Batch, Loss, parts
+from fusedopt.training.batches import Batch, Loss, batch_sizes, parts
 from fusedopt.training.checkpoint import Checkpoint
 from fusedopt.training.compiled import compile_errors
 from fusedopt.training.distributed import World
@@ -74,7 +74,8 @@ def train(
         optimizer: over the model's parameters.
         data: images and labels.
         epochs: number of passes over the training images.
-        batch_size: images per batch, of all processes together.
+        batch_size: images per batch, of all processes together; what is left over may be joined to the last one, see
+            `batch_sizes`.
         seed: of the order of the images and of the augmentation.
         augmentation: of the training images; None trains on them as they are.
         loss_fn: takes scores [B, classes] and labels int64 [B], or probabilities [B, classes] where the augmentation
@@ -92,8 +93,9 @@ def train(
     Raises:
         fusedopt.files.FileError: a checkpoint cannot be written or loaded.
         fusedopt.training.CompileError: `torch.compile` does not work here.
-        ValueError: there are no training images, the batch size is below 1 or cannot be shared by the processes, or
-            the settings do not fit the optimizer, the device or each other.
+        ValueError: there are no training images, the batch size is below 1, cannot be shared by the processes or is
+            too small for the network's normalisation, or the settings do not fit the optimizer, the device or each
+            other.
         fusedopt.training.distributed.MainFailedError: the main process could not begin, and says why.
     """
     training = _Training(model, optimizer, data, epochs, batch_size, seed, augmentation, loss_fn, settings)
@@ -119,7 +121,7 @@ class _Training:
         settings: Settings,
     ) -> None:
         self.model, self.optimizer, self.data, self.loss_fn, self.settings = model, optimizer, data, loss_fn, settings
-        self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
+        self.epochs, self.seed = epochs, seed
         self.world = World.of(model)
         self.network = model.module if isinstance(model, DistributedDataParallel) else model
         self.device = device_of(model)
@@ -136,8 +138,8 @@ class _Training:
             BatchTransform(self.normalize, augmentation),
             device=self.device,
         )
-        batches = math.ceil(len(data.train_labels) / batch_size)
-        self.steps_per_epoch = math.ceil(batches / settings.accumulate)
+        self.sizes = batch_sizes(self.network, data, batch_size, self.world)
+        self.steps_per_epoch = math.ceil(len(self.sizes) / settings.accumulate)
         self.schedule = None
         if settings.schedule is not None:
             steps = epochs * self.steps_per_epoch
@@ -185,10 +187,10 @@ class _Training:
     def train_epoch(self, progress: Progress | None) -> Epoch:
         """Trains on every image once, then evaluates."""
         count = len(self.data.train_labels)
-        order, seed = self.world.share(self.sampler.remaining(), self.batch_size), self.epoch_seed()
-        plan = list(parts(count, self.batch_size, self.settings.accumulate, self.world))
+        order, seed = self.world.share(self.sampler.remaining(), self.sizes), self.epoch_seed()
+        plan = list(parts(self.sizes, self.settings.accumulate, self.world))
         metrics = Metrics(self.device, sum(part.images for part in plan))
-        batches: Iterable[Batch] = self.loader.batches(order, seed)
+        batches: Iterable[Batch] = self.loader.batches(order, seed, self.world.share_sizes(self.sizes))
         if progress is not None and self.world.main:
             batches = progress(batches, len(plan), metrics)
         if self.world.size > 1:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from fusedopt.data.images import ImageData, Normalize
-from fusedopt.training.batches import batches
+from fusedopt.training.batches import batch_sizes, batches
 
 
 @dataclass
@@ -43,16 +43,16 @@ def record_steps(
     Takes as many passes over the training images as the steps need. Arguments as in `train`.
 
     Raises:
-        ValueError: there are no training images.
+        ValueError: there are no training images, or the batch size is too small for the network's normalisation.
     """
     if not len(data.train_labels):
         raise ValueError(f"{data.name} holds no training images")
     normalize = Normalize(data.train_images)
-    generator = torch.Generator().manual_seed(seed)
+    generator, sizes = torch.Generator().manual_seed(seed), batch_sizes(model, data, batch_size)
     trajectory = Trajectory()
     model.train()
     while len(trajectory.losses) < steps:
-        for images, labels in batches(data.train_images, data.train_labels, batch_size, generator):
+        for images, labels in batches(data.train_images, data.train_labels, sizes, generator):
             if len(trajectory.losses) == steps:
                 break
             optimizer.zero_grad()

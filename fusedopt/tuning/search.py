@@ -27,6 +27,7 @@ from fusedopt.data import ImageData
 from fusedopt.examples.tasks import find_task
 from fusedopt.files import FileError, locked
 from fusedopt.training import make_optimizer, seeded, train
+from fusedopt.training.batches import batch_sizes
 from fusedopt.tuning.space import Space, suggest
 from fusedopt.tuning.storage import storage_of, study_file, writing
 
@@ -71,6 +72,12 @@ class Search:
     def points(self) -> int | None:
         """Returns how many points the grid has; None for other methods, which never come to an end."""
         return math.prod(len(d.choices) for d in self.space.values()) if self.method == "grid" else None
+
+    def check(self, data: ImageData) -> None:
+        """Raises ValueError where a batch size of the space is too small for the network: see `batch_sizes`."""
+        network, sizes = find_task(self.dataset).network(self.model), self.space["batch-size"]
+        for size in sizes.choices or (sizes.low,):
+            batch_sizes(network, data, int(size))
 
     def sampler(self, number: int) -> BaseSampler:
         """Makes the sampler of a trial; each has a seed of its own, so that a search goes on as if uninterrupted."""
