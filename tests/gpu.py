@@ -6,6 +6,7 @@ on, from schedulers to checkpoints, on CUDA tensors.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,9 +61,13 @@ def stream(number: int) -> Iterator[None]:
 class Graph:
     """The captured work of a call, which capturing does not do."""
 
+    _graph: int | None = None
+    _captures = itertools.count()
+
     def __init__(self, step: Callable[[], Any]) -> None:
         if ON_CPU:
-            _C.executor.set_stream(1)
+            # On the streams in turns, as torch takes those of its pool.
+            _C.executor.set_stream(1 + next(self._captures) % 8)
             try:
                 _C.executor.begin_capture()
                 try:
@@ -75,6 +80,10 @@ class Graph:
         self._cuda_graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._cuda_graph):
             step()
+
+    def __del__(self) -> None:
+        if self._graph is not None:
+            _C.executor.destroy(self._graph)
 
     def replay(self) -> None:
         if ON_CPU:

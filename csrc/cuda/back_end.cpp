@@ -7,13 +7,15 @@
 #include <tuple>
 #include <utility>
 
-#include "device.h"
+#include "capture.h"
 
 namespace fusedopt::cuda {
 
 static at::Tensor scalar(const at::Tensor& bytes, size_t at) {
   return bytes.narrow(0, int64_t(at), sizeof(double)).view(at::kDouble).squeeze();
 }
+
+BackEnd::~BackEnd() { free_released(); }
 
 void BackEnd::recut(const std::vector<Tensor>& tensors, const std::vector<int32_t>& joint) {
   std::vector<int32_t> order;
@@ -47,8 +49,9 @@ void BackEnd::recut(const std::vector<Tensor>& tensors, const std::vector<int32_
 
 void BackEnd::refresh(const std::vector<Tensor>& tensors) {
   if (current_ || chunks_.empty()) return;
+  free_released();
   const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
-  current_ = is_capturing() ? &captured_.emplace_back() : &tables_[current_stream()];
+  current_ = is_capturing() ? &captured_ : &tables_[current_stream()];
   if (current_->memory.defined()) patch(*current_, tensors);
   else build(*current_, tensors);
   counts_ = std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& t) { return t.device == device_ && t.step; });
@@ -97,12 +100,16 @@ void BackEnd::patch(DeviceTable& table, const std::vector<Tensor>& tensors) {
 // Device memory with these bytes, and room behind them. In the order of the stream; for a capture at once, and not
 // again in its replays.
 at::Tensor BackEnd::copy(const std::vector<char>& bytes, size_t room) {
+  const bool capturing = is_capturing();
   std::optional<BesideCapture> beside;
-  if (is_capturing()) beside.emplace();
+  if (capturing) beside.emplace(device_);
   const auto options = at::TensorOptions(at::kByte).device(kDeviceType, static_cast<c10::DeviceIndex>(device_));
   at::Tensor memory = at::empty({int64_t(bytes.size() + room)}, options);
   upload(memory, bytes);
-  if (beside) beside->wait();
+  if (!capturing) return memory;
+  beside->wait();
+  beside.reset();
+  keep_for_graph(memory);
   return memory;
 }
 
@@ -110,6 +117,8 @@ std::pair<at::Tensor, at::Tensor> BackEnd::norm(const Scaling& scaling) {
   if (!current_) throw std::logic_error("there is no gradient on the GPU to take the norm of");
   const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
   if (!norm_.defined()) norm_ = scalar(copy(std::vector<char>(sizeof(double)), 0), 0);
+  if (is_capturing()) keep_for_graph(norm_);
+  else if (const Stream stream = current_stream(); std::exchange(norm_stream_, stream) != stream) record_use(norm_);
   current_->view.norm = norm_.data_ptr<double>();
   gradient_norm(current_->view, int32_t(chunks_.size()), scaling, current_stream());
   return {current_->square_sum, norm_};
@@ -138,13 +147,13 @@ void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling) {
     }
     const Rows arguments{bytes.data(), int32_t(bytes.size()), stride, folded};
     if (!fit_in_arguments(arguments)) {
-      if (!is_capturing()) current_->rows.clear();
+      if (current_ != &captured_) current_->rows.clear();
       current_->rows.push_back(copy(bytes, 0));
       current_->view.rows = static_cast<const char*>(current_->rows.back().data_ptr());
     }
     cuda::update(current_->view, batch, arguments, scaling, counts_, current_stream());
   }
-  current_ = nullptr;
+  abandon();
 }
 
 size_t BackEnd::memory() const {
