@@ -1,7 +1,7 @@
 """The GPU that the tests of the CUDA back end run on: a real one, or the executor in a build for it.
 
 All other tests run on the CPU. `FUSEDOPT_TEST_DEVICE=cuda` makes it the default device, and so runs what a user relies
-on, from schedulers to checkpoints, on CUDA tensors.
+on, from schedulers to checkpoints, on CUDA tensors; a build for the executor does so with its GPU.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import virtual_gpu
 
 from fusedopt import _C
 
 ON_CPU = _C.GPU == "cpu"
 AVAILABLE = ON_CPU or (_C.GPU == "cuda" and torch.cuda.is_available())
 REAL = AVAILABLE and not ON_CPU
-DEVICE = _C.GPU or "cpu"
-TEST_DEVICE = os.environ.get("FUSEDOPT_TEST_DEVICE", "cpu")
+DEVICE = virtual_gpu.DEVICE if ON_CPU else _C.GPU or "cpu"
+TEST_DEVICE = os.environ.get("FUSEDOPT_TEST_DEVICE", DEVICE if ON_CPU else "cpu")
+TEST_DEVICE_TYPE = torch.device(TEST_DEVICE).type
 # The host does not wait to learn whether a device has skipped a step: it has made the states by then.
-ASYNCHRONOUS = ON_CPU or TEST_DEVICE != "cpu"
+ASYNCHRONOUS = TEST_DEVICE != "cpu"
 
 
 def work(step: Callable[[], Any]) -> tuple[int, int, int]:

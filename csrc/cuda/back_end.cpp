@@ -127,25 +127,28 @@ std::pair<at::Tensor, at::Tensor> BackEnd::norm(const Scaling& scaling) {
 void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling) {
   if (!current_) return;
   const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
-  const bool folded = !counts_ && !scaling.grad_scale && !scaling.found_inf && !scaling.square_sum &&
-                      std::none_of(rows.begin(), rows.end(), [](const Row& row) { return row.lr; });
+  const bool folded = !counts_ && std::none_of(rows.begin(), rows.end(), [](const Row& row) { return row.lr; });
+  const bool rescaled = folded && (scaling.grad_scale || scaling.square_sum);
   std::vector<char> bytes;
   for (const Batch& batch : batches_) {
     const bool is_double = batch.dtype == Dtype::kFloat64;
-    const int32_t stride = (folded ? info(batch.rule).bytes[is_double] + 7 : int(sizeof(DeviceRow))) / 8 * 8;
+    const RuleInfo& rule = info(batch.rule);
+    const int32_t stride =
+        folded ? (rule.bytes[is_double] + 7) / 8 * 8 : int32_t(sizeof(DeviceRow) + rule.numbers * sizeof(double));
     bytes.resize(rows.size() * stride);
     for (size_t r = 0; r < rows.size(); ++r) {
       const Row& row = rows[r];
+      char* at = &bytes[r * stride];
       if (row.rule != batch.rule || row.is_double != is_double) continue;  // another launch's
       if (folded) {
-        info(batch.rule).fold[is_double](&bytes[r * stride], row.numbers, row.count, scaling.scale);
+        rule.fold[is_double](at, row.numbers, row.count, rescaled ? 1 : scaling.scale);
       } else {
-        DeviceRow unfolded{{}, row.count, row.lr, row.double_lr};
-        std::copy_n(row.numbers, kMaxNumbers, unfolded.numbers);
-        std::memcpy(&bytes[r * stride], &unfolded, sizeof unfolded);
+        const DeviceRow unfolded{row.count, row.lr, row.double_lr};
+        std::memcpy(at, &unfolded, sizeof unfolded);
+        std::memcpy(at + sizeof unfolded, row.numbers, rule.numbers * sizeof(double));
       }
     }
-    const Rows arguments{bytes.data(), int32_t(bytes.size()), stride, folded};
+    const Rows arguments{bytes.data(), int32_t(bytes.size()), stride, folded, rescaled};
     if (!fit_in_arguments(arguments)) {
       if (current_ != &captured_) current_->rows.clear();
       current_->rows.push_back(copy(bytes, 0));

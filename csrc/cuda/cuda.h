@@ -35,17 +35,19 @@ struct Scaling {
   double max_norm = 0, epsilon = 0;    // clip_coefficient's
 };
 
-struct DeviceRow {  // a Row as a block needs it to make a rule
-  double numbers[kMaxNumbers], count;
+struct DeviceRow {  // a Row as a block needs it to make a rule, with the rule's numbers behind it
+  double count;
   const void* lr;
   bool double_lr;
 };
 
-// The rows of a launch. Folded by the host, or, where it does not know everything, by each block from a DeviceRow.
+// The rows of a launch. Folded by the host, where it knows the learning rate and the step count: `rescaled`, when only
+// a block knows what the gradients are multiplied by, which is one number of a rule. Otherwise folded by each block
+// from a DeviceRow.
 struct Rows {
   const char* bytes;
   int32_t size, stride;
-  bool folded;
+  bool folded, rescaled;
 };
 // Whether they travel with the launch; otherwise they have to be in view.rows by then.
 bool fit_in_arguments(const Rows& rows);

@@ -23,9 +23,10 @@ template <int D, int Bytes>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Lamb<float>::kUpdateOperands.reads>)
     lamb_update(const __grid_constant__ Arguments<Bytes> args) {
   using F = Compute<D>;
-  if (skipped(args.scaling)) return;
+  const bool skips = skipped(args.scaling);
   const Chunk chunk = args.view.chunks[args.batch.chunk + (gridDim.x - 1 - blockIdx.x)];
-  const Tensor& t = args.view.tensors[chunk.tensor];
+  const Tensor t = args.view.tensors[chunk.tensor];
+  if (skips) return;
   const auto rule = rule_of<Lamb<F>>(args, t);
   const F step_size = F(args.view.step_sizes[chunk.tensor]);
   const auto body = [&](F& param, F&, F& exp_avg, F& exp_avg_sq, F&) {

@@ -68,7 +68,7 @@ bool fit_in_arguments(const Rows& rows) { return rows.size <= Arguments<kArgumen
 void update(const View& view, const Batch& batch, const Rows& rows, const Scaling& scaling, bool counts,
             Stream stream) {
   const char* on_device = fit_in_arguments(rows) ? nullptr : view.rows;
-  const Header header{view, batch, scaling, on_device, rows.stride, rows.folded, counts};
+  const Header header{view, batch, scaling, on_device, rows.stride, rows.folded, rows.rescaled, counts};
   kUpdates[int(batch.rule)][int(batch.dtype)](header, rows, stream);
 }
 

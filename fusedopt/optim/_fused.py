@@ -225,12 +225,11 @@ class FusedStep(Optimizer):
             _refuse_group_norm(group)
             if group["differentiable"]:
                 everything = everything or "differentiable=True"
-            if group["capturable"]:
-                refuse_capturable(group)
             numbers.append(self._numbers(group))
             counted.append((group["capturable"] or scaling.on_gpu) and self._needs_count(group))
 
         if everything:
+            refuse_capturable(self)
             if scaling.on_gpu and scaling.overflowed():
                 return loss
             params = [p for group in self.param_groups for p in group["params"]]
@@ -248,6 +247,8 @@ class FusedStep(Optimizer):
         if devices and devices[-1] >= 0 and _C.is_capturing():
             refuse_capture(self)
         on_host = bool(leftover) or not devices or devices[0] < 0  # something is updated where no GPU decides
+        if on_host:
+            refuse_capturable(self)
         if on_host and scaling.on_gpu and scaling.overflowed():
             return loss
         if leftover or missing or uncounted:
