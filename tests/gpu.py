@@ -18,8 +18,9 @@ import virtual_gpu
 from fusedopt import _C
 
 ON_CPU = _C.GPU == "cpu"
-AVAILABLE = ON_CPU or (_C.GPU == "cuda" and torch.cuda.is_available())
-REAL = AVAILABLE and not ON_CPU
+COLLECTED = os.environ.get("FUSEDOPT_COLLECT") == "1"  # to be collected only, as if there were a real GPU
+AVAILABLE = ON_CPU or COLLECTED or (_C.GPU == "cuda" and torch.cuda.is_available())
+REAL = AVAILABLE and (COLLECTED or not ON_CPU)
 DEVICE = virtual_gpu.DEVICE if ON_CPU else _C.GPU or "cpu"
 TEST_DEVICE = os.environ.get("FUSEDOPT_TEST_DEVICE", DEVICE if ON_CPU else "cpu")
 TEST_DEVICE_TYPE = torch.device(TEST_DEVICE).type

@@ -94,7 +94,7 @@ def test_bytes_are_the_declared_ones(case: Case, dtype: torch.dtype) -> None:
     _C.executor.counters()
     ours.step()
     *_, loaded, stored = _C.executor.counters()
-    of_chunks = 16 * 5 if getattr(ours, "phase", None) == ["adam"] else 0  # the sums that SWATS decides by
+    of_chunks = 16 * 8 if getattr(ours, "phase", None) == ["adam"] else 0  # the sums that SWATS decides by
     assert loaded + stored == ours.bytes_per_step() + of_chunks  # type: ignore[attr-defined]
 
 

@@ -55,7 +55,7 @@ def warm(case: Case, mode: str, tensors: int) -> Optimizer:
 
 def test_instructions_are_counted() -> None:
     def loop(n: int) -> list[Tensor]:
-        return [t for t in range(n)]  # noqa: C416
+        return [t for t in range(n)]
 
     assert instructions(lambda: loop(1000)) - instructions(lambda: loop(10)) > 1000
 

@@ -1,8 +1,8 @@
 """A GPU as far as Python can see it, for the build whose GPU is the CPU: a test that mixes devices fails there, too.
 
 A tensor made on the device `cpu:0` says that it lies there, one made on `cpu` says `cpu`, and what is computed from
-tensors of the former lies with them. Tensors that no operation of torch takes together are refused, as between a GPU and
-the CPU. In memory all are ordinary tensors of the CPU, and nothing of this is seen below Python.
+tensors of the former lies with them. Tensors that no operation of torch takes together are refused, as between a GPU
+and the CPU. In memory all are ordinary tensors of the CPU, and nothing of this is seen below Python.
 """
 
 from __future__ import annotations

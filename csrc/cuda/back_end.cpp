@@ -27,7 +27,10 @@ void BackEnd::recut(const std::vector<Tensor>& tensors, const std::vector<int32_
   batches_.clear(), first_chunks_.clear();
   // A tensor without elements has a chunk too: its steps are counted.
   const auto numel = [&](int32_t i) { return std::max<int64_t>(tensors[order[i]].numel, 1); };
-  chunks_ = cut(int32_t(order.size()), numel, kChunkSize);
+  int64_t elements = 0;
+  for (const int32_t t : order) elements += tensors[t].numel;
+  chunk_size_ = chunk_size(elements, multiprocessors_);
+  chunks_ = cut(int32_t(order.size()), numel, chunk_size_);
   for (int32_t c = 0; c < int32_t(chunks_.size()); ++c) {
     const int32_t i = chunks_[c].tensor, t = order[i];
     chunks_[c].tensor = t;
@@ -77,6 +80,7 @@ void BackEnd::build(DeviceTable& table, const std::vector<Tensor>& tensors) {
   at(table.view.tensors, tensors_at), at(table.view.chunks, chunks_at), at(table.view.first_chunks, first_chunks_at);
   at(table.view.square_sum, square_sum_at), at(table.view.done, done_at);
   at(table.view.sums, sums_at), at(table.view.step_sizes, step_sizes_at);
+  table.view.chunk_size = int32_t(chunk_size_);
   table.square_sum = scalar(table.memory, square_sum_at);
   table.tensors = tensors;
 }
@@ -120,7 +124,8 @@ std::pair<at::Tensor, at::Tensor> BackEnd::norm(const Scaling& scaling) {
   if (is_capturing()) keep_for_graph(norm_);
   else if (const Stream stream = current_stream(); std::exchange(norm_stream_, stream) != stream) record_use(norm_);
   current_->view.norm = norm_.data_ptr<double>();
-  gradient_norm(current_->view, int32_t(chunks_.size()), scaling, current_stream());
+  const auto chunks = int32_t(chunks_.size());
+  gradient_norm(current_->view, chunks, std::clamp(chunks / (4 * multiprocessors_), 1, 4), scaling, current_stream());
   return {current_->square_sum, norm_};
 }
 

@@ -6,13 +6,13 @@
 #include <utility>
 #include <vector>
 
-#include "cuda.h"
+#include "device.h"
 
 namespace fusedopt::cuda {
 
 class BackEnd {
  public:
-  explicit BackEnd(int device) : device_(device) {}
+  explicit BackEnd(int device) : device_(device), multiprocessors_(multiprocessors(device)) {}
   ~BackEnd();
 
   // Cuts the tensors of this device that have a row. Call when there are others than before, or of other sizes. Groups
@@ -42,7 +42,8 @@ class BackEnd {
   void patch(DeviceTable& table, const std::vector<Tensor>& tensors);
   at::Tensor copy(const std::vector<char>& bytes, size_t room);
 
-  int device_;
+  int device_, multiprocessors_;
+  int64_t chunk_size_ = kMinChunk;
   std::vector<Batch> batches_;
   std::vector<Chunk> chunks_;
   std::vector<int32_t> first_chunks_;

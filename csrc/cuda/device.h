@@ -23,6 +23,12 @@ inline bool is_capturing() {
   return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
 }
 
+inline int multiprocessors(int device) {
+  int count = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
 // Whether the device itself keeps a step count that lies there.
 inline bool counts(const at::TensorImpl& step, int device, bool) {
   return step.device().is_cuda() && step.device().index() == device;

@@ -86,6 +86,9 @@ inline void count(int64_t& counter, int64_t more) {
   __atomic_store_n(&counter, __atomic_load_n(&counter, __ATOMIC_RELAXED) + more, __ATOMIC_RELAXED);
 }
 
+// Leaves kernels out from then on, or no longer: what remains is the host's work.
+void skip(bool kernels);
+
 // Streams 1 to 8, for tests, and new ones; the default stream is null. On all of them work is done when the call
 // returns.
 cudaStream_t stream(int number);

@@ -9,6 +9,7 @@ constexpr at::DeviceType kDeviceType = at::kCPU;
 struct DeviceGuard {
   explicit DeviceGuard(c10::DeviceIndex) {}
 };
+inline int multiprocessors(int) { return 1; }
 inline Stream current_stream() { return executor::current_stream(); }
 inline bool is_capturing() { return executor::capturing(executor::current_stream()); }
 inline void upload(const at::Tensor& to, const std::vector<char>& bytes) {
