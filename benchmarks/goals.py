@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpu_steps import StepRow, step_row
+from gpu_steps import COMPILED, StepRow, step_row
 from gpu_training import TrainingRow, training_row
 from implementations import OURS
 from parameter_sets import GPU_SETS
@@ -37,7 +37,8 @@ class _Rows:
 
     def __init__(self, lines: Sequence[dict[str, Any]]) -> None:
         steps = [step_row(line) for line in lines if line["kind"] == "step"]
-        self._steps = {(r.optimizer, r.parameter_set, r.dtype, r.implementation): r for r in steps if r.device_us}
+        steps = [row for row in steps if row.device_us and COMPILED not in row.ratios]  # which have a run of their own
+        self._steps = {(r.optimizer, r.parameter_set, r.dtype, r.implementation): r for r in steps}
         training = [training_row(line) for line in lines if line["kind"] == "training"]
         self._training = {(r.model, r.optimizer, r.mode, r.implementation): r for r in training if r.us}
 
