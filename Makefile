@@ -4,7 +4,9 @@
 # make lint     ruff, mypy, clang-format
 # make sanitize the test suite under AddressSanitizer and UBSan
 # make bench    the benchmark of the optimizers' steps
-# make gpu      on a machine with a GPU, with that machine's own Python: build, CUDA tests, benchmark; results in OUT
+# make bench-host  the benchmark of a GPU step's work on the host, which needs no GPU
+# make gpu      on a machine with a GPU, with that machine's own Python: build, benchmark, CUDA tests; results in OUT, in
+#               at most MINUTES minutes
 #
 # Another torch: make test VENV=.venv-2.13 TORCH=torch==2.13.0 (in a checkout of its own: the extension is built in place)
 
@@ -13,6 +15,7 @@ VENV   ?= .venv
 TORCH  ?= torch==2.14.1 torchvision==0.29.1
 JOBS   ?= 2
 OUT    ?= benchmarks/results/
+MINUTES ?= 9
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* tests/cuda_on_cpu/*.*)
 
 demo: $(VENV)/built
@@ -24,7 +27,7 @@ test-cpu: $(VENV)/built
 	$(VENV)/bin/python -m pytest -n $(JOBS) -q
 
 # The optimizers' tests with every step taken by the CUDA kernels, which run on the CPU.
-STEP_TESTS := gpu numerics contract amp clipping lamb optim_db properties regressions refusals state_dict fallback plan memory swats swats_state
+STEP_TESTS := gpu gpu_capture numerics contract amp clipping lamb optim_db properties regressions refusals state_dict fallback plan memory swats swats_state
 test-cuda-on-cpu: $(VENV)/ready
 	$(call copy,build/cuda_on_cpu)
 	cd build/cuda_on_cpu && FUSEDOPT_CUDA_ON_CPU=1 $(abspath $(VENV))/bin/python setup.py -q egg_info build_ext --inplace
@@ -43,8 +46,13 @@ endef
 bench: $(VENV)/built
 	$(VENV)/bin/python benchmarks/step.py
 
+bench-host: $(VENV)/ready
+	$(call copy,build/cuda_on_cpu)
+	cd build/cuda_on_cpu && FUSEDOPT_CUDA_ON_CPU=1 $(abspath $(VENV))/bin/python setup.py -q egg_info build_ext --inplace
+	cd build/cuda_on_cpu && PYTHONPATH=. $(abspath $(VENV))/bin/python benchmarks/host.py
+
 gpu:
-	$(PYTHON) benchmarks/gpu.py --out "$(OUT)"
+	$(PYTHON) benchmarks/gpu.py --out "$(OUT)" --minutes $(MINUTES)
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
@@ -83,4 +91,4 @@ $(VENV)/built: $(VENV)/ready setup.py $(SOURCES)
 clean:
 	rm -rf $(VENV) $(VENV)-integrations build *.egg-info fusedopt/_C.*.so
 
-.PHONY: demo test test-cpu test-cuda-on-cpu integrations bench gpu lint sanitize clean
+.PHONY: demo test test-cpu test-cuda-on-cpu integrations bench bench-host gpu lint sanitize clean

@@ -87,8 +87,9 @@ if on_cpu:
 
 if cuda:
     # Every generation from Turing on that the toolkit knows. torch's own default asks the GPU of this machine for its.
-    newest = ";10.0;12.0+PTX" if tuple(map(int, torch.version.cuda.split("."))) >= (12, 8) else "+PTX"
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0" + newest)
+    # PTX of 9.0 is for what lies between (11.0), that of the newest for what comes after it.
+    newest = ";10.0;12.0+PTX" if tuple(map(int, torch.version.cuda.split("."))) >= (12, 8) else ""
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0+PTX" + newest)
 nvcc_args = ["-std=c++20", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "--threads=2"]
 nvcc_args += ["-Xfatbin=-compress-all"]
 

@@ -1,51 +1,45 @@
-"""Everything that only a GPU can show, in one command: build, CUDA tests, compute-sanitizer, benchmark, report.
+"""Everything that only a GPU can show, in one command: build, benchmark, CUDA tests, compute-sanitizer, report.
 
     make gpu                      # at most nine minutes; needs torch, nvcc and a GPU, no network
-    make gpu OUT=somewhere PYTHON=python3.12
+    make gpu MINUTES=12 OUT=somewhere PYTHON=python3.12
 
-Each stage is a process of its own with a time limit. What fails or takes too long is reported, and the run goes on. In
-OUT, after each stage: gpu.json (all results), gpu.md (the report, which is printed last) and gpu.log (what the stages
-print); during a stage gpu.jsonl has a line for each result as it comes. The exit status is not 0 if a stage failed. To
-run some stages again, where it is built: python benchmarks/gpu.py --only 'steps gpt2-xl|training'.
+Each stage is a process of its own with a time limit, the goals' first. What fails or takes too long is reported at
+once, and the run goes on. In OUT, whenever the run ends or is ended: gpu.jsonl has a line for each result, written as
+it came; every other second gpu.json (the newest of each result) and gpu.md (goals and tables, which are printed last)
+are made of it; gpu.log has what the stages print. Another run in the same folder adds to it, and replaces what it
+measures again:
+python benchmarks/gpu.py --only 'steps gpt2-xl|training'. The exit status is not 0 if a stage failed.
+
+A rehearsal (``--rehearse``) runs the whole schedule without a GPU: each stage's stand-in, and then its expected time
+passes at once.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from devices import DEVICES, Device
 from gpu_report import markdown
+from gpu_stages import BENCHMARKS, Stage, stages
+from gpu_steps import COMPILED
 from parameter_sets import GPU_SETS
 
-ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = ROOT / "benchmarks"
-CONTRACTS = ("contract", "amp", "clipping", "lamb", "state_dict", "fallback", "refusals", "plan", "regressions")
-NUMERICS = "test_yardstick and fast or test_every_half or test_states_at_odd_offsets"  # of tests/test_numerics.py
-WITHOUT_GRAPHS = "(test_overflows or test_lr_on_the_device) and not True"  # of tests/test_gpu.py
+ROOT = BENCHMARKS.parent
 REFUSED = re.compile(r"device not supported|unable to find.*sanitizer|sanitizer: not found|error 999", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A command with the most seconds that it may take. Where ``optional``, its failure does not fail the run."""
-
-    name: str
-    command: Sequence[str]
-    seconds: float
-    environment: dict[str, str] = field(default_factory=dict)
-    optional: bool = False
+RESERVE = 10  # seconds for what is done between and after the stages
+LEAST = 5  # seconds with which a stage is still begun
+SETUPTOOLS = 77
 
 
 @dataclass(frozen=True)
@@ -62,68 +56,54 @@ class Outcome:
         return {"kind": "stage", "name": self.name, "result": self.result, "seconds": self.seconds, "ok": self.ok}
 
 
-def stages(
-    architecture: str | None, lines: Path, *, sets: Sequence[str], models: Sequence[str], device: str
-) -> list[Stage]:
-    """All stages, in order. Without an ``architecture`` (a compute capability such as 9.0) only the benchmark."""
-    python = sys.executable
+class Clock:
+    """Seconds since the run began."""
 
-    def worker(script: str, *arguments: str) -> list[str]:
-        return [python, str(BENCHMARKS / script), *arguments, "--device", device, "--lines", str(lines)]
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
 
-    benchmark = [Stage(f"training {name}", worker("gpu_training.py", "--model", name), 45) for name in models]
-    benchmark += [Stage(f"steps {name}", worker("gpu_steps.py", "--set", name), 70) for name in sets]
-    small = [name for name in ("lenet", "resnet50") if name in sets]
-    compiled = ["--compiled", "--optimizers", "AdamW", "--dtypes", "float32"]
-    benchmark += [
-        Stage(f"compiled {name}", worker("gpu_steps.py", "--set", name, *compiled), 60, optional=True) for name in small
-    ]
-    if architecture is None:
-        return benchmark
+    def now(self) -> float:
+        """By the machine."""
+        return time.perf_counter() - self._start
 
-    workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []
-    # Warnings of another torch than the one that CI has are no errors here.
-    pytest = [python, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "-p", "no:benchmark"]
-    contracts = [f"tests/test_{name}.py" for name in CONTRACTS]
-    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    on_cuda = {"FUSEDOPT_TEST_DEVICE": "cuda"}
-
-    def checked(tool: str) -> Stage:
-        command = [
-            sanitizer,
-            "--tool",
-            tool,
-            "--error-exitcode",
-            "9",
-            *pytest,
-            "tests/test_gpu.py",
-            "-k",
-            WITHOUT_GRAPHS,
-        ]
-        every_access = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # or an overrun would end in a neighbour's memory
-        return Stage(f"compute-sanitizer {tool}", command, 70, every_access, optional=True)
-
-    return [
-        Stage(
-            "build",
-            [python, "setup.py", "-q", "egg_info", "build_ext", "--inplace"],
-            210,
-            {"TORCH_CUDA_ARCH_LIST": architecture, "FUSEDOPT_CUDA": "1"},
-        ),
-        Stage("CUDA tests", [*pytest, *workers, "tests/test_gpu.py", "tests/test_real_gpu.py"], 100),
-        Stage("contracts on CUDA", [*pytest, *workers, *contracts], 100, on_cuda),
-        Stage("numerics on CUDA", [*pytest, *workers, "tests/test_numerics.py", "-k", NUMERICS], 80, on_cuda),
-        checked("memcheck"),
-        *benchmark,
-        checked("racecheck"),
-    ]
+    def passed(self, stage: Stage, seconds: float, limit: float) -> tuple[float, bool]:
+        """How long a stage took that took so many seconds, and whether that was within its limit."""
+        return seconds, True
 
 
-def run_stage(stage: Stage, log: Path, seconds: float) -> Outcome:
-    """Run a stage for at most so many seconds, with its output in the log."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | stage.environment
+class RehearsalClock(Clock):
+    """A clock that runs fast: it stands still, and goes on by what each stage is expected to take."""
+
+    def __init__(self, slower: float) -> None:
+        self._now, self._slower = 0.0, slower
+
+    def now(self) -> float:
+        """By what has been expected so far."""
+        return self._now
+
+    def passed(self, stage: Stage, seconds: float, limit: float) -> tuple[float, bool]:
+        """The expected time, or as much of it as the limit allows."""
+        expected = stage.expected * self._slower
+        self._now += min(expected, limit)
+        return min(expected, limit), expected <= limit
+
+
+def run_stage(
+    stage: Stage,
+    log: Path,
+    seconds: float,
+    *,
+    lines: Path | None = None,
+    clock: Clock | None = None,
+    tick: Callable[[], object] = lambda: None,
+) -> Outcome:
+    """Run a stage for at most so many seconds, with its output in the log; ``tick`` is called every other second."""
+    path = os.pathsep.join([str(ROOT), str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | stage.environment
+    if lines is not None:
+        environment |= {"FUSEDOPT_LINES": str(lines), "FUSEDOPT_STAGE": stage.name}
     start = time.perf_counter()
-    with log.open("a+") as file:
+    with log.open("a+", errors="replace") as file:
         file.write(f"\n==== {stage.name}: {' '.join(stage.command)}\n")
         file.flush()
         begin = file.tell()
@@ -133,18 +113,26 @@ def run_stage(stage: Stage, log: Path, seconds: float) -> Outcome:
             )
         except OSError as error:
             return Outcome(stage.name, f"refused: {error.strerror}: {stage.command[0]}", 0.0, stage.optional)
-        try:
-            status: int | None = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with the workers that it started
-            process.wait()
-            status = None
+        status = _wait(process, seconds, tick)
         file.seek(begin)
         text = file.read()
-    taken = time.perf_counter() - start
-    if status is None:
+    taken, in_time = (clock or Clock()).passed(stage, time.perf_counter() - start, seconds)
+    if status is None or not in_time:
         return Outcome(stage.name, f"timed out after {taken:.0f} s", taken, stage.optional)
     return Outcome(stage.name, verdict(text, status), taken, status == 0 or stage.optional)
+
+
+def _wait(process: "subprocess.Popen[bytes]", seconds: float, tick: Callable[[], object]) -> int | None:
+    """The status of a process, None where it had to be ended."""
+    end = time.perf_counter() + seconds
+    while (left := end - time.perf_counter()) > 0:
+        try:
+            return process.wait(min(left, 2))
+        except subprocess.TimeoutExpired:
+            tick()
+    os.killpg(process.pid, signal.SIGKILL)  # with the workers that it started
+    process.wait()
+    return None
 
 
 def verdict(output: str, status: int) -> str:
@@ -172,12 +160,25 @@ def read(lines: Path) -> list[dict[str, Any]]:
     return results
 
 
+def merged(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The newest of each result, in the order of their first: of the lines that say the same but for their values."""
+    names = ("kind", "name", "what", "set", "optimizer", "parameter_set", "dtype", "model", "mode", "implementation")
+    newest: dict[Any, dict[str, Any]] = {}
+    for line in results:
+        compiled = COMPILED in line.get("ratios", {}) or line.get("implementation") == COMPILED
+        newest[(*(line.get(name) for name in names), compiled)] = line
+    passed = {line["name"] for line in newest.values() if line["kind"] == "stage" and line["ok"]}
+    return [line for line in newest.values() if line["kind"] != "failure" or line.get("stage") not in passed]
+
+
 def write_report(out: Path, lines: Path) -> str:
-    """Write gpu.json and gpu.md, and return the latter."""
-    results = read(lines)
-    (out / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
+    """Write gpu.json and gpu.md, each at once, and return the latter."""
+    results = merged(read(lines))
     report = markdown(results)
-    (out / "gpu.md").write_text(report)
+    for name, text in (("gpu.json", json.dumps(results, indent=1) + "\n"), ("gpu.md", report)):
+        part = out / f"{name}.part"
+        part.write_text(text)
+        part.replace(out / name)
     return report
 
 
@@ -191,51 +192,89 @@ def require(device: str) -> Device:
     return DEVICES[device]()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all stages; the exit status."""
+def check_setuptools() -> None:
+    """Fail before anything else does, where the build would."""
+    found = version("setuptools")
+    if int(found.partition(".")[0]) < SETUPTOOLS:
+        raise SystemExit(
+            f"the build needs setuptools {SETUPTOOLS} or later, and here is {found}; carry a wheel of it along"
+        )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=BENCHMARKS / "results", help="folder of the results")
-    parser.add_argument("--seconds", type=float, default=530, help="for the whole run")
+    parser.add_argument("--minutes", type=float, default=9, help="for the whole run; 12 for a loan of 15")
     parser.add_argument("--sets", nargs="*", choices=GPU_SETS, default=list(GPU_SETS), metavar="SET")
-    parser.add_argument("--models", nargs="*", default=["lenet", "resnet50"], metavar="MODEL")
+    parser.add_argument("--models", nargs="*", default=["lenet", "resnet9"], metavar="MODEL")
     parser.add_argument("--only", metavar="PATTERN", help="stages whose name matches this regular expression")
     parser.add_argument("--device", choices=DEVICES, default="cuda", help="cpu tries the benchmark out")
-    options = parser.parse_args(arguments)
-    start = time.perf_counter()
-    machine = require(options.device).describe()
+    parser.add_argument(
+        "--rehearse", type=float, nargs="?", const=1.0, metavar="SLOWER", help="how many times slower than expected"
+    )
+    return parser.parse_args(arguments)
+
+
+def plan(options: argparse.Namespace, lines: Path) -> list[Stage]:
+    """The stages that were asked for."""
     architecture = None
-    if options.device == "cuda":
+    if options.rehearse:
+        architecture = "9.0"
+    elif options.device == "cuda":
         architecture = ".".join(map(str, torch.cuda.get_device_capability()))
-    out = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    lines, log = out / "gpu.jsonl", out / "gpu.log"
-    for path in (lines, log, out / "gpu.json", out / "gpu.md"):
-        path.unlink(missing_ok=True)
-
-    def record(line: dict[str, Any]) -> None:
-        with lines.open("a") as file:
-            file.write("\n" + json.dumps(line) + "\n")  # the stage before may have been ended within a line
-
-    record({"kind": "machine", "machine": machine})
     planned = stages(architecture, lines, sets=options.sets, models=options.models, device=options.device)
-    outcomes = []
+    return [stage for stage in planned if not options.only or re.search(options.only, stage.name)]
+
+
+def run(options: argparse.Namespace, planned: Sequence[Stage], out: Path, lines: Path, clock: Clock) -> list[Outcome]:
+    """Run the stages for as long as there is time; each outcome is on disk when the next begins."""
+    log, outcomes = out / "gpu.log", []
     for stage in planned:
-        if options.only and not re.search(options.only, stage.name):
-            continue
-        left = options.seconds - (time.perf_counter() - start)
-        if left < 5:
+        left = options.minutes * 60 - RESERVE - clock.now()
+        if left < LEAST:
             outcome = Outcome(stage.name, "left out: no time", 0.0, stage.optional)
         else:
-            outcome = run_stage(stage, log, min(stage.seconds, left))
+            stage = stage.rehearsed() if options.rehearse else stage
+            before = len(read(lines))
+            outcome = run_stage(
+                stage,
+                log,
+                min(stage.seconds, left),
+                lines=lines,
+                clock=clock,
+                tick=lambda: write_report(out, lines),
+            )
+            failures = [line for line in read(lines)[before:] if line["kind"] == "failure"]
+            print("".join(f"  {line['what']}: {line['error']}\n" for line in failures), end="")
         print(f"{outcome.name}: {outcome.result} ({outcome.seconds:.0f} s)", flush=True)
         outcomes.append(outcome)
-        record(outcome.as_dict())
+        record(lines, outcome.as_dict())
         write_report(out, lines)
         if stage.name == "build" and not outcome.ok:
-            print(log.read_text()[-6000:], flush=True)
+            print(log.read_text(errors="replace")[-6000:], flush=True)
             break  # nothing of it would be of this source
+    return outcomes
+
+
+def record(lines: Path, line: dict[str, Any]) -> None:
+    """Add a line to the results. The one before may have been cut off in its middle."""
+    with lines.open("a") as file:
+        file.write("\n" + json.dumps(line) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run all stages; the exit status."""
+    options = parse(arguments)
+    clock = Clock() if options.rehearse is None else RehearsalClock(options.rehearse)
+    check_setuptools()
+    machine = require("cpu" if options.rehearse else options.device).describe()
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    lines = out / "gpu.jsonl"
+    record(lines, {"kind": "machine", "machine": machine})
+    outcomes = run(options, plan(options, lines), out, lines, clock)
     print("\n" + write_report(out, lines))
-    lines.unlink()
     return 0 if outcomes and all(outcome.ok for outcome in outcomes) else 1
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from goals import goals
 from gpu_steps import COMPILED, StepRow, step_row
 from gpu_training import TrainingRow, training_row
 from implementations import OURS
@@ -33,6 +34,9 @@ def markdown(lines: Sequence[dict[str, Any]]) -> str:
     ]
     if failures:
         parts.append("Not measured:\n\n" + "\n".join(f"- {failure}" for failure in failures))
+    parts.append(_table(["goal, on an H200", "goal", "measured", "result"], _goal_rows(lines)))
+    if tuned := [line for line in lines if line["kind"] == "tune"]:
+        parts.append(_tune_table(tuned))
     if any(row.device_us for row in steps):
         parts += [_device_table(steps), _host_table(steps)]
     if any(row.us for row in training):
@@ -46,6 +50,20 @@ def _machine(lines: Sequence[dict[str, Any]], copies: Sequence[float]) -> str:
     if copies:
         text += f"; device-to-device copy {min(copies):,.0f} to {max(copies):,.0f} GB/s, read and written"
     return text + "."
+
+
+def _goal_rows(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
+    return [[g.what, g.goal, g.verdict[0] if g.verdict else "", g.result] for g in goals(lines)]
+
+
+def _tune_table(lines: Sequence[dict[str, Any]]) -> str:
+    """A row per build, the fastest first: how much of the copy's bandwidth each case reaches."""
+    cases = in_order(case for line in lines for case in line["shares"])
+    ranked = sorted(lines, key=lambda line: -sum(line["shares"].values()))
+    rows = [
+        [line["name"], *(f"{line['shares'][c]:.1%}" if c in line["shares"] else "" for c in cases)] for line in ranked
+    ]
+    return _table(["compile-time choices, share of copy", *cases], rows)
 
 
 def _device_table(rows: Sequence[StepRow]) -> str:
@@ -79,15 +97,18 @@ def _host_table(rows: Sequence[StepRow]) -> str:
 
 
 def _training_table(rows: Sequence[TrainingRow]) -> str:
-    forms = in_order(row.implementation for row in rows)
+    """A line per model, optimizer, mode and implementation, with how many times faster ours is."""
     table = []
-    for case in in_order((row.model, row.optimizer, row.mode) for row in rows):  # type: ignore[arg-type]
-        found = {row.implementation: row for row in rows if (row.model, row.optimizer, row.mode) == case}
-        ratios = found[OURS].ratios if OURS in found else {}
-        times = [_median(found[form].us) if form in found else "" for form in forms]
-        table.append([" ".join(case), *times, *(_times(ratios.get(form)) for form in forms if form != OURS)])
-    header = [*(f"{form} µs" for form in forms), *(f"vs {form}" for form in forms if form != OURS)]
-    return _table(["a whole training step", *header], table)
+    for row in (row for row in rows if row.us):
+        ours = next((r for r in rows if r.implementation == OURS and _task(r) == _task(row)), row)
+        cells = [" ".join(_task(row)), row.implementation, _median(row.us), f"{row.images_per_second:,.0f}"]
+        share = "" if row.step_share is None else f"{row.step_share:.1%}"
+        table.append([*cells, share, _times(ours.ratios.get(row.implementation))])
+    return _table(["a whole training step", "with", "µs", "images/s", "the optimizer's share", "ours is faster"], table)
+
+
+def _task(row: TrainingRow) -> tuple[str, str, str]:
+    return row.model, row.optimizer, row.mode
 
 
 def _ours(rows: Iterable[StepRow]) -> list[StepRow]:

@@ -216,7 +216,7 @@ def needed_bytes(parameter_set: ParameterSet, dtype: torch.dtype, implementation
 def run(device: Device, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Everything asked for, as lines of the result."""
     bandwidth = copy_bandwidth(device)
-    parameter_set = GPU_SETS[options.set]
+    parameter_set = GPU_SETS[options.set].tiny() if options.tiny else GPU_SETS[options.set]
     yield {"kind": "copy", "set": options.set, "gb_per_s": bandwidth * 1e-9}
     for dtype in (getattr(torch, name) for name in options.dtypes):
         parameters = None
@@ -245,8 +245,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compiled", action="store_true", help="torch.compile's foreach against ours, foreach, fused")
     parser.add_argument("--seconds", type=float, default=0.6, help="for the repeats of a case")
     parser.add_argument("--device", choices=DEVICES, default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="a few elements of each set: a rehearsal of a second")
     parser.add_argument("--lines", type=Path, required=True, metavar="FILE", help="append a JSON line per result")
     options = parser.parse_args(arguments)
+    if options.tiny:
+        options.seconds = 0
     gc.disable()  # run() collects between the cases
     append(options.lines, run(DEVICES[options.device](), options))
 

@@ -22,6 +22,10 @@ class ParameterSet:
         """Number of elements over all tensors."""
         return sum(prod(shape) for shape in self.shapes)
 
+    def tiny(self) -> "ParameterSet":
+        """A few small tensors under the same name, to rehearse a measurement with."""
+        return ParameterSet(self.name, self.title, tuple((min(prod(shape), 8),) for shape in self.shapes[:3]))
+
     def parameters(self, dtype: torch.dtype, device: torch.device) -> list[torch.nn.Parameter]:
         """Random parameters with gradients.
 

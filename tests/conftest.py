@@ -6,6 +6,7 @@ from pathlib import Path
 import gpu
 import pytest
 import torch
+from virtual_gpu import VirtualGpu
 
 collect_ignore = [] if gpu.REAL else ["test_real_gpu.py"]
 
@@ -21,6 +22,7 @@ else:
 
 def pytest_configure(config: pytest.Config) -> None:
     # Raised by what hypothesis imports to report a failure: as an error it would end the run without the report.
+    config.addinivalue_line("markers", "below_python: looks at what tests/virtual_gpu.py changes, or compiles it")
     config.addinivalue_line("filterwarnings", "ignore:mypy_extensions.TypedDict is deprecated:DeprecationWarning")
 
 
@@ -29,10 +31,29 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def default_device() -> None:
-    if gpu.TEST_DEVICE != "cpu":
+@pytest.fixture(autouse=True, scope="module")
+def default_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The device that the tests run on; those of the CUDA back end name theirs."""
+    if gpu.TEST_DEVICE != "cpu" and not request.module.__name__.startswith("test_gpu"):
         torch.set_default_device(gpu.TEST_DEVICE)
+    yield
+    torch.set_default_device(None)
+
+
+@pytest.fixture(scope="session")
+def all_tensors() -> VirtualGpu:
+    return VirtualGpu()
+
+
+@pytest.fixture(autouse=True)
+def virtual_gpu(request: pytest.FixtureRequest, all_tensors: VirtualGpu) -> Iterator[None]:
+    """Where the GPU is the CPU, tests that mix the two fail all the same."""
+    if not gpu.ON_CPU or request.node.get_closest_marker("below_python"):
+        yield
+        return
+    with all_tensors:
+        yield
+    all_tensors.forget()
 
 
 @pytest.fixture

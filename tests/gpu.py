@@ -1,27 +1,31 @@
 """The GPU that the tests of the CUDA back end run on: a real one, or the executor in a build for it.
 
 All other tests run on the CPU. `FUSEDOPT_TEST_DEVICE=cuda` makes it the default device, and so runs what a user relies
-on, from schedulers to checkpoints, on CUDA tensors.
+on, from schedulers to checkpoints, on CUDA tensors; a build for the executor does so with its GPU.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import virtual_gpu
 
 from fusedopt import _C
 
 ON_CPU = _C.GPU == "cpu"
-AVAILABLE = ON_CPU or (_C.GPU == "cuda" and torch.cuda.is_available())
-REAL = AVAILABLE and not ON_CPU
-DEVICE = _C.GPU or "cpu"
-TEST_DEVICE = os.environ.get("FUSEDOPT_TEST_DEVICE", "cpu")
+COLLECTED = os.environ.get("FUSEDOPT_COLLECT") == "1"  # to be collected only, as if there were a real GPU
+AVAILABLE = ON_CPU or COLLECTED or (_C.GPU == "cuda" and torch.cuda.is_available())
+REAL = AVAILABLE and (COLLECTED or not ON_CPU)
+DEVICE = virtual_gpu.DEVICE if ON_CPU else _C.GPU or "cpu"
+TEST_DEVICE = os.environ.get("FUSEDOPT_TEST_DEVICE", DEVICE if ON_CPU else "cpu")
+TEST_DEVICE_TYPE = torch.device(TEST_DEVICE).type
 # The host does not wait to learn whether a device has skipped a step: it has made the states by then.
-ASYNCHRONOUS = ON_CPU or TEST_DEVICE != "cpu"
+ASYNCHRONOUS = TEST_DEVICE != "cpu"
 
 
 def work(step: Callable[[], Any]) -> tuple[int, int, int]:
@@ -60,9 +64,13 @@ def stream(number: int) -> Iterator[None]:
 class Graph:
     """The captured work of a call, which capturing does not do."""
 
+    _graph: int | None = None
+    _captures = itertools.count()
+
     def __init__(self, step: Callable[[], Any]) -> None:
         if ON_CPU:
-            _C.executor.set_stream(1)
+            # On the streams in turns, as torch takes those of its pool.
+            _C.executor.set_stream(1 + next(self._captures) % 8)
             try:
                 _C.executor.begin_capture()
                 try:
@@ -75,6 +83,10 @@ class Graph:
         self._cuda_graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._cuda_graph):
             step()
+
+    def __del__(self) -> None:
+        if self._graph is not None:
+            _C.executor.destroy(self._graph)
 
     def replay(self) -> None:
         if ON_CPU:

@@ -140,7 +140,7 @@ class ReferenceLAMB(_Plain):
 
     def _update(self, w: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         if not state:
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.tensor(0.0, device="cpu")  # where torch has it, whatever the default device
             state["exp_avg"] = torch.zeros_like(w)
             state["exp_avg_sq"] = torch.zeros_like(w)
         state["step"] += 1
@@ -216,7 +216,7 @@ class ReferenceSWATS(_Plain):
         self, w: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any], of_group: dict[str, float]
     ) -> Tensor:
         if not state:
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.tensor(0.0, device="cpu")  # where torch has it, whatever the default device
             state.update({name: torch.zeros_like(w) for name in ("exp_avg", "exp_avg_sq", "momentum_buffer")})
         state["step"] += 1
         k, (beta1, beta2) = state["step"].item(), group["betas"]

@@ -34,7 +34,7 @@ TORCHS_FUSED = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.Adam, torch.op
 
 
 def make_scaler(**kwargs: Any) -> GradScaler:
-    scaler = GradScaler(gpu.TEST_DEVICE, init_scale=SCALE, growth_interval=1000, **kwargs)
+    scaler = GradScaler(gpu.TEST_DEVICE_TYPE, init_scale=SCALE, growth_interval=1000, **kwargs)
     scaler.scale(torch.zeros(()))  # it makes its scale at the first use
     return scaler
 

@@ -94,7 +94,7 @@ def test_bytes_are_the_declared_ones(case: Case, dtype: torch.dtype) -> None:
     _C.executor.counters()
     ours.step()
     *_, loaded, stored = _C.executor.counters()
-    of_chunks = 16 * 5 if getattr(ours, "phase", None) == ["adam"] else 0  # the sums that SWATS decides by
+    of_chunks = 16 * 8 if getattr(ours, "phase", None) == ["adam"] else 0  # the sums that SWATS decides by
     assert loaded + stored == ours.bytes_per_step() + of_chunks  # type: ignore[attr-defined]
 
 
@@ -190,17 +190,6 @@ def test_swats_launches_for_each_group_and_dtype(eps: float) -> None:
     assert steady(fusedopt.SWATS(groups, eps=eps)) == (4, 0, 0)
 
 
-def test_a_switch_in_a_replay() -> None:
-    """Captured in its Adam phase, a group that switches is one of SGD in the replays that follow."""
-    pair = Pair(BY_NAME["swats-switch"])
-    assert pair.ours.phase == ["adam"]
-    graph, grads = pair.capture(), pair.static
-    for i in range(1, 4):
-        pair.replay(graph, grads, i)
-        assert pair.ours.phase == pair.theirs.phase == ["sgd"]
-        assert torch.equal(*(o.param_groups[0]["switch"] for o in (pair.ours, pair.theirs)))
-
-
 def test_only_what_has_changed_is_patched() -> None:
     params = make_params([(3,)] * 3000)
     set_grads(params, 0)
@@ -257,9 +246,8 @@ def test_overflows(case: Case, clip: float | None, captured: bool) -> None:
         for p, q in zip(params, exact, strict=True):
             torch.testing.assert_close(p, q.to(p.dtype), rtol=2e-5, atol=2e-6)
             for name, value in theirs.state[q].items():
-                torch.testing.assert_close(
-                    ours.state[p][name], value.to(ours.state[p][name].dtype), rtol=2e-5, atol=2e-6
-                )
+                ours_there = ours.state[p][name]  # a capturable optimizer's step is on the GPU, theirs on the host
+                torch.testing.assert_close(ours_there, value.to(ours_there), rtol=2e-5, atol=2e-6)
 
 
 def warm_up(optimizer: Optimizer, params: list[Tensor], found_inf: Tensor) -> None:
@@ -299,9 +287,6 @@ def test_lr_on_the_device(case: Case, dtype: torch.dtype) -> None:
         assert_equal(ours, theirs)
 
 
-# ---- Capture ----
-
-
 class Pair:
     """An optimizer whose steps are replayed, and one that takes them eagerly."""
 
@@ -338,83 +323,6 @@ class Pair:
     @property
     def static(self) -> list[Tensor]:
         return [p.grad for p in self.params if p.grad is not None]
-
-
-@pytest.mark.parametrize("clip", [None, 0.5])
-@each_case
-def test_capture(case: Case, clip: float | None) -> None:
-    """Replays between eager steps with fresh gradients, and a second graph in turn with the first."""
-    pair = Pair(case, max_grad_norm=clip)
-    first, grads = pair.capture(), pair.static
-    pair.replay(first, grads, 1)
-    pair.replay(first, grads, 2)
-    pair.eager(3)
-    pair.replay(first, grads, 4)
-    pair.grads(5, in_place=False)
-    second, others = pair.capture(), pair.static
-    for i in range(6, 10):
-        pair.replay(*((first, grads) if i % 2 else (second, others)), i)
-    if clip is not None:
-        norm = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in pair.params]))
-        torch.testing.assert_close(pair.ours.grad_norm, norm)
-
-
-def test_a_replay_is_one_launch() -> None:
-    pair = Pair(BY_NAME["adamw"])
-    graph = pair.capture()
-    assert gpu.work(graph.replay) == (1, 0, 0)
-
-
-@each_case
-def test_capture_with_an_lr_that_changes(case: Case) -> None:
-    lr = torch.tensor(0.1, device=gpu.DEVICE)
-    pair = Pair(case, lr=lr)
-    graph, grads = pair.capture(), pair.static
-    for i in range(3):
-        lr.mul_(0.5)
-        pair.replay(graph, grads, i)
-
-
-@each_case
-def test_a_graph_outlives_changes_of_the_optimizer(case: Case) -> None:
-    """`add_param_group` and `load_state_dict` make a new plan; an earlier graph goes on with what it captured."""
-    pair = Pair(case)
-    graph, grads = pair.capture(), pair.static
-    pair.replay(graph, grads, 1)
-    extra, twin = make_params([(50,)]), make_params([(50,)])
-    for optimizer, new in ((pair.ours, extra), (pair.theirs, twin)):
-        optimizer.add_param_group({"params": new})
-        set_grads(new, 3)
-    pair.eager(2)
-    for new in (*extra, *twin):
-        new.grad = None  # the graph knows nothing of it
-    pair.replay(graph, grads, 4)
-
-    saved = {id(p): {k: v.clone() for k, v in pair.ours.state[p].items()} for p in pair.params}
-    states = {id(p): dict(pair.ours.state[p]) for p in pair.params}  # what the graph updates
-    pair.ours.load_state_dict(pair.ours.state_dict())
-    pair.eager(5)
-    for p in pair.params:
-        for name, value in states[id(p)].items():
-            value.copy_(saved[id(p)][name])
-            pair.ours.state[p][name] = value
-    for p, q in zip(pair.params, pair.twins, strict=True):
-        q.data.copy_(p.data)
-        for name, value in pair.ours.state[p].items():
-            pair.theirs.state[q][name].copy_(value)
-    pair.replay(graph, grads, 6)
-
-
-def test_capturing_without_capturable_is_refused() -> None:
-    params = make_params()
-    set_grads(params, 0)
-    ours = fusedopt.AdamW(params)
-    ours.step()
-    before = [p.detach().clone() for p in params]
-    with pytest.raises(RuntimeError, match="param_groups' capturable is False"):
-        gpu.Graph(ours.step)
-    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
-    assert all(ours.state[p]["step"] == 1 for p in params)
 
 
 # ---- Streams ----

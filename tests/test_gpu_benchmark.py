@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import devices
+import gpu_stages
 import pytest
+from goals import goals
 from gpu_report import markdown
 from gpu_steps import COMPILED, StepRow
 from gpu_training import TrainingRow
@@ -83,13 +86,24 @@ def test_a_missing_program_is_reported(tmp_path: Path) -> None:
 
 
 def test_the_stages_of_a_gpu(tmp_path: Path) -> None:
-    planned = driver.stages("9.0", tmp_path / "x.jsonl", sets=list(GPU_SETS), models=["lenet"], device="cuda")
-    assert [s.name for s in planned][:4] == ["build", "CUDA tests", "contracts on CUDA", "numerics on CUDA"]
-    assert planned[0].environment == {"TORCH_CUDA_ARCH_LIST": "9.0", "FUSEDOPT_CUDA": "1"}
-    assert planned[2].environment == {"FUSEDOPT_TEST_DEVICE": "cuda"}
-    assert [s.optional for s in planned if s.name.startswith("compute-sanitizer")] == [True, True]
+    planned = gpu_stages.stages("9.0", tmp_path / "x.jsonl", sets=list(GPU_SETS), models=["lenet"], device="cuda")
+    names = [s.name for s in planned]
+    assert names[:5] == ["build", "tune", "steps giant", "steps gpt2-xl", "steps bert-large"]
+    assert names.index("training lenet") < names.index("CUDA tests") < names.index("halves resnet50")
+    assert names[-2:] == ["compute-sanitizer memcheck", "compute-sanitizer racecheck"]
+    by_name = dict(zip(names, planned, strict=True))
+    assert by_name["build"].environment == {"TORCH_CUDA_ARCH_LIST": "9.0", "FUSEDOPT_CUDA": "1"}
+    assert by_name["contracts on CUDA"].environment == {"FUSEDOPT_TEST_DEVICE": "cuda"}
+    assert [s.name for s in planned if s.optional] == [
+        "tune",
+        "compiled on CUDA",
+        "compiled resnet50",
+        "compiled lenet",
+        *names[-2:],
+    ]
     for s in planned:
-        for argument in s.command:
+        assert 0 < s.expected < s.seconds
+        for argument in (*s.command, *s.stand_in):
             if argument.endswith(".py"):
                 assert (driver.ROOT / argument).exists(), argument
 
@@ -110,45 +124,138 @@ def test_without_a_gpu_it_says_so_and_fails(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_whole_flow(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU, in processes of their own as on a GPU; a stage that fails is reported, and the rest goes on."""
+def read_json(folder: Path) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = json.loads((folder / "gpu.json").read_text())
+    return results
 
-    def planned(architecture: str | None, lines: Path, **_: Any) -> list[Any]:
-        assert architecture is None
-        few = ["--optimizers", "SGD-Nesterov", "--device", "cpu", "--lines", str(lines), "--seconds", "0"]
-        steps = [sys.executable, str(SCRIPT.with_name("gpu_steps.py")), "--set", "lenet", *few]
-        training = [sys.executable, str(SCRIPT.with_name("gpu_training.py")), "--model", "lenet", *few]
-        return [
-            driver.Stage("broken", [sys.executable, "-c", "exit(3)"], 60),
-            driver.Stage("steps", steps, 60),
-            driver.Stage("training", training, 60),
-        ]
 
+def results(folder: Path) -> dict[str, str]:
+    return {line["name"]: line["result"] for line in read_json(folder) if line["kind"] == "stage"}
+
+
+def test_a_rehearsal_of_the_whole_schedule(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every stage's stand-in runs as it would on a GPU, in a process of its own; tests are collected."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(driver, "stages", planned)
-    assert driver.main(["--device", "cpu", "--out", str(tmp_path)]) == 1
-    results = json.loads((tmp_path / "gpu.json").read_text())
-    assert [line["result"] for line in results if line["kind"] == "stage"] == ["failed with status 3: ", "ok", "ok"]
-    found = {(line["implementation"], line["dtype"]) for line in results if line["kind"] == "step"}
-    assert found == {(i, d) for i in (OURS, "for-loop", "foreach", "fused") for d in ("float32", "bfloat16")}
-    modes = {(line["implementation"], line["mode"]) for line in results if line["kind"] == "training" and line["us"]}
-    # Without a graph to capture, ours refuses capturable=True on the CPU, and that is in the report.
-    assert modes == {(i, "eager") for i in (OURS, "foreach", "fused")} | {("foreach", "graph"), ("fused", "graph")}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.log", "gpu.md"]
+    assert driver.main(["--rehearse", "--minutes", "60", "--out", str(tmp_path)]) == 0
+    planned = gpu_stages.stages("9.0", tmp_path, sets=list(GPU_SETS), models=["lenet", "resnet9"], device="cuda")
+    assert results(tmp_path) == {s.name: "ok" for s in planned}
+    lines = read_json(tmp_path)
+    assert not [line for line in lines if line["kind"] == "failure"]
+    found = {line["implementation"] for line in lines if line["kind"] == "step" and line["parameter_set"] == "gpt2-xl"}
+    assert found >= {OURS, "foreach", "fused"}
+    assert {line["mode"] for line in lines if line["kind"] == "training" and line["us"]} == {"graph", "eager", "course"}
     report = (tmp_path / "gpu.md").read_text()
     assert capsys.readouterr().out.endswith(report + "\n")
-    assert "| broken | failed with status 3:  | 0 |" in report
-    assert "- training lenet SGD-Nesterov graph, fusedopt: AssertionError: If capturable=True" in report
-    assert "| SGD-Nesterov, LeNet, bfloat16 |" in report
-    assert driver.main(["--device", "cpu", "--out", str(tmp_path), "--only", "nothing"]) == 1, "nothing ran"
+    verdicts = [row.rsplit(" | ", 1)[1] for row in report.splitlines() if "of the copy's bandwidth | at least" in row]
+    assert len(verdicts) == 7
+    assert set(verdicts) <= {"met |", "missed |"}, "a goal's row was not run"
+    log = (tmp_path / "gpu.log").read_text(errors="replace")
+    assert "tests/test_real_gpu.py" in log
+    assert len(re.findall(r"\d+(?:/\d+)? tests collected", log)) == 6
 
 
-def test_no_time_left(tmp_path: Path) -> None:
-    arguments = ["--device", "cpu", "--out", str(tmp_path), "--seconds", "1", "--sets", "lenet", "--models"]
-    assert driver.main(arguments) == 1
-    report = (tmp_path / "gpu.md").read_text()
-    assert "left out: no time" in report
-    assert "timed out" not in report
+class Schedule:
+    """Stages that do what they are told, in the place of those of a GPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **stages: tuple[str, float]) -> None:
+        planned = [
+            driver.Stage(name, command := [sys.executable, "-c", code], 100, expected, stand_in=command)
+            for name, (code, expected) in stages.items()
+        ]
+        monkeypatch.setattr(driver, "stages", lambda *_, **__: planned)
+
+
+WRITES = """
+import json, os
+open(os.environ["FUSEDOPT_LINES"], "a").write(json.dumps({"kind": "copy", "set": "a", "gb_per_s": %d}) + "\\n")
+"""
+
+
+def test_what_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four minutes, with a clock that runs fast: the third is cut short, and for the fourth there is no time."""
+    Schedule(monkeypatch, first=("", 90), slow=("", 130), third=("", 60), fourth=("", 10))
+    assert driver.main(["--rehearse", "--minutes", "4", "--out", str(tmp_path)]) == 1
+    assert results(tmp_path) == {
+        "first": "ok",
+        "slow": "timed out after 100 s",
+        "third": "timed out after 40 s",
+        "fourth": "left out: no time",
+    }
+    assert driver.main(["--rehearse", "0.5", "--minutes", "4", "--out", str(tmp_path)]) == 0
+    assert set(results(tmp_path).values()) == {"ok"}
+
+
+def test_a_second_run_adds_to_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = WRITES % 3 + "open(os.environ['FUSEDOPT_LINES'], 'a').write(json.dumps({'kind': 'failure', 'what': 'x',"
+    fails += " 'error': 'y', 'stage': os.environ['FUSEDOPT_STAGE']}) + chr(10)); exit(3)"
+    Schedule(monkeypatch, one=(fails, 1), two=("", 1))
+    assert driver.main(["--rehearse", "--out", str(tmp_path)]) == 1
+    assert [line["gb_per_s"] for line in read_json(tmp_path) if line["kind"] == "copy"] == [3]
+    assert "- x: y" in (tmp_path / "gpu.md").read_text()
+    Schedule(monkeypatch, one=(WRITES % 7, 1))
+    assert driver.main(["--rehearse", "--only", "one", "--out", str(tmp_path)]) == 0
+    assert results(tmp_path) == {"one": "ok", "two": "ok"}
+    assert [line["gb_per_s"] for line in read_json(tmp_path) if line["kind"] == "copy"] == [7]
+    assert "- x: y" not in (tmp_path / "gpu.md").read_text(), "the stage has passed since"
+    assert driver.main(["--rehearse", "--only", "nothing", "--out", str(tmp_path)]) == 1, "nothing ran"
+
+
+def test_a_run_that_is_killed_leaves_all_that_was_finished(tmp_path: Path) -> None:
+    stands_still = WRITES % 5 + "import time; time.sleep(600)"
+    code = f"""
+import importlib.util, sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import gpu as driver
+stage = lambda name, code: driver.Stage(name, [sys.executable, "-c", code], 500)
+driver.stages = lambda *_, **__: [stage("done", ""), stage("killed", {stands_still!r})]
+driver.main(["--device", "cpu", "--out", {str(tmp_path)!r}])
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=SCRIPT.parent)
+    try:
+        for _ in range(1200):
+            if (tmp_path / "gpu.json").exists() and '"gb_per_s": 5' in (tmp_path / "gpu.json").read_text():
+                break  # the report is made while a stage is still running
+            time.sleep(0.1)
+        else:
+            pytest.fail("a running stage's results are not in gpu.json")
+    finally:
+        process.kill()
+        process.wait()
+        subprocess.run(["pkill", "-P", str(process.pid)], check=False)
+    assert results(tmp_path) == {"done": "ok"}
+    assert [line["gb_per_s"] for line in read_json(tmp_path) if line["kind"] == "copy"] == [5]
+
+
+def test_a_failing_test_is_told_when_it_fails(tmp_path: Path) -> None:
+    (tmp_path / "test_x.py").write_text("def test_a():\n    assert 1 == 2, 'no'\n\ndef test_b():\n    exit(9)\n")
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent), "FUSEDOPT_LINES": str(tmp_path / "lines")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "report_failures", "-p", "no:cacheprovider", "test_x.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "FAILED test_x.py::test_a: AssertionError: no" in done.stdout
+    lines = driver.read(tmp_path / "lines")
+    assert lines[0]["what"] == "test_x.py::test_a"
+
+
+def test_a_log_with_any_bytes(tmp_path: Path) -> None:
+    outcome = driver.run_stage(stage("import os; os.write(1, bytes([255, 254])); exit(1)"), tmp_path / "log", 60)
+    assert outcome.result.startswith("failed with status 1")
+
+
+def test_wheels_carried_along_stay_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/somewhere/else")
+    driver.run_stage(stage("import os; print('it is', os.environ['PYTHONPATH'])"), tmp_path / "log", 60)
+    assert (
+        f"it is {driver.ROOT}{os.pathsep}{driver.BENCHMARKS}{os.pathsep}/somewhere/else"
+        in (tmp_path / "log").read_text()
+    )
+
+
+def test_an_old_setuptools_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "version", lambda _: "70.3.0")
+    with pytest.raises(SystemExit, match=r"needs setuptools 77 or later, and here is 70\.3\.0"):
+        driver.main(["--rehearse", "--out", str(tmp_path)])
 
 
 # ---- The report ----
@@ -167,7 +274,9 @@ def test_report() -> None:
     ours["changed_addresses"] = 398
     compiled = row(OURS, 4100.0, ratios={COMPILED: Spread(1.5, 1.5, 1.5), "foreach": Spread(9.0, 9.0, 9.0)})
     failed = StepRow("LAMB", "bert-large", "apex", "float32", 398, 1, 1, 4300.0, error="ImportError: no").as_dict()
-    training = TrainingRow("lenet", "AdamW", OURS, "graph", 64, us=Spread(90.0, 80.0, 100.0)).as_dict()
+    training = TrainingRow(
+        "lenet", "AdamW", OURS, "graph", 64, us=Spread(90.0, 80.0, 100.0), step_us=Spread(9.0, 9.0, 9.0)
+    ).as_dict()
     lines = [
         {"kind": "machine", "machine": {"gpu": "NVIDIA H200", "driver": "580"}},
         {"kind": "copy", "set": "bert-large", "gb_per_s": 4300.0},
@@ -185,8 +294,51 @@ def test_report() -> None:
     )
     assert report[at - 2].endswith("| vs foreach | vs compiled foreach |")
     assert "| 398 of 398 |" in report[-5]
-    assert report[-1] == "| lenet AdamW graph | 90.0 |"
+    assert report[-1] == "| lenet AdamW graph | fusedopt | 90.0 | 711,111 | 10.0% |  |"
+    assert "| LAMB float32, BERT-large: of the copy's bandwidth | at least 85% | 86.0% | met |" in report
+    assert "| AdamW float32, GPT-2 XL: of the copy's bandwidth | at least 92% |  | not run |" in report
 
 
 def test_report_of_nothing() -> None:
-    assert markdown([]) == ".\n"
+    assert {goal.result for goal in goals([])} == {"not run"}
+    assert markdown([]).startswith(".\n\n| goal, on an H200 |")
+
+
+def row(optimizer: str, parameter_set: str, implementation: str, us: float, **values: Any) -> dict[str, Any]:
+    elements = GPU_SETS[parameter_set].elements
+    made = StepRow(optimizer, parameter_set, implementation, "float32", 1, elements, 28 * elements, 4000.0)
+    made.device_us = made.wall_us = Spread(us, us, us)
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made.as_dict()
+
+
+def result(lines: list[dict[str, Any]], what: str) -> str:
+    (found,) = [goal.result for goal in goals(lines) if goal.what.startswith(what)]
+    return found
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.95, "met"), (0.9, "missed")])
+def test_a_goal_of_bandwidth(share: float, expected: str) -> None:
+    us = 28 * GPU_SETS["gpt2-xl"].elements / (4000e9 * share) * 1e6
+    lines = [row("AdamW", "gpt2-xl", OURS, us, ratios={"fused": Spread(1.02, 1, 1)})]
+    assert result(lines, "AdamW float32, GPT-2 XL: of the copy") == expected
+    assert result(lines, "AdamW float32, GPT-2 XL: device time") == "missed"
+    lines.append(row("AdamW", "gpt2-xl", "fused", us * 0.9))  # which then moves more than 93 % itself
+    assert result(lines, "AdamW float32, GPT-2 XL: device time") == "met"
+
+
+@pytest.mark.parametrize(("copies", "expected"), [(0, "met"), (1, "missed")])
+def test_a_goal_of_launches(copies: int, expected: str) -> None:
+    work = {"kernels": 1, "copies": copies, "memsets": 0, "kernel_seconds": 1.0}
+    assert result([row("AdamW", "lenet", OURS, 9.0, work=work)], "launches") == expected
+
+
+@pytest.mark.parametrize(("ours", "theirs", "expected"), [(70, 1400, ["met", "met"]), (90, 1000, ["missed", "missed"])])
+def test_goals_of_host_time(ours: float, theirs: float, expected: list[str]) -> None:
+    lines = [
+        row("AdamW", "bert-large", name, 1.0, host_us=Spread(us, us, us))
+        for name, us in ((OURS, ours), ("fused", theirs))
+    ]
+    found = [goal.result for goal in goals(lines) if goal.what.startswith("AdamW float32, BERT-large: host time")]
+    assert found == expected

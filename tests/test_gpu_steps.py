@@ -152,7 +152,9 @@ def test_a_set_that_does_not_fit_is_left_out() -> None:
         def free_bytes(self) -> int:
             return 2**20
 
-    options = argparse.Namespace(set="gpt2-xl", dtypes=["float32"], optimizers=["AdamW"], seconds=0, compiled=False)
+    options = argparse.Namespace(
+        set="gpt2-xl", dtypes=["float32"], optimizers=["AdamW"], seconds=0, compiled=False, tiny=False
+    )
     copy, failure = gpu_steps.run(Small(), options)
     assert copy["kind"] == "copy"
     assert failure["what"] == "AdamW gpt2-xl torch.float32"

@@ -48,6 +48,7 @@ PLANTED = {
         RACE,
     ),
     "steps counted before all blocks have read them": ("== gridDim.x - 1", "== 0", "tsan", RACE),
+    "not rescaled": ("double(factor) * gradient_scale(args.scaling)", "double(factor)", "plain", WRONG),
     "unclipped": ("if (!s.square_sum) return scale;", "return scale;", "plain", WRONG),
 }
 

@@ -44,6 +44,7 @@ def allocated(step: Callable[[], object]) -> int:
     return sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
 
 
+@pytest.mark.below_python
 def test_the_measures_see_an_allocation() -> None:
     for _ in range(2):  # the second time too: the memory of the first has gone back to the system
         assert peak_growth(lambda: torch.ones(LARGE_BYTES // 4)) > 0.9 * LARGE_BYTES
@@ -51,6 +52,7 @@ def test_the_measures_see_an_allocation() -> None:
     assert allocated(lambda: torch.ones(100)) == 400
 
 
+@pytest.mark.below_python
 @pytest.mark.parametrize("case", FAST_CASES, ids=str)
 def test_no_tensor_is_allocated(case: Case) -> None:
     params = [torch.ones(n) for n in (1000, 20_000, 3)]

@@ -80,6 +80,7 @@ def test_parameter_without_gradient_is_left_alone(case: Case) -> None:
     pair.step(3)
 
 
+@pytest.mark.below_python
 @each_class
 def test_compiled_training_step(case: Case) -> None:
     pair = Pair(case, [(4, 3), (3,)])

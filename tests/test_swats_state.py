@@ -192,6 +192,7 @@ def test_value_that_is_refused(kwargs: dict[str, Any], message: str) -> None:
         SWATS(make_params(), **kwargs)
 
 
+@pytest.mark.below_python
 @pytest.mark.parametrize("eps", [1e-9, 100.0])
 def test_differentiable_over_both_phases(eps: float) -> None:
     """By finite differences, in the gradients and in a rate set after the switch; what is decided is constant."""

@@ -7,13 +7,15 @@
 #include <tuple>
 #include <utility>
 
-#include "device.h"
+#include "capture.h"
 
 namespace fusedopt::cuda {
 
 static at::Tensor scalar(const at::Tensor& bytes, size_t at) {
   return bytes.narrow(0, int64_t(at), sizeof(double)).view(at::kDouble).squeeze();
 }
+
+BackEnd::~BackEnd() { free_released(); }
 
 void BackEnd::recut(const std::vector<Tensor>& tensors, const std::vector<int32_t>& joint) {
   std::vector<int32_t> order;
@@ -25,7 +27,10 @@ void BackEnd::recut(const std::vector<Tensor>& tensors, const std::vector<int32_
   batches_.clear(), first_chunks_.clear();
   // A tensor without elements has a chunk too: its steps are counted.
   const auto numel = [&](int32_t i) { return std::max<int64_t>(tensors[order[i]].numel, 1); };
-  chunks_ = cut(int32_t(order.size()), numel, kChunkSize);
+  int64_t elements = 0;
+  for (const int32_t t : order) elements += tensors[t].numel;
+  chunk_size_ = chunk_size(elements, multiprocessors_);
+  chunks_ = cut(int32_t(order.size()), numel, chunk_size_);
   for (int32_t c = 0; c < int32_t(chunks_.size()); ++c) {
     const int32_t i = chunks_[c].tensor, t = order[i];
     chunks_[c].tensor = t;
@@ -47,8 +52,9 @@ void BackEnd::recut(const std::vector<Tensor>& tensors, const std::vector<int32_
 
 void BackEnd::refresh(const std::vector<Tensor>& tensors) {
   if (current_ || chunks_.empty()) return;
+  free_released();
   const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
-  current_ = is_capturing() ? &captured_.emplace_back() : &tables_[current_stream()];
+  current_ = is_capturing() ? &captured_ : &tables_[current_stream()];
   if (current_->memory.defined()) patch(*current_, tensors);
   else build(*current_, tensors);
   counts_ = std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& t) { return t.device == device_ && t.step; });
@@ -74,6 +80,7 @@ void BackEnd::build(DeviceTable& table, const std::vector<Tensor>& tensors) {
   at(table.view.tensors, tensors_at), at(table.view.chunks, chunks_at), at(table.view.first_chunks, first_chunks_at);
   at(table.view.square_sum, square_sum_at), at(table.view.done, done_at);
   at(table.view.sums, sums_at), at(table.view.step_sizes, step_sizes_at);
+  table.view.chunk_size = int32_t(chunk_size_);
   table.square_sum = scalar(table.memory, square_sum_at);
   table.tensors = tensors;
 }
@@ -97,12 +104,16 @@ void BackEnd::patch(DeviceTable& table, const std::vector<Tensor>& tensors) {
 // Device memory with these bytes, and room behind them. In the order of the stream; for a capture at once, and not
 // again in its replays.
 at::Tensor BackEnd::copy(const std::vector<char>& bytes, size_t room) {
+  const bool capturing = is_capturing();
   std::optional<BesideCapture> beside;
-  if (is_capturing()) beside.emplace();
+  if (capturing) beside.emplace(device_);
   const auto options = at::TensorOptions(at::kByte).device(kDeviceType, static_cast<c10::DeviceIndex>(device_));
   at::Tensor memory = at::empty({int64_t(bytes.size() + room)}, options);
   upload(memory, bytes);
-  if (beside) beside->wait();
+  if (!capturing) return memory;
+  beside->wait();
+  beside.reset();
+  keep_for_graph(memory);
   return memory;
 }
 
@@ -110,41 +121,47 @@ std::pair<at::Tensor, at::Tensor> BackEnd::norm(const Scaling& scaling) {
   if (!current_) throw std::logic_error("there is no gradient on the GPU to take the norm of");
   const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
   if (!norm_.defined()) norm_ = scalar(copy(std::vector<char>(sizeof(double)), 0), 0);
+  if (is_capturing()) keep_for_graph(norm_);
+  else if (const Stream stream = current_stream(); std::exchange(norm_stream_, stream) != stream) record_use(norm_);
   current_->view.norm = norm_.data_ptr<double>();
-  gradient_norm(current_->view, int32_t(chunks_.size()), scaling, current_stream());
+  const auto chunks = int32_t(chunks_.size());
+  gradient_norm(current_->view, chunks, std::clamp(chunks / (4 * multiprocessors_), 1, 4), scaling, current_stream());
   return {current_->square_sum, norm_};
 }
 
 void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling) {
   if (!current_) return;
   const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
-  const bool folded = !counts_ && !scaling.grad_scale && !scaling.found_inf && !scaling.square_sum &&
-                      std::none_of(rows.begin(), rows.end(), [](const Row& row) { return row.lr; });
+  const bool folded = !counts_ && std::none_of(rows.begin(), rows.end(), [](const Row& row) { return row.lr; });
+  const bool rescaled = folded && (scaling.grad_scale || scaling.square_sum);
   std::vector<char> bytes;
   for (const Batch& batch : batches_) {
     const bool is_double = batch.dtype == Dtype::kFloat64;
-    const int32_t stride = (folded ? info(batch.rule).bytes[is_double] + 7 : int(sizeof(DeviceRow))) / 8 * 8;
+    const RuleInfo& rule = info(batch.rule);
+    const int32_t stride =
+        folded ? (rule.bytes[is_double] + 7) / 8 * 8 : int32_t(sizeof(DeviceRow) + rule.numbers * sizeof(double));
     bytes.resize(rows.size() * stride);
     for (size_t r = 0; r < rows.size(); ++r) {
       const Row& row = rows[r];
+      char* at = &bytes[r * stride];
       if (row.rule != batch.rule || row.is_double != is_double) continue;  // another launch's
       if (folded) {
-        info(batch.rule).fold[is_double](&bytes[r * stride], row.numbers, row.count, scaling.scale);
+        rule.fold[is_double](at, row.numbers, row.count, rescaled ? 1 : scaling.scale);
       } else {
-        DeviceRow unfolded{{}, row.count, row.lr, row.double_lr};
-        std::copy_n(row.numbers, kMaxNumbers, unfolded.numbers);
-        std::memcpy(&bytes[r * stride], &unfolded, sizeof unfolded);
+        const DeviceRow unfolded{row.count, row.lr, row.double_lr};
+        std::memcpy(at, &unfolded, sizeof unfolded);
+        std::memcpy(at + sizeof unfolded, row.numbers, rule.numbers * sizeof(double));
       }
     }
-    const Rows arguments{bytes.data(), int32_t(bytes.size()), stride, folded};
+    const Rows arguments{bytes.data(), int32_t(bytes.size()), stride, folded, rescaled};
     if (!fit_in_arguments(arguments)) {
-      if (!is_capturing()) current_->rows.clear();
+      if (current_ != &captured_) current_->rows.clear();
       current_->rows.push_back(copy(bytes, 0));
       current_->view.rows = static_cast<const char*>(current_->rows.back().data_ptr());
     }
     cuda::update(current_->view, batch, arguments, scaling, counts_, current_stream());
   }
-  current_ = nullptr;
+  abandon();
 }
 
 size_t BackEnd::memory() const {

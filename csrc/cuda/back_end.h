@@ -2,18 +2,18 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
-#include <list>
 #include <map>
 #include <utility>
 #include <vector>
 
-#include "cuda.h"
+#include "device.h"
 
 namespace fusedopt::cuda {
 
 class BackEnd {
  public:
-  explicit BackEnd(int device) : device_(device) {}
+  explicit BackEnd(int device) : device_(device), multiprocessors_(multiprocessors(device)) {}
+  ~BackEnd();
 
   // Cuts the tensors of this device that have a row. Call when there are others than before, or of other sizes. Groups
   // that are decided on as a whole have numbers in `joint`, by tensor; others have -1.
@@ -21,7 +21,7 @@ class BackEnd {
   // Brings the table of the current stream up to date, once for norm() and update(), which work on it.
   void refresh(const std::vector<Tensor>& tensors);
   // A step that did not come to its update is over.
-  void abandon() { current_ = nullptr; }
+  void abandon() { current_ = nullptr, captured_ = {}; }
   // The sum of squares of the gradients and, unscaled, their norm: float64 scalars on the device. Whatever stream or
   // graph measures the norm, it is found in the same place.
   std::pair<at::Tensor, at::Tensor> norm(const Scaling& scaling);
@@ -31,7 +31,7 @@ class BackEnd {
 
  private:
   // A stream has a table of its own, which only its own kernels read, so that it can be changed in the order of the
-  // stream. A capture has one for itself that is never changed.
+  // stream. A capture has one for itself that is never changed, and that its graph keeps.
   struct DeviceTable {
     at::Tensor memory, square_sum;
     std::vector<at::Tensor> rows;  // where they are too many for the arguments of a launch
@@ -42,14 +42,16 @@ class BackEnd {
   void patch(DeviceTable& table, const std::vector<Tensor>& tensors);
   at::Tensor copy(const std::vector<char>& bytes, size_t room);
 
-  int device_;
+  int device_, multiprocessors_;
+  int64_t chunk_size_ = kMinChunk;
   std::vector<Batch> batches_;
   std::vector<Chunk> chunks_;
   std::vector<int32_t> first_chunks_;
   std::map<Stream, DeviceTable> tables_;
-  std::list<DeviceTable> captured_;
+  DeviceTable captured_;  // of the step that is being captured
   DeviceTable* current_ = nullptr;
   at::Tensor norm_;
+  Stream norm_stream_ = nullptr;  // on which it was measured last
   bool counts_ = false;
 };
 

@@ -1,5 +1,8 @@
 // The CUDA back end as plain C++, without torch: what a step launches. All of it is asynchronous on the stream.
 #pragma once
+#include <algorithm>
+#include <bit>
+
 #include "../chunks.h"
 
 namespace fusedopt::cuda {
@@ -14,6 +17,17 @@ struct Batch {
   int32_t decides_from = -1;  // of a joint group's last batch the group's first chunk
 };
 
+// A chunk is cut so that each multiprocessor gets eight, within these bounds: small steps are over sooner in many
+// blocks, and in large ones each block has to pay off its beginning. Benchmarks try others.
+#ifndef FUSEDOPT_CUDA_CHUNK
+#define FUSEDOPT_CUDA_CHUNK 16384
+#endif
+constexpr int64_t kMinChunk = 2048, kMaxChunk = FUSEDOPT_CUDA_CHUNK;
+inline int64_t chunk_size(int64_t elements, int multiprocessors) {
+  const auto share = uint64_t(elements / (8 * multiprocessors));
+  return std::clamp<int64_t>(int64_t(std::bit_ceil(share)), kMinChunk, kMaxChunk);
+}
+
 // The table in device memory.
 struct View {
   const Tensor* tensors;
@@ -24,6 +38,7 @@ struct View {
   double *square_sum, *norm;    // of all gradients as they are; their norm, unscaled
   unsigned* done;               // blocks that have finished; zero between launches
   const char* rows;             // those that do not fit into the arguments of a launch
+  int32_t chunk_size;
 };
 
 // What the gradients are multiplied by. Pointers lie on the device and are null where they do not apply.
@@ -35,25 +50,27 @@ struct Scaling {
   double max_norm = 0, epsilon = 0;    // clip_coefficient's
 };
 
-struct DeviceRow {  // a Row as a block needs it to make a rule
-  double numbers[kMaxNumbers], count;
+struct DeviceRow {  // a Row as a block needs it to make a rule, with the rule's numbers behind it
+  double count;
   const void* lr;
   bool double_lr;
 };
 
-// The rows of a launch. Folded by the host, or, where it does not know everything, by each block from a DeviceRow.
+// The rows of a launch. Folded by the host, where it knows the learning rate and the step count: `rescaled`, when only
+// a block knows what the gradients are multiplied by, which is one number of a rule. Otherwise folded by each block
+// from a DeviceRow.
 struct Rows {
   const char* bytes;
   int32_t size, stride;
-  bool folded;
+  bool folded, rescaled;
 };
 // Whether they travel with the launch; otherwise they have to be in view.rows by then.
 bool fit_in_arguments(const Rows& rows);
 
 // One launch, of LAMB three. With `counts`, the last block to finish adds one to the steps that lie on the device.
 void update(const View& view, const Batch& batch, const Rows& rows, const Scaling& scaling, bool counts, Stream stream);
-// view.square_sum and view.norm, of the gradients of all chunks. One launch.
-void gradient_norm(const View& view, int32_t chunks, const Scaling& scaling, Stream stream);
+// view.square_sum and view.norm, of the gradients of all chunks, so many of them a block. One launch.
+void gradient_norm(const View& view, int32_t chunks, int32_t each, const Scaling& scaling, Stream stream);
 
 constexpr int kPatches = 2500;  // words that one launch replaces at most
 void patch(uint64_t* words, const int32_t* indices, const uint64_t* values, int count, Stream stream);

@@ -9,6 +9,7 @@
 #ifdef FUSEDOPT_CUDA_ON_CPU
 #include "executor_device.h"
 #else
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -20,6 +21,12 @@ using DeviceGuard = c10::cuda::CUDAGuard;
 inline Stream current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 inline bool is_capturing() {
   return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+}
+
+inline int multiprocessors(int device) {
+  int count = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
 }
 
 // Whether the device itself keeps a step count that lies there.
@@ -34,16 +41,40 @@ inline void upload(const at::Tensor& to, const std::vector<char>& bytes) {
   to.narrow(0, 0, pinned.numel()).copy_(pinned, /*non_blocking=*/true);
 }
 
-// Makes a stream beside the capture the current one: for work to be done once, on memory that is not the graph's own,
-// where each replay writes over what was freed earlier in the capture.
-class BesideCapture {
- public:
-  void wait() { stream_.synchronize(); }
+// Says to the allocator that the current stream uses memory that was allocated on another.
+inline void record_use(const at::Tensor& memory) {
+  c10::cuda::CUDACachingAllocator::recordStream(memory.storage().data_ptr(), c10::cuda::getCurrentCUDAStream());
+}
 
- private:
-  c10::cuda::CUDAStreamCaptureModeGuard relaxed_{cudaStreamCaptureModeRelaxed};
-  c10::cuda::CUDAStream stream_ = c10::cuda::getStreamFromPool();
-  c10::cuda::CUDAStreamGuard guard_{stream_};
+// The parts of capture.h: a stream, made for the current device and never destroyed; what lets this thread allocate
+// and copy on it during a capture; and the objects of a graph, with what destroys them once nothing can replay it.
+inline Stream new_stream() {
+  cudaStream_t stream;
+  C10_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return stream;
+}
+inline void synchronize(Stream stream) { C10_CUDA_CHECK(cudaStreamSynchronize(static_cast<cudaStream_t>(stream))); }
+struct StreamGuard : c10::cuda::CUDAStreamGuard {
+  explicit StreamGuard(Stream stream)
+      : CUDAStreamGuard(
+            c10::cuda::getStreamFromExternal(static_cast<cudaStream_t>(stream), c10::cuda::current_device())) {}
 };
+struct RelaxedCapture : c10::cuda::CUDAStreamCaptureModeGuard {
+  RelaxedCapture() : CUDAStreamCaptureModeGuard(cudaStreamCaptureModeRelaxed) {}
+};
+inline void retain_for_graph(void* object, void (*destroy)(void*)) {
+  cudaStreamCaptureStatus status;
+  cudaGraph_t graph = nullptr;
+  const auto stream = static_cast<cudaStream_t>(current_stream());
+#if CUDART_VERSION >= 13000
+  C10_CUDA_CHECK(cudaStreamGetCaptureInfo(stream, &status, nullptr, &graph, nullptr, nullptr, nullptr));
+#else
+  C10_CUDA_CHECK(cudaStreamGetCaptureInfo_v2(stream, &status, nullptr, &graph, nullptr, nullptr));
+#endif
+  TORCH_CHECK(graph, "the capture of the current stream has ended");
+  cudaUserObject_t owner;
+  C10_CUDA_CHECK(cudaUserObjectCreate(&owner, object, destroy, 1, cudaUserObjectNoDestructorSync));
+  C10_CUDA_CHECK(cudaGraphRetainUserObject(graph, owner, 1, cudaGraphUserObjectMove));
+}
 }  // namespace fusedopt::cuda
 #endif

@@ -23,10 +23,10 @@ namespace fusedopt::cuda {
 #include "../half.h"
 
 constexpr int kThreads = FUSEDOPT_CUDA_THREADS, kWarps = kThreads / 32;
-// Registers are shared out so that this many blocks fit on a multiprocessor: half of its threads. Double needs more of
-// them, and so do eight elements of five half-precision operands, and sums beside five operands.
+// Registers are shared out so that this many blocks fit on a multiprocessor: half of its threads, or a quarter. Double
+// needs more of them, and so do eight elements of five half-precision operands, and sums beside five operands.
 template <int D, unsigned Reads, bool Sums = false>
-constexpr int kBlocksPerSm = D == 1 || (Reads == 0b11111 && (D > 1 || Sums)) ? 1 : 1024 / kThreads;
+constexpr int kBlocksPerSm = (D == 1 || (Reads == 0b11111 && (D > 1 || Sums)) ? 512 : 1024) / kThreads;
 constexpr int kArguments = 32764;  // bytes that a launch carries at most, since CUDA 12.1
 
 // What travels with a launch, with room for rows. Two sizes, because the driver copies all of it.
@@ -36,7 +36,7 @@ struct Header {
   Scaling scaling;
   const char* rows;  // in device memory, or null: inline
   int32_t stride;    // of rows, in bytes, a multiple of 8
-  bool folded, counts;
+  bool folded, rescaled, counts;
 };
 template <int Bytes>
 struct Arguments : Header {
@@ -69,10 +69,16 @@ __device__ __forceinline__ Rule rule_of(const Args& args, const Tensor& t) {
   const char* row = (args.rows ? args.rows : args.inlined) + int64_t{t.row} * args.stride;
   if (threadIdx.x == 0) {
     if (args.folded) {
-      for (int w = 0; w < kWords; ++w) folded[w] = reinterpret_cast<const uint64_t*>(row)[w];
+      uint64_t words[kWords];  // all are on their way before the first is stored
+      for (int w = 0; w < kWords; ++w) words[w] = reinterpret_cast<const uint64_t*>(row)[w];
+      for (int w = 0; w < kWords; ++w) folded[w] = words[w];
+      if (args.rescaled) {
+        auto& factor = reinterpret_cast<Rule*>(folded)->gradient.factor;
+        factor = std::remove_reference_t<decltype(factor)>(double(factor) * gradient_scale(args.scaling));
+      }
     } else {
       const DeviceRow& source = *reinterpret_cast<const DeviceRow*>(row);
-      auto numbers = *reinterpret_cast<const typename Rule::Numbers*>(source.numbers);
+      auto numbers = *reinterpret_cast<const typename Rule::Numbers*>(row + sizeof(DeviceRow));
       if (source.lr) numbers.lr = number(source.lr, source.double_lr);
       const double count = t.step ? number(t.step, t.double_step) + 1 : source.count;
       new (folded) Rule(numbers, count, gradient_scale(args.scaling));
@@ -213,10 +219,11 @@ __global__ void __launch_bounds__(kThreads,
                                   kBlocksPerSm<D, (4u << Rule<float>::kStateCount) - 1, kTakesSums<Rule<float>>>)
     apply(const __grid_constant__ Arguments<Bytes> args) {
   using F = Compute<D>;
-  if (skipped(args.scaling)) return;
+  const bool skips = skipped(args.scaling);
   const int c = args.batch.chunk + blockIdx.x;
   const Chunk chunk = args.view.chunks[c];
-  const Tensor& t = args.view.tensors[chunk.tensor];
+  const Tensor t = args.view.tensors[chunk.tensor];  // all of it at once, and not again after the barrier
+  if (skips) return;
   const auto rule = rule_of<Rule<F>>(args, t);
   constexpr Operands operands = Rule<F>::kOperands;
   constexpr bool kSwats = std::is_same_v<Rule<F>, Swats<F>>;
@@ -245,26 +252,29 @@ __global__ void __launch_bounds__(kThreads,
 template <int D>
 __device__ __forceinline__ double square_sum(const Tensor& t, const Chunk& chunk) {
   double sum = 0;
-  sweep<0b10, 0, D>(t, chunk, [&](auto&, auto& grad, auto&...) { sum += double(grad) * double(grad); });
+  sweep<0b10, 0, D>(t, chunk, [&](auto&, auto& grad, auto&...) { sum = madd(double(grad), double(grad), sum); });
   return sum;
 }
 
-// The chunks' sums of squares; the last block adds them up in their order.
-__global__ void __launch_bounds__(kThreads) sum_squares(const View view, const Scaling scaling) {
-  const Chunk chunk = view.chunks[blockIdx.x];
-  const Tensor& t = view.tensors[chunk.tensor];
+// Sums of squares, of `each` chunks a block; the last block adds them up in their order.
+__global__ void __launch_bounds__(kThreads)
+    sum_squares(const View view, const int chunks, const int each, const Scaling scaling) {
   double sum = 0, unused = 0;
-  switch (t.dtype) {
-    case Dtype::kFloat32: sum = square_sum<0>(t, chunk); break;
-    case Dtype::kFloat64: sum = square_sum<1>(t, chunk); break;
-    case Dtype::kBFloat16: sum = square_sum<2>(t, chunk); break;
-    default: sum = square_sum<3>(t, chunk);
+  for (int c = blockIdx.x * each; c < chunks && c < int(blockIdx.x + 1) * each; ++c) {
+    const Chunk chunk = view.chunks[c];
+    const Tensor t = view.tensors[chunk.tensor];
+    switch (t.dtype) {
+      case Dtype::kFloat32: sum += square_sum<0>(t, chunk); break;
+      case Dtype::kFloat64: sum += square_sum<1>(t, chunk); break;
+      case Dtype::kBFloat16: sum += square_sum<2>(t, chunk); break;
+      default: sum += square_sum<3>(t, chunk);
+    }
   }
   block_sum(sum, unused);
   if (threadIdx.x == 0) view.sums[2 * blockIdx.x] = sum;
   if (!is_last_block(view.done)) return;
   sum = 0;
-  for (unsigned c = threadIdx.x; c < gridDim.x; c += kThreads) sum += __ldcg(view.sums + 2 * c);
+  for (unsigned b = threadIdx.x; b < gridDim.x; b += kThreads) sum += __ldcg(view.sums + 2 * b);
   block_sum(sum, unused);
   if (threadIdx.x) return;
   const double scale = gradient_scale(scaling);

@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(kThreads) lamb_step_sizes(const __grid_constan
   const int first = args.view.first_chunks[args.batch.tensor + blockIdx.x], tensor = args.view.chunks[first].tensor;
   const Tensor& t = args.view.tensors[tensor];
   double param_sum = 0, update_sum = 0;
-  for (int64_t c = threadIdx.x; c * kChunkSize < t.numel; c += kThreads)
+  for (int64_t c = threadIdx.x; c * args.view.chunk_size < t.numel; c += kThreads)
     param_sum += args.view.sums[2 * (first + c)], update_sum += args.view.sums[2 * (first + c) + 1];
   block_sum(param_sum, update_sum);
   const auto rule = rule_of<Lamb<Compute<D>>>(args, t);
@@ -23,9 +23,10 @@ template <int D, int Bytes>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<D, Lamb<float>::kUpdateOperands.reads>)
     lamb_update(const __grid_constant__ Arguments<Bytes> args) {
   using F = Compute<D>;
-  if (skipped(args.scaling)) return;
+  const bool skips = skipped(args.scaling);
   const Chunk chunk = args.view.chunks[args.batch.chunk + (gridDim.x - 1 - blockIdx.x)];
-  const Tensor& t = args.view.tensors[chunk.tensor];
+  const Tensor t = args.view.tensors[chunk.tensor];
+  if (skips) return;
   const auto rule = rule_of<Lamb<F>>(args, t);
   const F step_size = F(args.view.step_sizes[chunk.tensor]);
   const auto body = [&](F& param, F&, F& exp_avg, F& exp_avg_sq, F&) {

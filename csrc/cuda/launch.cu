@@ -17,7 +17,11 @@ void launch(void (*kernel)(P...), unsigned grid, unsigned threads, cudaStream_t 
 
 namespace {
 
-constexpr int kFewBytes = 1024;  // of arguments, which are enough for most steps
+// Of arguments, which are enough for most steps. Benchmarks try another number.
+#ifndef FUSEDOPT_CUDA_FEW_BYTES
+#define FUSEDOPT_CUDA_FEW_BYTES 1024
+#endif
+constexpr int kFewBytes = FUSEDOPT_CUDA_FEW_BYTES, kSomeBytes = 4096;
 
 void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
@@ -44,6 +48,7 @@ void update(const Header& header, const Rows& rows, Stream stream) {
 template <template <class> class Rule, int D>
 void update(const Header& header, const Rows& rows, Stream stream) {
   if (header.rows || rows.size <= Arguments<kFewBytes>::kCapacity) update<Rule, D, kFewBytes>(header, rows, stream);
+  else if (rows.size <= Arguments<kSomeBytes>::kCapacity) update<Rule, D, kSomeBytes>(header, rows, stream);
   else update<Rule, D, kArguments>(header, rows, stream);
 }
 
@@ -68,12 +73,12 @@ bool fit_in_arguments(const Rows& rows) { return rows.size <= Arguments<kArgumen
 void update(const View& view, const Batch& batch, const Rows& rows, const Scaling& scaling, bool counts,
             Stream stream) {
   const char* on_device = fit_in_arguments(rows) ? nullptr : view.rows;
-  const Header header{view, batch, scaling, on_device, rows.stride, rows.folded, counts};
+  const Header header{view, batch, scaling, on_device, rows.stride, rows.folded, rows.rescaled, counts};
   kUpdates[int(batch.rule)][int(batch.dtype)](header, rows, stream);
 }
 
-void gradient_norm(const View& view, int32_t chunks, const Scaling& scaling, Stream stream) {
-  start(sum_squares, chunks, stream, view, scaling);
+void gradient_norm(const View& view, int32_t chunks, int32_t each, const Scaling& scaling, Stream stream) {
+  start(sum_squares, unsigned(chunks + each - 1) / each, stream, view, chunks, each, scaling);
 }
 
 void patch(uint64_t* words, const int32_t* indices, const uint64_t* values, int count, Stream stream) {

@@ -25,8 +25,8 @@ struct Adam {
   FUSEDOPT_HD Adam(const Numbers& n, double count, double scale)
       : gradient(scale, n.maximize != 0, n.decoupled != 0 ? 0 : n.weight_decay), mean(1 - n.beta1), square(n.beta2),
         eps(F(n.eps)), decay(F(n.decoupled != 0 ? n.lr * n.weight_decay : 0)),
-        step_size(F(n.lr / bias_correction(n.beta1, count))),
-        root_scale(F(1 / square_root(bias_correction(n.beta2, count)))) {}
+        step_size(F(n.lr / bias_correction<F>(n.beta1, count))),
+        root_scale(F(1 / square_root(bias_correction<F>(n.beta2, count)))) {}
 
   FUSEDOPT_HD void operator()(F& param, F grad, F& exp_avg, F& exp_avg_sq, F& max_exp_avg_sq) const {
     const F g = gradient(grad, param);

@@ -41,8 +41,8 @@ struct Lamb {
       : gradient(scale, n.maximize != 0, n.decoupled != 0 ? 0 : n.weight_decay), square(n.beta2), beta1(F(n.beta1)),
         rate1(F(n.grad_averaging != 0 ? 1 - n.beta1 : 1)), eps(F(n.eps)),
         decay(F(n.decoupled != 0 ? n.weight_decay : 0)),
-        mean_scale(F(n.bias_correction != 0 ? 1 / bias_correction(n.beta1, count) : 1)),
-        root_scale(F(n.bias_correction != 0 ? 1 / square_root(bias_correction(n.beta2, count)) : 1)), lr(n.lr),
+        mean_scale(F(n.bias_correction != 0 ? 1 / bias_correction<F>(n.beta1, count) : 1)),
+        root_scale(F(n.bias_correction != 0 ? 1 / square_root(bias_correction<F>(n.beta2, count)) : 1)), lr(n.lr),
         trust_clip(n.trust_clip), phi_low(n.phi_low), phi_high(n.phi_high),
         adapts(n.weight_decay != 0 || n.always_adapt != 0) {}
 

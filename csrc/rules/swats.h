@@ -25,7 +25,8 @@ struct Switch {
     if (step_dot_grad == 0) return;
     const double projection = step_square / -step_dot_grad;
     memory->average = beta2 * memory->average + (1 - beta2) * projection;
-    const double settled = memory->average / bias_correction(beta2, memory->count), error = settled - projection;
+    const double settled = memory->average / bias_correction<double>(beta2, memory->count),
+                 error = settled - projection;
     if (memory->count > 1 && -eps < error && error < eps && settled > 0) memory->ratio = settled / lr;
   }
 };
@@ -52,7 +53,7 @@ struct Swats {
   FUSEDOPT_HD Swats(const Numbers& n, double count, double scale)
       : group{n.memory, n.lr, n.beta1, n.beta2, n.eps}, gradient(scale, n.maximize != 0, n.weight_decay),
         square(n.beta2), beta1(F(n.beta1)), rate1(F(1 - n.beta1)),
-        step_size(F(n.lr * square_root(bias_correction(n.beta2, count)) / bias_correction(n.beta1, count))),
+        step_size(F(n.lr * square_root(bias_correction<F>(n.beta2, count)) / bias_correction<F>(n.beta1, count))),
         eps(F(n.eps)) {}
 
   // Adam, with epsilon beside the root that is not corrected, as in the paper. Adds to p.p and p.g.

@@ -180,7 +180,7 @@ class FusedStep(Options):
         if not scaling.on_gpu and scaling.overflowed():
             return
 
-        numbers, counted = [], []
+        numbers, counted, graphs = [], [], False
         everything = "fusedopt.native() or FUSEDOPT_DISABLE=1" if _native.get() else _observer()
         for group in self.param_groups:
             self._check_group(group)
@@ -189,8 +189,7 @@ class FusedStep(Options):
             if group["differentiable"]:
                 everything = everything or "differentiable=True"
             capturable = group.get("capturable", False)
-            if capturable:
-                refuse_capturable(group)
+            graphs = graphs or capturable
             if everything is None:
                 numbers.append(self._numbers(group))
                 counted.append((capturable or scaling.on_gpu) and self._needs_count(group))
@@ -202,6 +201,7 @@ class FusedStep(Options):
         if apart:  # every process has to take part in every sum
             everything = everything or "its sums go over several processes"
         if everything:
+            refuse_capturable(self)
             if scaling.on_gpu and scaling.overflowed():
                 return
             params = [p for group in self.param_groups for p in group["params"]]
@@ -217,7 +217,7 @@ class FusedStep(Options):
             plan = self._plan = _C.Plan()
         self._reasons = None
         # What needs nothing more than the fused path is over in one call, before another thread can touch a gradient.
-        at_once = scaling is NO_SCALING and self.defaults["max_grad_norm"] is None
+        at_once = scaling is NO_SCALING and self.defaults["max_grad_norm"] is None and not graphs
         found = plan.refresh(self.param_groups, self.state, numbers, counted, False, at_once)
         if found is None:
             return
@@ -226,6 +226,8 @@ class FusedStep(Options):
         if devices and devices[-1] >= 0 and _C.is_capturing():
             refuse_capture(self)
         on_host = bool(leftover) or not devices or devices[0] < 0  # something is updated where no GPU decides
+        if on_host:
+            refuse_capturable(self)
         if on_host and scaling.on_gpu and scaling.overflowed():
             return
         if leftover or missing or uncounted:

@@ -105,6 +105,8 @@ def _select(
     optimizer: Optimizer, indices: list[int], every_group: bool = False
 ) -> list[tuple[dict[str, Any], list[Tensor]]]:
     """The groups with those of their parameters whose flat index is among `indices`; without any, only on request."""
+    if not indices and not every_group:  # as in almost every step, which must not look at each parameter here
+        return []
     wanted, first, selected = set(indices), 0, []
     for group in optimizer.param_groups:
         params = [p for i, p in enumerate(group["params"], first) if i in wanted]
@@ -246,11 +248,17 @@ def refuse_sparse(optimizer: FusedStep, indices: list[int]) -> None:
                 raise RuntimeError(message)
 
 
-def refuse_capturable(group: dict[str, Any]) -> None:
-    """Raises what torch raises for capturable=True on a device that has no graphs, before anything is written."""
-    supported = _get_capturable_supported_devices()
-    if not group.get("fused") and any(
-        p.grad is not None and p.device.type not in supported and p.device.type != _C.GPU for p in group["params"]
+def refuse_capturable(optimizer: Optimizer) -> None:
+    """Raises what torch raises for capturable=True on a device that has no graphs, before anything is written.
+
+    Looks at every parameter of such a group: for steps that are not on GPUs alone.
+    """
+    groups = [group for group in optimizer.param_groups if group.get("capturable") and not group.get("fused")]
+    supported = _get_capturable_supported_devices() if groups else []
+    if any(
+        p.grad is not None and p.device.type not in supported and p.device.type != _C.GPU
+        for group in groups
+        for p in group["params"]
     ):
         raise AssertionError(f"If capturable=True, params and state_steps must be on supported devices: {supported}.")
 

@@ -20,4 +20,7 @@ void bind_executor(py::module_& m) {
   e.def("begin_capture", [] { executor::begin_capture(executor::current_stream()); });
   e.def("end_capture", &executor::end_capture);
   e.def("replay", &executor::replay);
+  e.def("destroy", &executor::destroy, "A graph, with what was left to it.");
+  e.def("skip", &executor::skip, "Whether kernels are left out, so that the host's work alone remains.");
+  e.def("retained", &executor::retained, "Objects left to graphs that exist.");
 }

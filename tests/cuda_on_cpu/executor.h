@@ -86,8 +86,13 @@ inline void count(int64_t& counter, int64_t more) {
   __atomic_store_n(&counter, __atomic_load_n(&counter, __ATOMIC_RELAXED) + more, __ATOMIC_RELAXED);
 }
 
-// Streams 1 to 8; the default stream is null. On all of them work is done when the call returns.
+// Leaves kernels out from then on, or no longer: what remains is the host's work.
+void skip(bool kernels);
+
+// Streams 1 to 8, for tests, and new ones; the default stream is null. On all of them work is done when the call
+// returns.
 cudaStream_t stream(int number);
+cudaStream_t create_stream();
 void set_stream(cudaStream_t stream);
 cudaStream_t current_stream();
 
@@ -97,6 +102,10 @@ void begin_capture(cudaStream_t stream);
 int end_capture();
 bool capturing(cudaStream_t stream);
 void replay(int graph);
+// Leaves an object to the graph that is being captured; to destroy the graph is to destroy its objects.
+void retain(void* object, void (*destroy)(void*));
+void destroy(int graph);
+int retained();  // objects of all graphs
 
 // ---- What the kernels' names below are made of ----
 using Where = std::source_location;  // no number converts to it: a width cannot be taken for a line

@@ -28,7 +28,7 @@ class Step {
   using F = Compute<D>;
 
  public:
-  Step() {
+  explicit Step(bool folded = false) {
     for (int t = 0; t < kTensors; ++t) {
       const int offset = t == kMisaligned;
       for (int k = 0; k < 4; ++k) {
@@ -45,16 +45,17 @@ class Step {
       if (!chunks_[c].begin) first_chunks_.push_back(c);
     sums_.reset(new double[2 * chunks_.size()]), step_sizes_.reset(new double[kTensors]);
     args_.view = {tensors_.get(), chunks_.data(),     first_chunks_.data(), sums_.get(), step_sizes_.get(),
-                  scalars_.get(), scalars_.get() + 1, done_.get(),          nullptr};
+                  scalars_.get(), scalars_.get() + 1, done_.get(),          nullptr,     int32_t(kChunkSize)};
     args_.batch = {RuleId{}, Dtype(D), 0, int32_t(chunks_.size()), 0, kTensors};
     args_.scaling = {1, grad_scale_.get(), found_inf_.get(), scalars_.get(), kMaxNorm, 1e-6};
-    args_.rows = nullptr, args_.stride = sizeof(DeviceRow), args_.folded = false, args_.counts = true;
+    args_.rows = nullptr, args_.folded = args_.rescaled = folded, args_.counts = true;
     typename Rule<F>::Numbers numbers{};
     numbers.lr = 0.1, numbers.beta1 = 0.5, numbers.beta2 = 0.9, numbers.eps = 1e-3, numbers.weight_decay = 0.1;
     if constexpr (std::is_same_v<Rule<F>, Swats<F>>) numbers.memory = &memory_, args_.batch.decides_from = 0;
-    DeviceRow row{};
-    std::memcpy(row.numbers, &numbers, sizeof numbers);
+    const DeviceRow row{};
     std::memcpy(args_.inlined, &row, sizeof row);
+    std::memcpy(args_.inlined + sizeof row, &numbers, sizeof numbers);
+    if (folded) new (args_.inlined) Rule<F>(numbers, 5, 1);  // the host knows all but the scale
     numbers_ = numbers;
   }
 
@@ -65,7 +66,7 @@ class Step {
       for (int i = 0; i < kNumels[t]; ++i) square_sum += double(widen(at(t, 1, i))) * double(widen(at(t, 1, i)));
     auto unscaled = args_.scaling;
     unscaled.square_sum = nullptr;
-    launch(sum_squares, blocks, kThreads, nullptr, args_.view, unscaled);
+    launch(sum_squares, (blocks + 1) / 2, kThreads, nullptr, args_.view, int(blocks), 2, unscaled);
     const double norm = square_root(square_sum) / kGradScale;
     CHECK(std::abs(scalars_[0] / square_sum - 1) < 1e-12 && std::abs(scalars_[1] / norm - 1) < 1e-12);
 
@@ -138,6 +139,8 @@ void patch() {
 int main() {
   Step<by_name::adam, 0>().run();
   Step<by_name::adam, 2>().run();
+  Step<by_name::adam, 0>(/*folded=*/true).run();
+  Step<by_name::adam, 2>(/*folded=*/true).run();
   Step<Lamb, 0>().run();
   Step<Lamb, 3>().run();
   Step<Swats, 0>().run();

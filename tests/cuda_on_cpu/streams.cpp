@@ -17,14 +17,19 @@ constexpr size_t kMaxArgumentBytes = 32764;
 
 std::mutex mutex;  // one OS thread at a time
 char streams[9];
+bool skipping;
 cudaStream_t selected, captured;  // null: the default stream; no capture
-std::vector<Work> recording;
-std::vector<std::vector<Work>> graphs;
+struct Graph {
+  std::vector<Work> work;
+  std::vector<std::pair<void*, void (*)(void*)>> objects;
+};
+Graph recording;
+std::vector<Graph> graphs;
 std::vector<std::pair<const char*, size_t>> registered;
 
 cudaError_t submit(cudaStream_t stream, Work work) {
   const std::lock_guard lock(mutex);
-  if (capturing(stream)) recording.push_back(std::move(work));
+  if (capturing(stream)) recording.work.push_back(std::move(work));
   else work();
   return cudaSuccess;
 }
@@ -43,13 +48,16 @@ void launch(unsigned grid, unsigned threads, cudaStream_t stream, size_t argumen
     die("a launch with %zu bytes of arguments, %zu at most", argument_bytes, kMaxArgumentBytes);
   if (grid < 1 || grid > 0x7fffffff || threads < 1 || threads > kMaxThreads)
     die("a launch of %u blocks of %u threads", grid, threads);
-  submit(stream, [=, thread = std::move(thread)] { ++counters.launches, run(grid, threads, thread); });
+  if (skipping) ++counters.launches;
+  else submit(stream, [=, thread = std::move(thread)] { ++counters.launches, run(grid, threads, thread); });
 }
 
 cudaStream_t stream(int number) {
   if (number < 1 || number >= int(std::size(streams))) die("no stream %d", number);
   return reinterpret_cast<cudaStream_t>(&streams[number]);
 }
+void skip(bool kernels) { skipping = kernels; }
+cudaStream_t create_stream() { return reinterpret_cast<cudaStream_t>(new char); }
 void set_stream(cudaStream_t stream) { selected = stream; }
 cudaStream_t current_stream() { return selected; }
 
@@ -70,7 +78,21 @@ int end_capture() {
 void replay(int graph) {
   const std::lock_guard lock(mutex);
   if (graph < 0 || graph >= int(graphs.size())) die("no graph %d", graph);
-  for (const Work& work : graphs[graph]) work();
+  for (const Work& work : graphs[graph].work) work();
+}
+void retain(void* object, void (*destroy)(void*)) {
+  const std::lock_guard lock(mutex);
+  if (!captured) die("an object for a graph, and nothing is captured");
+  recording.objects.emplace_back(object, destroy);
+}
+void destroy(int graph) {
+  const std::lock_guard lock(mutex);
+  for (const auto& [object, destroy] : std::exchange(graphs.at(graph), {}).objects) destroy(object);
+}
+int retained() {
+  int objects = 0;
+  for (const Graph& graph : graphs) objects += int(graph.objects.size());
+  return objects;
 }
 
 }  // namespace executor
