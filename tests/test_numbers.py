@@ -141,6 +141,8 @@ def step_both(case: Case, dtype: torch.dtype, steps: int, number: tuple[str, int
 def test_number_of_any_kind(case: Case, dtype: torch.dtype, steps: int) -> None:
     for number in each_number(case):
         for kind, value in ODD.items():
+            if number[0] == "lr" and kind == "too-large-tensor" and gpu.ON_CPU:
+                continue  # only the kernel reads it, and computes an infinity
             # A rate may be of any shape with one element, and no step is part of its graph. A bound may be infinite.
             taken = number[0] == "lr" and kind in ("requires-grad", "one-element")
             taken = (

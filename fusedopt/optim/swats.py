@@ -221,8 +221,9 @@ class SWATS(FusedStep, _TorchSWATS):
         for i, (group, switch) in enumerate(zip(groups, loaded, strict=True)):
             # In place, where a CUDA graph may go on to use it.
             group["switch"] = live[i]["switch"].copy_(switch) if i < len(live) else switch
-        for values in state["state"].values():
-            if isinstance(values, dict) and "exp_avg" in values and "momentum_buffer" not in values:  # Adam's
+        for param, values in state["state"].items():
+            known = values if isinstance(param, Tensor) and isinstance(values, dict) else {}
+            if "exp_avg" in known and "momentum_buffer" not in known:  # Adam's
                 values["momentum_buffer"] = torch.zeros_like(values["exp_avg"])
         super().__setstate__(state)
 
