@@ -270,7 +270,7 @@ ENGINES = [
 
 @pytest.fixture(scope="module", params=[2, 4], ids="{} ranks".format)
 def results(request, tmp_path_factory):
-    return run_ranks(__file__, tmp_path_factory.mktemp("ranks"), request.param, timeout=200)
+    return run_ranks(__file__, tmp_path_factory.mktemp("ranks"), request.param, timeout=400)
 
 
 @pytest.mark.parametrize("engine", [engine.__name__ for engine in ENGINES])
@@ -287,7 +287,7 @@ def main(rank, folder, world):
             try:
                 engine(rank, world)
                 outcomes[engine.__name__] = None
-            except Exception:
+            except (Exception, pytest.fail.Exception):
                 outcomes[engine.__name__] = traceback.format_exc()
             dist.barrier()
     torch.save(outcomes, folder / f"{rank}.pt")
