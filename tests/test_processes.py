@@ -157,6 +157,22 @@ def with_ignored_parameters(rank, world):
             check(case, list(model.parameters()), opt)
 
 
+def with_noise(rank, world):
+    """Parts of one parameter do not all get the same noise."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = FullyShardedDataParallel(make_model(), device_id=torch.device("cpu"))
+    opt = fusedopt.SGD(model.parameters(), lr=1.0)
+    fusedopt.GradientNoise(opt, eta=1.0)
+    (flat,) = opt.param_groups[0]["params"]
+    flat.grad = torch.zeros_like(flat)
+    opt.step()
+    parts = [None] * world
+    dist.all_gather_object(parts, flat.grad)
+    assert parts[0].std() > 0.3
+    assert not any(torch.equal(parts[0][:5], part[:5]) for part in parts[1:])
+
+
 def with_an_overflow_on_one_rank(rank, world):
     """ShardedGradScaler asks all processes unless a fused optimizer takes over, which ours does not here."""
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -262,6 +278,7 @@ ENGINES = [
     with_zero,
     with_fsdp1,
     with_ignored_parameters,
+    with_noise,
     with_an_overflow_on_one_rank,
     with_a_group_that_was_told,
     with_flat_partitions,
@@ -270,7 +287,7 @@ ENGINES = [
 
 @pytest.fixture(scope="module", params=[2, 4], ids="{} ranks".format)
 def results(request, tmp_path_factory):
-    return run_ranks(__file__, tmp_path_factory.mktemp("ranks"), request.param, timeout=200)
+    return run_ranks(__file__, tmp_path_factory.mktemp("ranks"), request.param, timeout=400)
 
 
 @pytest.mark.parametrize("engine", [engine.__name__ for engine in ENGINES])
@@ -287,7 +304,7 @@ def main(rank, folder, world):
             try:
                 engine(rank, world)
                 outcomes[engine.__name__] = None
-            except Exception:
+            except (Exception, pytest.fail.Exception):
                 outcomes[engine.__name__] = traceback.format_exc()
             dist.barrier()
     torch.save(outcomes, folder / f"{rank}.pt")

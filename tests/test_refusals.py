@@ -143,6 +143,36 @@ def test_max_grad_norm_in_a_group(case: Case) -> None:
         opt.step()
 
 
+class Wrapper(Optimizer):
+    """As sharpness-aware minimization and others are: its options go into its groups, which are the base's too."""
+
+    def __init__(self, params: Any, base: type[Optimizer], rho: float, **kwargs: Any) -> None:
+        super().__init__(params, {"rho": rho, **kwargs})
+        self.base = base(self.param_groups, **kwargs)
+        self.param_groups = self.base.param_groups
+        self.defaults.update(self.base.defaults)
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        return self.base.step(closure)
+
+
+@each_class
+@pytest.mark.parametrize("limit", [None, 0.5])
+def test_a_wrapper_that_copies_its_options_into_its_groups(case: Case, limit: float | None) -> None:
+    params, plain = make_params(), make_params()
+    groups = [{"params": params[:1]}, {"params": params[1:], "lr": 0.05}]
+    opt = Wrapper(groups, case.cls, 0.05, **case.kwargs, max_grad_norm=limit, fused=None, norm_group=None)
+    alone = case.make([{"params": plain[:1]}, {"params": plain[1:], "lr": 0.05}], max_grad_norm=limit)
+    for i in range(3):
+        set_grads(params, i)
+        set_grads(plain, i)
+        opt.step()
+        alone.step()
+    torch.testing.assert_close(params, plain, rtol=0, atol=0)
+    opt.load_state_dict(opt.state_dict())
+    opt.add_param_group({"params": make_params([(2,)])})
+
+
 def snapshot(opt: Optimizer, params: list[Tensor]) -> Any:
     """Everything that a step may change, with the keys and identities of the states."""
     with torch.no_grad():

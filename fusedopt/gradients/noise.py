@@ -20,7 +20,8 @@ class GradientNoise:
 
     It draws from generators of its own, one per device: the same seed gives the same noise, whatever else draws random
     numbers and whatever the number of threads. A step that a `GradScaler` skips counts as a step where
-    the optimizer is called to skip it, with `fused=True`.
+    the optimizer is called to skip it, with `fused=True`. Where FSDP1 gives each process parts of the parameters, each
+    draws noise of its own, from seed + rank.
 
     Args:
         optimizer: any optimizer; the noise is added until `detach()` is called.
@@ -40,7 +41,7 @@ class GradientNoise:
         for name, value in (("eta", eta), ("gamma", gamma)):
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be finite and at least 0, not {value}")
-        self.eta, self.gamma, self.seed = eta, gamma, seed
+        self.eta, self.gamma, self.seed, self._first_seed = eta, gamma, seed, seed
         self.steps = 0
         """Number of steps whose noise has been added."""
         self._generators: dict[str, torch.Generator] = {}
@@ -93,6 +94,8 @@ class GradientNoise:
     @torch.no_grad()
     def _add(self, optimizer: Optimizer, step: int) -> None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
+        if not self._generators and any(getattr(p, "_fsdp_flattened", False) for p in params):
+            self._first_seed = self.seed + torch.distributed.get_rank()
         gradients: list[Tensor] = [p.grad for p in params if p.grad is not None]
         if any(gradient.layout != torch.strided for gradient in gradients):
             raise RuntimeError("GradientNoise would make a sparse gradient dense; use sparse=False in its layer")
@@ -104,7 +107,7 @@ class GradientNoise:
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if str(device) not in self._generators:
-            self._generators[str(device)] = torch.Generator(device).manual_seed(self.seed)
+            self._generators[str(device)] = torch.Generator(device).manual_seed(self._first_seed)
         return self._generators[str(device)]
 
 

@@ -74,8 +74,9 @@ SETTINGS = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_trainer(both, setting):
-    half = "16" in setting
-    both(partial(fit, **SETTINGS[setting]), **({"rtol": 0.02, "atol": 2e-3} if half else {}))
+    # With bfloat16 weights torch rounds after every operation and ours after the step, a unit in the last place or two.
+    close = {"atol": 1e-2} if setting == "bf16-true" else {"rtol": 0.02, "atol": 2e-3} if "16" in setting else {}
+    both(partial(fit, **SETTINGS[setting]), **close)
 
 
 def test_averaging(both):
