@@ -158,6 +158,7 @@ def test_sparse_gradient(name: str, later: bool) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.below_python
 @each_class
 def test_differentiable(case: Case) -> None:
     """A gradient through the second step; where torch has no such class, against finite differences."""
@@ -301,6 +302,7 @@ def test_only_the_leftover_is_stepped_and_only_once(case: Case) -> None:
         assert [opt.state[p]["step"].item() for p in params] == [3, 2, 3, 3]
 
 
+@pytest.mark.below_python
 def test_uninitialized_parameter() -> None:
     model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2))
     (opt := fusedopt.Adam(model.parameters())).step()
