@@ -52,7 +52,7 @@ class Cuda:
         cache = torch.cuda.get_device_properties(self.device).L2_cache_size
         self._cold = torch.ones(max(cache, 2**20), device=self.device)  # float32: four times the bytes
         self._cycles_per_second = 2e9
-        self._spin(0.001)
+        self._spin(0.3)  # until an idle card has come up to its clock
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         self._spin(0.01)

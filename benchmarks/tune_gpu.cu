@@ -130,9 +130,8 @@ double share(const std::vector<int64_t>& sizes, RuleId rule, Dtype dtype, bool c
   const Rows rows{row.data(), int32_t(row.size()), int32_t(row.size()), true, clip};
   Scaling scaling;
   if (clip) scaling.square_sum = set.view.square_sum, scaling.max_norm = 1e9, scaling.epsilon = 1e-6;
-  const int each = std::clamp(int(set.chunks.size()) / (4 * processors), 1, 4);
   const double taken = seconds([&] {
-    if (clip) gradient_norm(set.view, int32_t(set.chunks.size()), each, Scaling{}, nullptr);
+    if (clip) gradient_norm(set.view, int32_t(set.chunks.size()), Scaling{}, nullptr);
     update(set.view, set.batch, rows, scaling, false, nullptr);
   });
   const double bytes = double(set.bytes()) + (clip ? double(set.elements) * kItemSize[int(dtype)] : 0);

@@ -50,6 +50,11 @@ def make_twin(case: Case, params: Any, **kwargs: Any) -> Optimizer:
     return case.reference(params, **(case.kwargs | options | kwargs))
 
 
+def one_by_one(case: Case) -> dict[str, Any]:
+    """For parameters that share memory: torch's foreach form, its default on a GPU, updates them in no order."""
+    return {"foreach": False} if case.twin else {}
+
+
 def paths_within_a_group(case: Case, paths: list[str]) -> list[str]:
     """What becomes of these paths: SWATS, which decides on a group as a whole, takes one with all of it."""
     return ["torch"] * len(paths) if case.cls is fusedopt.SWATS and "torch" in paths else paths

@@ -19,6 +19,7 @@ from test_contract import (
     each_class,
     make_params,
     make_twin,
+    one_by_one,
     paths_within_a_group,
     set_grads,
 )
@@ -74,7 +75,7 @@ KINDS: dict[str, tuple[Callable[[], list[Tensor]], list[str]]] = {
 
 def native_twin(case: Case, params: Any) -> Optimizer:
     """torch's class; what has none is its own twin on torch's path."""
-    return case.make(params) if case.twin is None else make_twin(case, params)
+    return case.make(params) if case.twin is None else make_twin(case, params, **one_by_one(case))
 
 
 def step_natively(opt: Optimizer) -> None:
@@ -101,7 +102,7 @@ def test_kind_of_parameter(case: Case, kind: str) -> None:
     make, paths = KINDS[kind]
     paths = paths_within_a_group(case, paths)
     a, b = make(), make()
-    ours, theirs = case.make(a), native_twin(case, b)
+    ours, theirs = case.make(a, **one_by_one(case)), native_twin(case, b)
     for i in range(3):
         set_grads(a, i)
         set_grads(b, i)
@@ -124,10 +125,10 @@ def test_expanded_parameter_is_refused_like_torchs(case: Case) -> None:
 def test_duplicate_parameter_has_torchs_warning_and_result() -> None:
     for case in OF_TORCH:
         results = []
-        for make in case.make, lambda params, case=case: make_twin(case, params):
+        for make in case.make, lambda params, case=case, **kwargs: make_twin(case, params, **kwargs):
             a, b = make_params([(3,), (4,)])
             with pytest.warns(UserWarning, match="parameter group with duplicate parameters"):
-                opt = make([a, b, a])
+                opt = make([a, b, a], **one_by_one(case))
             for i in range(3):
                 set_grads([a, b], i)
                 opt.step()
@@ -157,6 +158,7 @@ def test_sparse_gradient(name: str, later: bool) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.below_python
 @each_class
 def test_differentiable(case: Case) -> None:
     """A gradient through the second step; where torch has no such class, against finite differences."""
@@ -302,6 +304,7 @@ def test_only_the_leftover_is_stepped_and_only_once(case: Case) -> None:
         assert [opt.state[p]["step"].item() for p in params] == [3, 2, 3, 3]
 
 
+@pytest.mark.below_python
 def test_uninitialized_parameter() -> None:
     model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2))
     (opt := fusedopt.Adam(model.parameters())).step()

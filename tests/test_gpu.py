@@ -105,6 +105,7 @@ def test_one_launch_for_each_dtype() -> None:
     assert steady(fusedopt.AdamW(params, max_grad_norm=1.0)) == (3, 0, 0)
 
 
+@pytest.mark.below_python
 @pytest.mark.parametrize(("groups", "copies"), [(1, 0), (300, 0), (2000, 1)])
 def test_groups_share_a_launch(groups: int, copies: int) -> None:
     """A copy more where the rows of hyper-parameters exceed what a launch carries."""
@@ -124,6 +125,7 @@ def test_groups_share_a_launch(groups: int, copies: int) -> None:
             torch.testing.assert_close(p, q)
 
 
+@pytest.mark.below_python
 def test_a_step_count_for_each_of_5000_tensors() -> None:
     params = make_params([(3,)] * 5000)
     set_grads(params, 0)
@@ -135,6 +137,7 @@ def test_a_step_count_for_each_of_5000_tensors() -> None:
     assert [ours.state[p]["step"].item() for p in params] == [i + 3 for i in range(5000)]
 
 
+@pytest.mark.below_python  # as others here: with thousands of tensors, for the time it takes
 @pytest.mark.parametrize(("tensors", "patches"), [(161, 1), (2500, 1), (2501, 2), (5000, 2)])
 def test_changed_addresses_are_patched(tensors: int, patches: int) -> None:
     params = make_params([(3,)] * tensors)
@@ -190,6 +193,7 @@ def test_swats_launches_for_each_group_and_dtype(eps: float) -> None:
     assert steady(fusedopt.SWATS(groups, eps=eps)) == (4, 0, 0)
 
 
+@pytest.mark.below_python
 def test_only_what_has_changed_is_patched() -> None:
     params = make_params([(3,)] * 3000)
     set_grads(params, 0)

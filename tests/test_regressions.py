@@ -12,7 +12,7 @@ import gpu
 import pytest
 import torch
 from cases import BY_NAME, Case
-from test_contract import Pair, counts_steps, each_class, make_params, make_twin, set_grads
+from test_contract import Pair, counts_steps, each_class, make_params, make_twin, one_by_one, set_grads
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -221,7 +221,7 @@ def test_a_refused_first_step_does_not_make_the_next_one_a_second() -> None:
 
 
 def test_states_that_share_a_step_count_advance_as_torchs() -> None:
-    pair = Pair(BY_NAME["adamw"], [(4,), (4,)])
+    pair = Pair(BY_NAME["adamw"], [(4,), (4,)], **one_by_one(BY_NAME["adamw"]))
     pair.step(0)
     for opt, (first, second) in pair:
         opt.state[second]["step"] = opt.state[first]["step"]
@@ -244,7 +244,8 @@ def test_shared_memory_found_whenever_gradients_appear(name: str, order: str) ->
     without = {"ab": [{2}, {0}, ()], "ba": [{0}, {2}, ()], "both": [(), {0}, ()], "a-then-c": [{1, 2}, {0, 2}, {0}]}
     case, pair = BY_NAME[name], Pair(BY_NAME[name])
     pair.params = make(), make()
-    pair.ours, pair.theirs = case.make(pair.params[0]), make_twin(case, pair.params[1])
+    alike = one_by_one(case)
+    pair.ours, pair.theirs = case.make(pair.params[0], **alike), make_twin(case, pair.params[1], **alike)
     for i, missing in enumerate(without[order] * 2):
         pair.step(i, missing)
     paths = [e.path for e in pair.ours.explain()]
@@ -255,7 +256,7 @@ def test_shared_memory_found_whenever_gradients_appear(name: str, order: str) ->
 
 @pytest.mark.parametrize("change", ["tied", "grown"])
 def test_memory_shared_later(change: str) -> None:
-    pair = Pair(BY_NAME["sgd-decay"], [(6,), (4,)])
+    pair = Pair(BY_NAME["sgd-decay"], [(6,), (4,)], **one_by_one(BY_NAME["sgd-decay"]))
     for _, params in pair:
         memory = torch.arange(1.0, 11.0)
         params[0].data, params[1].data = memory[:6], memory[6:]

@@ -124,8 +124,7 @@ std::pair<at::Tensor, at::Tensor> BackEnd::norm(const Scaling& scaling) {
   if (is_capturing()) keep_for_graph(norm_);
   else if (const Stream stream = current_stream(); std::exchange(norm_stream_, stream) != stream) record_use(norm_);
   current_->view.norm = norm_.data_ptr<double>();
-  const auto chunks = int32_t(chunks_.size());
-  gradient_norm(current_->view, chunks, std::clamp(chunks / (4 * multiprocessors_), 1, 4), scaling, current_stream());
+  gradient_norm(current_->view, int32_t(chunks_.size()), scaling, current_stream());
   return {current_->square_sum, norm_};
 }
 

@@ -69,8 +69,8 @@ bool fit_in_arguments(const Rows& rows);
 
 // One launch, of LAMB three. With `counts`, the last block to finish adds one to the steps that lie on the device.
 void update(const View& view, const Batch& batch, const Rows& rows, const Scaling& scaling, bool counts, Stream stream);
-// view.square_sum and view.norm, of the gradients of all chunks, so many of them a block. One launch.
-void gradient_norm(const View& view, int32_t chunks, int32_t each, const Scaling& scaling, Stream stream);
+// view.square_sum and view.norm, of the gradients of all chunks. One launch.
+void gradient_norm(const View& view, int32_t chunks, const Scaling& scaling, Stream stream);
 
 constexpr int kPatches = 2500;  // words that one launch replaces at most
 void patch(uint64_t* words, const int32_t* indices, const uint64_t* values, int count, Stream stream);

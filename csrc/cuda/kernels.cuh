@@ -256,25 +256,23 @@ __device__ __forceinline__ double square_sum(const Tensor& t, const Chunk& chunk
   return sum;
 }
 
-// Sums of squares, of `each` chunks a block; the last block adds them up in their order.
-__global__ void __launch_bounds__(kThreads)
-    sum_squares(const View view, const int chunks, const int each, const Scaling scaling) {
+// The chunks' sums of squares; the last block adds them up in their order. A chunk a block: over several, the four
+// dtypes' loops spill registers.
+__global__ void __launch_bounds__(kThreads) sum_squares(const View view, const Scaling scaling) {
+  const Chunk chunk = view.chunks[blockIdx.x];
+  const Tensor t = view.tensors[chunk.tensor];
   double sum = 0, unused = 0;
-  for (int c = blockIdx.x * each; c < chunks && c < int(blockIdx.x + 1) * each; ++c) {
-    const Chunk chunk = view.chunks[c];
-    const Tensor t = view.tensors[chunk.tensor];
-    switch (t.dtype) {
-      case Dtype::kFloat32: sum += square_sum<0>(t, chunk); break;
-      case Dtype::kFloat64: sum += square_sum<1>(t, chunk); break;
-      case Dtype::kBFloat16: sum += square_sum<2>(t, chunk); break;
-      default: sum += square_sum<3>(t, chunk);
-    }
+  switch (t.dtype) {
+    case Dtype::kFloat32: sum = square_sum<0>(t, chunk); break;
+    case Dtype::kFloat64: sum = square_sum<1>(t, chunk); break;
+    case Dtype::kBFloat16: sum = square_sum<2>(t, chunk); break;
+    default: sum = square_sum<3>(t, chunk);
   }
   block_sum(sum, unused);
   if (threadIdx.x == 0) view.sums[2 * blockIdx.x] = sum;
   if (!is_last_block(view.done)) return;
   sum = 0;
-  for (unsigned b = threadIdx.x; b < gridDim.x; b += kThreads) sum += __ldcg(view.sums + 2 * b);
+  for (unsigned c = threadIdx.x; c < gridDim.x; c += kThreads) sum += __ldcg(view.sums + 2 * c);
   block_sum(sum, unused);
   if (threadIdx.x) return;
   const double scale = gradient_scale(scaling);

@@ -11,7 +11,8 @@ __global__ void __launch_bounds__(kThreads) lamb_step_sizes(const __grid_constan
   const int first = args.view.first_chunks[args.batch.tensor + blockIdx.x], tensor = args.view.chunks[first].tensor;
   const Tensor& t = args.view.tensors[tensor];
   double param_sum = 0, update_sum = 0;
-  for (int64_t c = threadIdx.x; c * args.view.chunk_size < t.numel; c += kThreads)
+  const int64_t size = args.view.chunk_size;
+  for (int64_t c = threadIdx.x; c * size < t.numel; c += kThreads)
     param_sum += args.view.sums[2 * (first + c)], update_sum += args.view.sums[2 * (first + c) + 1];
   block_sum(param_sum, update_sum);
   const auto rule = rule_of<Lamb<Compute<D>>>(args, t);

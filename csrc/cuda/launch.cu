@@ -77,8 +77,8 @@ void update(const View& view, const Batch& batch, const Rows& rows, const Scalin
   kUpdates[int(batch.rule)][int(batch.dtype)](header, rows, stream);
 }
 
-void gradient_norm(const View& view, int32_t chunks, int32_t each, const Scaling& scaling, Stream stream) {
-  start(sum_squares, unsigned(chunks + each - 1) / each, stream, view, chunks, each, scaling);
+void gradient_norm(const View& view, int32_t chunks, const Scaling& scaling, Stream stream) {
+  start(sum_squares, chunks, stream, view, scaling);
 }
 
 void patch(uint64_t* words, const int32_t* indices, const uint64_t* values, int count, Stream stream) {

@@ -66,7 +66,7 @@ class Step {
       for (int i = 0; i < kNumels[t]; ++i) square_sum += double(widen(at(t, 1, i))) * double(widen(at(t, 1, i)));
     auto unscaled = args_.scaling;
     unscaled.square_sum = nullptr;
-    launch(sum_squares, (blocks + 1) / 2, kThreads, nullptr, args_.view, int(blocks), 2, unscaled);
+    launch(sum_squares, blocks, kThreads, nullptr, args_.view, unscaled);
     const double norm = square_root(square_sum) / kGradScale;
     CHECK(std::abs(scalars_[0] / square_sum - 1) < 1e-12 && std::abs(scalars_[1] / norm - 1) < 1e-12);
 
