@@ -18,6 +18,7 @@ from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _glob
 
 from fusedopt import _C
 from fusedopt.optim._scaling import NO_SCALING, Scaling, gradient_scale
+from fusedopt.optim._shards import has_shards, placed
 from fusedopt.optim._torch import (
     count_on_device,
     new_states,
@@ -236,7 +237,8 @@ class FusedStep(Optimizer):
             params = [p for group in self.param_groups for p in group["params"]]
             self._reasons = ["no gradient" if p.grad is None else everything for p in params]
             leftover = [i for i, p in enumerate(params) if p.grad is not None]
-            torch_step(self, leftover, gradient_scale(self, [], leftover, scaling)[0], guarded=False)
+            with placed(self, leftover):
+                torch_step(self, leftover, gradient_scale(self, [], leftover, scaling)[0], guarded=False)
             return loss
 
         plan = self._plan
@@ -250,9 +252,9 @@ class FusedStep(Optimizer):
         on_host = bool(leftover) or not devices or devices[0] < 0  # something is updated where no GPU decides
         if on_host and scaling.on_gpu and scaling.overflowed():
             return loss
-        if leftover or missing or uncounted:
+        if leftover or missing or uncounted or has_shards(self):
             refuse_sparse(self, leftover)
-            with new_states(self, missing):
+            with placed(self, leftover), new_states(self, missing):
                 if missing:
                     leftover, _, uncounted = plan.refresh(self.param_groups, self.state, numbers, counted, True)
                 if uncounted:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices, _use_grad_for_differentiable
 
 from fusedopt import _C
+from fusedopt.sharding import local
 
 if TYPE_CHECKING:
     from fusedopt.optim._fused import FusedStep
@@ -170,16 +171,11 @@ def new_states(optimizer: FusedStep, indices: list[int]) -> Iterator[None]:
         raise
 
 
-def square_sum(optimizer: Optimizer, indices: list[int]) -> float:
-    """The sum of squares of the gradients at `indices`, in float64."""
-    total = 0.0
-    for _, params in _select(optimizer, indices):
-        for p in params:
-            if p.grad is not None:
-                grad = p.grad.detach()
-                values = grad.coalesce().values() if grad.is_sparse else grad
-                total += float(values.abs().double().square().sum())
-    return total
+def square_sum(grad: Tensor) -> float:
+    """The sum of squares of a gradient, in float64; of a DTensor's what is here."""
+    grad = local(grad.detach())
+    values = grad.coalesce().values() if grad.is_sparse else grad
+    return float(values.abs().double().square().sum())
 
 
 def refuse_sparse(optimizer: FusedStep, indices: list[int]) -> None:

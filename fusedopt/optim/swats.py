@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
 from fusedopt.optim._torch import PlainOptimizer, check_numbers, real
+from fusedopt.sharding import is_dtensor
 
 _RULE, _SGD = _C.RULES["swats"], _C.RULES["sgd_momentum"]
 
@@ -55,11 +56,15 @@ class _TorchSWATS(PlainOptimizer):
             else:
                 step = _adam(group, grad, state)
                 exact_step, exact_grad = step.detach().double(), grad.detach().double()
-                step_square += float((exact_step * exact_step).sum())
-                step_dot_grad += float((exact_step * exact_grad).sum())
+                step_square += _number((exact_step * exact_step).sum())
+                step_dot_grad += _number((exact_step * exact_grad).sum())
             param.add_(step)
         if step_square != 0:
             _decide(group, step_square, step_dot_grad)
+
+
+def _number(total: Tensor) -> float:
+    return float(total.full_tensor() if is_dtensor(total) else total)  # type: ignore[attr-defined]
 
 
 def _rate(group: dict[str, Any]) -> float | Tensor:

@@ -1,0 +1,89 @@
+"""DTensor parameters in a step: which sums go over which processes; gradients and states placed as the parameter."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fusedopt import sharding
+from fusedopt.sharding import Groups, is_dtensor
+
+if TYPE_CHECKING:
+    from fusedopt.optim._fused import FusedStep
+
+
+class Domains:
+    """The parameters of an optimizer by the processes over which they are split, and by device.
+
+    The same on every process, whatever part of a parameter it holds and whether it has a gradient: what is reduced, and
+    in which order, follows from this alone. Plain and replicated parameters are in domains without groups, whose sums
+    are whole as they are.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.of: list[int] = []
+        """The domain of each parameter."""
+        self.groups: list[Groups] = []
+        self.devices: list[torch.device] = []
+        known: dict[tuple[torch.device, tuple[str, ...]], int] = {}
+        for p in params:
+            groups, device = sharding.groups_of(p), sharding.local(p).device
+            domain = known.setdefault((device, tuple(group.group_name for group in groups)), len(known))
+            if domain == len(self.groups):
+                self.groups.append(groups)
+                self.devices.append(device)
+            self.of.append(domain)
+
+    def zeros(self) -> list[Tensor]:
+        """A float64 number for each domain, where its parameters are."""
+        return [torch.zeros(1, dtype=torch.float64, device=device) for device in self.devices]
+
+    def all_reduce(self, parts: Iterable[Tensor]) -> None:
+        """Adds up what each domain has, over its processes, in place."""
+        sharding.all_reduce(zip(self.groups, parts, strict=True))
+
+
+def params_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All parameters, in the order of the groups."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def has_shards(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a parameter is a DTensor."""
+    return any(map(is_dtensor, params_of(optimizer)))
+
+
+def _placed(value: Any, param: Any) -> Any:
+    """The same tensor, placed as the parameter and there to be read. A collective, where it was placed otherwise."""
+    if value.device_mesh != param.device_mesh or value.placements != param.placements:
+        value = value.redistribute(param.device_mesh, param.placements)
+    if not hasattr(value._local_tensor, "wait"):
+        return value
+    return type(value)(sharding.local(value), value._spec, requires_grad=False)
+
+
+@contextlib.contextmanager
+def placed(optimizer: FusedStep, indices: Iterable[int]) -> Iterator[None]:
+    """Places gradients and states of the DTensors at `indices` as their parameters: gradients while the block runs.
+
+    A partial sum has to be summed before it can be used, and nothing of it may be lost should there be a refusal.
+    """
+    params = params_of(optimizer)
+    with contextlib.ExitStack() as undo:
+        for i in indices:
+            p = params[i]
+            state = optimizer.state.get(p, {})
+            for name, value in state.items():
+                if is_dtensor(value):
+                    state[name] = _placed(value, p)
+            if is_dtensor(p.grad):
+                assert p.grad is not None
+                grad = _placed(p.grad, p)
+                if grad is not p.grad:
+                    undo.callback(setattr, p, "grad", p.grad)
+                    p.grad = grad
+        yield
