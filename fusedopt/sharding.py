@@ -70,6 +70,15 @@ def describe(value: Any) -> str:
     return f"shard {index + 1} of {prod(mesh.size(dim) for dim in dims)}, {text}" if dims else text
 
 
+def placed(value: Any, param: Any) -> Any:
+    """The same tensor, placed as the parameter and there to be read. A collective, where it was placed otherwise."""
+    if value.device_mesh != param.device_mesh or value.placements != param.placements:
+        value = value.redistribute(param.device_mesh, param.placements)
+    if not hasattr(value._local_tensor, "wait"):
+        return value
+    return type(value)(local(value), value._spec, requires_grad=False)
+
+
 def local_part(whole: Tensor, like: Any) -> Tensor:
     """What this process holds of `whole`, were it placed as the DTensor `like`, a partial sum as a whole.
 

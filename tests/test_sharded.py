@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from cases import BY_NAME, Case
 from ranks import gloo_group, run_ranks
 
+import fusedopt
+from fusedopt.gradients import GradientNoise
+
 if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("this torch has no gloo", allow_module_level=True)
 
-from sharded import compare, layouts, run
+from sharded import compare, distance, layouts, run, whole
 
 WORLDS = (2, 4)
 LAYOUTS = ("fsdp", "fsdp-dim1", "hsdp", "tensor-parallel", "2d", "beside-plain", "two-meshes")
@@ -48,15 +53,56 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 each_world = pytest.mark.parametrize("world", WORLDS)
 
 
-def _worker(rank: int, folder: Path, world: int) -> None:
-    import torch
+def _noisy(place: Any) -> list[Any]:
+    """The gradients that a step with noise was given."""
+    gradients: list[Any] = []
 
-    results = {}
+    def make(groups: Any) -> Any:
+        optimizer = fusedopt.SGD(groups, lr=0.1)
+        GradientNoise(optimizer, eta=1.0, seed=3)
+        optimizer.register_step_post_hook(
+            lambda *_: gradients.extend(whole(p.grad) for group in optimizer.param_groups for p in group["params"])
+        )
+        return optimizer
+
+    run(make, place, steps=2, partials=True)
+    return gradients
+
+
+def _captured(place: Any) -> fusedopt.gradients.History:
+    model = torch.nn.Module()
+
+    def make(groups: Any) -> Any:
+        for i, p in enumerate([*groups[0]["params"], *groups[1]["params"]]):
+            model.register_parameter(f"w{i}", p)
+        recorder = fusedopt.capture(model, max_values=100)
+        recorder.__enter__()
+        optimizer = fusedopt.Adam(groups)
+        optimizer.captured = recorder
+        return optimizer
+
+    optimizer, _, _ = run(make, place, partials=True)
+    optimizer.captured.__exit__(None, None, None)
+    return optimizer.captured.history
+
+
+def _watched(place: Any) -> dict[str, float]:
+    noisy, captured, expected = _noisy(place), _captured(place), _captured(None)
+    kinds = ("gradients", "parameters")
+    return {
+        "noise": max(map(distance, noisy, _noisy(None))),
+        **{k: max(distance(getattr(captured, k)[n], v) for n, v in getattr(expected, k).items()) for k in kinds},
+    }
+
+
+def _worker(rank: int, folder: Path, world: int) -> None:
+    results: dict[Any, Any] = {}
     with gloo_group(rank, folder, world):
+        expected = {case.name: run(case.make, None) for case in CASES}
         for layout, place in layouts(world).items():
+            results[layout] = _watched(place)
             for case in CASES:
-                expected = run(case.make, None)
-                results[layout, case.name] = compare(run(case.make, place, partials=True), expected)
+                results[layout, case.name] = compare(run(case.make, place, partials=True), expected[case.name])
         torch.save(results, folder / f"{rank}.pt")
 
 
@@ -86,6 +132,13 @@ def test_every_rank_has_the_same(ranks: dict, world: int, layout: str, case: Cas
         assert other["norms"] == first["norms"]
         assert other["switches"] == first["switches"]
         assert all((a == b).all() for a, b in zip(other["plain"], first["plain"], strict=True))
+
+
+@each_world
+@each_layout
+@pytest.mark.parametrize("what", ["noise", "gradients", "parameters"])
+def test_noise_and_records_are_those_of_one_process(ranks: dict, world: int, layout: str, what: str) -> None:
+    assert all(r[layout][what] < 2e-6 for r in ranks[world])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -57,15 +57,6 @@ def has_shards(optimizer: torch.optim.Optimizer) -> bool:
     return any(map(is_dtensor, params_of(optimizer)))
 
 
-def _placed(value: Any, param: Any) -> Any:
-    """The same tensor, placed as the parameter and there to be read. A collective, where it was placed otherwise."""
-    if value.device_mesh != param.device_mesh or value.placements != param.placements:
-        value = value.redistribute(param.device_mesh, param.placements)
-    if not hasattr(value._local_tensor, "wait"):
-        return value
-    return type(value)(sharding.local(value), value._spec, requires_grad=False)
-
-
 @contextlib.contextmanager
 def placed(optimizer: FusedStep, indices: Iterable[int]) -> Iterator[None]:
     """Places gradients and states of the DTensors at `indices` as their parameters: gradients while the block runs.
@@ -79,10 +70,10 @@ def placed(optimizer: FusedStep, indices: Iterable[int]) -> Iterator[None]:
             state = optimizer.state.get(p, {})
             for name, value in state.items():
                 if is_dtensor(value):
-                    state[name] = _placed(value, p)
+                    state[name] = sharding.placed(value, p)
             if is_dtensor(p.grad):
                 assert p.grad is not None
-                grad = _placed(p.grad, p)
+                grad = sharding.placed(p.grad, p)
                 if grad is not p.grad:
                     undo.callback(setattr, p, "grad", p.grad)
                     p.grad = grad
