@@ -46,6 +46,12 @@ PYBIND11_MODULE(_C, m) {
       .def("norm", &Plan::norm)
       .def("run", &Plan::run)
       .def("run", [](Plan& plan, double scale) { plan.run(scale, {}, 0, 0); })
+      .def_property_readonly("sharded", &Plan::sharded)
+      .def_property_readonly("resharded", &Plan::resharded)
+      .def("set_domains", &Plan::set_domains)
+      .def("add_square_sums", &Plan::add_square_sums)
+      .def("begin", &Plan::begin)
+      .def("end", &Plan::end)
       .def("reasons", &Plan::reasons)
       .def("memory", &Plan::memory);
 #ifdef FUSEDOPT_CUDA_ON_CPU

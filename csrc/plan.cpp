@@ -9,8 +9,6 @@
 namespace fusedopt {
 namespace {
 
-constexpr int64_t kReleaseGil = 1 << 20;  // elements; a shorter step is over before another thread could use the lock
-
 // Whether a kernel can read it where it lies.
 bool is_gpu_number(const at::Tensor& t) {
   return gpu_index(t.device()) >= 0 && t.numel() == 1 &&
@@ -19,8 +17,9 @@ bool is_gpu_number(const at::Tensor& t) {
 
 }  // namespace
 
-std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list groups, py::dict state, py::list numbers,
-                                                                      py::list counted, bool initialized) {
+std::tuple<Plan::Indices, Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list groups, py::dict state,
+                                                                                     py::list numbers, py::list counted,
+                                                                                     bool initialized, bool placed) {
   if (running_) throw std::runtime_error("another thread is inside step() of this optimizer");
   groups_.resize(numbers.size());
   for (size_t g = 0; g < groups_.size(); ++g) {
@@ -51,7 +50,8 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
   row_of_.clear();
   held_.clear();
   for (auto& [device, gpu] : gpus_) gpu.abandon();
-  changed_ = false;
+  if (!waits_) changed_ = false;
+  placed_ = placed, sharded_ = false;
 
   size_t index = 0;
   Py_ssize_t cursor = 0;
@@ -62,9 +62,16 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(params); ++i)
       visit(index++, PySequence_Fast_GET_ITEM(params, i), int32_t(g), state.ptr(), cursor, initialized);
   }
-  changed_ |= index != entries_.size();
+  if (index != entries_.size()) changed_ = resharded_ = true;
   entries_.resize(index);
   table_.tensors.resize(index);
+  Indices left_over, stateless, host_steps, unplaced;
+  if (sharded_ && !placed)
+    for (size_t i = 0; i < index; ++i)
+      if (entries_[i].reason == kUnplaced) unplaced.push_back(int64_t(i));
+  waits_ = !unplaced.empty();
+  if (!sharded_) table_.slots.clear();
+  if (waits_) return {left_over, stateless, host_steps, unplaced};
 
   if (changed_) {
     mark_conflicts();
@@ -74,7 +81,6 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
       if (entries_[i].path == kFused && !entries_[i].conflict) devices.insert(table_.tensors[i].device);
     devices_.assign(devices.begin(), devices.end());
   }
-  Indices left_over, stateless, host_steps;
   bool recut = changed_;
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
@@ -96,11 +102,18 @@ std::tuple<Plan::Indices, Plan::Indices, Plan::Indices> Plan::refresh(py::list g
     for (const Chunk& chunk : table_.chunks) table_.elements += chunk.count;
     for (const Tensor& t : table_.tensors)
       if (t.device >= 0) gpus_.try_emplace(t.device, t.device);
-    std::vector<int32_t> joint;
-    for (const Entry& e : entries_) joint.push_back(groups_[e.group].joint ? e.group : -1);
-    for (auto& [device, gpu] : gpus_) gpu.recut(table_.tensors, joint);
+    recut_gpus();
   }
-  return {left_over, stateless, host_steps};
+  return {left_over, stateless, host_steps, unplaced};
+}
+
+void Plan::recut_gpus() {
+  std::vector<int32_t> joint;
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    const int32_t group = entries_[i].group;
+    joint.push_back(!groups_[group].joint ? -1 : table_.is_shared(int32_t(i)) ? -2 : group);
+  }
+  for (auto& [device, gpu] : gpus_) gpu.recut(table_.tensors, joint);
 }
 
 // Parameters and states must not overlap: the order in which chunks are written is nobody's promise. And a joint group
@@ -144,45 +157,64 @@ std::pair<at::Tensor, at::Tensor> Plan::norm(int device, double scale, const May
 }
 
 void Plan::run(double scale, const Scalings& scalings, double max_norm, double epsilon) {
-  for (auto& [device, gpu] : gpus_) {
-    gpu::Scaling scaling{scale, nullptr, nullptr, nullptr, max_norm, epsilon};
-    if (const auto found = scalings.find(device); found != scalings.end()) {
-      const auto& [grad_scale, found_inf, square_sum] = found->second;
-      if (grad_scale) scaling.grad_scale = grad_scale->data_ptr<float>();
-      if (found_inf) scaling.found_inf = found_inf->data_ptr<float>();
-      if (square_sum) scaling.square_sum = square_sum->data_ptr<double>();
-    }
-    gpu.refresh(table_.tensors);
-    gpu.update(rows_, scaling);
+  run_gpus(scale, scalings, max_norm, epsilon, Pass::kBoth);
+  if (!table_.chunks.empty()) {
+    fold(scale);
+    if (table_.elements >= kReleaseGil) hold();
+    on_cpu([&] { cpu::step(table_); });
   }
-  if (!table_.chunks.empty()) run_cpu(scale);
+  finish();
+}
+
+gpu::Scaling Plan::scaling_of(int device, double scale, const Scalings& scalings, double max_norm, double epsilon) {
+  gpu::Scaling scaling{scale, nullptr, nullptr, nullptr, max_norm, epsilon};
+  if (const auto found = scalings.find(device); found != scalings.end()) {
+    const auto& [grad_scale, found_inf, square_sum] = found->second;
+    if (grad_scale) scaling.grad_scale = grad_scale->data_ptr<float>();
+    if (found_inf) scaling.found_inf = found_inf->data_ptr<float>();
+    if (square_sum) scaling.square_sum = square_sum->data_ptr<double>();
+  }
+  return scaling;
+}
+
+void Plan::run_gpus(double scale, const Scalings& scalings, double max_norm, double epsilon, Pass pass) {
+  for (auto& [device, gpu] : gpus_) {
+    gpu.refresh(table_.tensors);
+    gpu.update(rows_, scaling_of(device, scale, scalings, max_norm, epsilon), pass);
+  }
+}
+
+// Makes the rules of the CPU.
+void Plan::fold(double scale) {
+  table_.rows.resize(rows_.size() * kMaxRowBytes / sizeof(double));
+  for (size_t r = 0; r < rows_.size(); ++r)
+    info(rows_[r].rule).fold[rows_[r].is_double](table_.row(int32_t(r)), rows_[r].numbers, rows_[r].count, scale);
+}
+
+// Keeps every operand alive while other Python threads run.
+void Plan::hold() {
+  for (const Entry& e : entries_)
+    for (at::TensorImpl* impl : e.impl)
+      if (e.active && impl)
+        held_.emplace_back(
+            c10::intrusive_ptr<at::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(impl));
+}
+
+// What is left to do once everything has been written.
+void Plan::finish() {
   for (Entry& e : entries_) {
     e.fresh = false;
     if (!e.active) continue;
     for (int k = 0; k <= kStep; ++k)
       if (k != 1 && e.impl[k]) e.impl[k]->bump_version();
+    if (e.shard)
+      for (int k = 0; k < kMaxOperands; ++k)
+        if (k != 1 && e.impl[k]) e.shard->whole[k]->bump_version();
     if (!e.impl[kStep] || table_.tensors[&e - entries_.data()].step) continue;
     if (e.double_step) *static_cast<double*>(e.step) += 1;
     else *static_cast<float*>(e.step) += 1;
   }
   held_.clear();
-}
-
-void Plan::run_cpu(double scale) {
-  table_.rows.resize(rows_.size() * kMaxRowBytes / sizeof(double));
-  for (size_t r = 0; r < rows_.size(); ++r)
-    info(rows_[r].rule).fold[rows_[r].is_double](table_.row(int32_t(r)), rows_[r].numbers, rows_[r].count, scale);
-  if (table_.elements < kReleaseGil) return cpu::step(table_);
-  for (const Entry& e : entries_)  // keep every operand alive while other Python threads run
-    for (at::TensorImpl* impl : e.impl)
-      if (e.active && impl)
-        held_.emplace_back(
-            c10::intrusive_ptr<at::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(impl));
-  running_ = true;
-  Py_BEGIN_ALLOW_THREADS;
-  cpu::step(table_);
-  Py_END_ALLOW_THREADS;
-  running_ = false;
 }
 
 size_t Plan::memory() const {

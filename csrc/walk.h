@@ -15,6 +15,7 @@ namespace fusedopt {
 inline constexpr char kNoGradient[] = "no gradient";
 inline constexpr char kNoState[] = "no state yet";
 inline constexpr char kHostStep[] = "the step count is not on the GPU yet";
+inline constexpr char kUnplaced[] = "it is placed otherwise than the parameter";
 
 // The dispatch keys of an ordinary dense CPU tensor. Anything else has other keys: other devices, sparse and mkldnn
 // layouts, conjugate views, functorch wrappers, fake and meta tensors, subclasses with __torch_dispatch__.

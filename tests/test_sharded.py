@@ -118,6 +118,7 @@ def test_equals_one_process(ranks: dict, world: int, layout: str, case: Case) ->
     for result in (r[layout, case.name] for r in ranks[world]):
         assert result["keys"]
         assert result["placed"]
+        assert {path for path, _ in result["paths"]} == {"fused"}
         assert max(result["params"], result["states"]) < 2e-6
         assert result["norm"] < 1e-6
         assert result["switch"] < 1e-6

@@ -1,6 +1,7 @@
 """The optimizers."""
 
-from fusedopt.optim._fused import Explanation, native
+from fusedopt.optim._explanation import Explanation
+from fusedopt.optim._fused import native
 from fusedopt.optim.adagrad import Adagrad
 from fusedopt.optim.adam import Adam, AdamW
 from fusedopt.optim.delta_bar_delta import DeltaBarDelta

@@ -8,17 +8,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from fusedopt import _C
+from fusedopt import _C, sharding
+from fusedopt.optim._explanation import Explanation, explain
 from fusedopt.optim._scaling import NO_SCALING, Scaling, gradient_scale
-from fusedopt.optim._shards import has_shards, placed
+from fusedopt.optim._sharded_step import agreed, sharded_step, torch_sharded_step
+from fusedopt.optim._shards import Domains, has_shards
 from fusedopt.optim._torch import (
     count_on_device,
     new_states,
@@ -41,20 +43,6 @@ def native() -> Iterator[None]:
         _native.reset(token)
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """Which path a parameter took in the last step, and why."""
-
-    group: int
-    index: int
-    name: str | None
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    path: str
-    """"fused", "torch", or "none" where there was nothing to do."""
-    reason: str
-
-
 class FusedStep(Optimizer):
     """`step()` as one fused pass over memory.
 
@@ -67,6 +55,7 @@ class FusedStep(Optimizer):
     _torch_class: ClassVar[type[Optimizer]]
     _group_options: ClassVar[tuple[str, ...]] = ()  # options beyond torch's that live in the groups
     _clip_epsilon: ClassVar[float] = 1e-6  # torch.nn.utils.clip_grad_norm_'s
+    _sum_scope: ClassVar[Literal["tensor", "group"] | None] = None  # over what the rule takes sums in a step
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         raise NotImplementedError
@@ -139,20 +128,8 @@ class FusedStep(Optimizer):
 
     def explain(self) -> list[Explanation]:
         """For every parameter, the path it took in the last step and the reason."""
-        params = [(g, i, p) for g, group in enumerate(self.param_groups) for i, p in enumerate(group["params"])]
         reasons = self._reasons or (self._plan.reasons() if self._plan else [])
-        reasons = list(reasons) + ["no step yet"] * (len(params) - len(reasons))
-        explanations = []
-        for (g, i, p), reason in zip(params, reasons, strict=False):
-            names = self.param_groups[g].get("param_names")
-            idle = reason in ("no gradient", "no step yet")
-            path = "none" if idle else "torch" if reason else "fused"
-            name = names[i] if names else None
-            where = p.device.type.upper() if p.device.type == _C.GPU else f"CPU, {_C.isa()}"
-            text = reason or f"rule {self._torch_class.__name__.removeprefix('_Torch').removeprefix('_')}, {where}"
-            shape = () if is_lazy(p) else tuple(p.shape)
-            explanations.append(Explanation(g, i, name, shape, p.dtype, path, text))
-        return explanations
+        return explain(self.param_groups, self._torch_class, reasons)
 
     def bytes_per_step(self) -> int:
         """Bytes that the last step's fused path has to read and write at least, by the declarations of its rules."""
@@ -162,7 +139,7 @@ class FusedStep(Optimizer):
         for group in self.param_groups:
             transfers = self._transfers(group) + (self.defaults["max_grad_norm"] is not None)
             fused = [p for p in group["params"] if next(reasons) is None]
-            total += transfers * sum(p.numel() * p.element_size() for p in fused)
+            total += transfers * sum(sharding.local(p).nbytes for p in fused)
         return total
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -217,6 +194,8 @@ class FusedStep(Optimizer):
         # Set by GradScaler around the step; None or 0 where there is nothing to unscale or to check.
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         scaling = NO_SCALING if grad_scale is None and found_inf is None else Scaling(grad_scale, found_inf)
+        if found_inf is not None and has_shards(self):
+            scaling = agreed(self, scaling)
         if not scaling.on_gpu and scaling.overflowed():
             return loss
 
@@ -237,7 +216,9 @@ class FusedStep(Optimizer):
             params = [p for group in self.param_groups for p in group["params"]]
             self._reasons = ["no gradient" if p.grad is None else everything for p in params]
             leftover = [i for i, p in enumerate(params) if p.grad is not None]
-            with placed(self, leftover):
+            if has_shards(self):
+                torch_sharded_step(self, leftover, scaling)
+            else:
                 torch_step(self, leftover, gradient_scale(self, [], leftover, scaling)[0], guarded=False)
             return loss
 
@@ -245,25 +226,30 @@ class FusedStep(Optimizer):
         if plan is None:
             plan = self._plan = _C.Plan()
         self._reasons = None
-        leftover, missing, uncounted = plan.refresh(self.param_groups, self.state, numbers, counted, False)
+        found = plan.refresh(self.param_groups, self.state, numbers, counted, False, False)
+        refresh = partial(plan.refresh, self.param_groups, self.state, numbers, counted)
+        if plan.sharded:
+            sharded_step(self, refresh, found, scaling)
+            return loss
+        leftover, missing, uncounted, _ = found
         devices = plan.devices
         if devices and devices[-1] >= 0 and _C.is_capturing():
             refuse_capture(self)
         on_host = bool(leftover) or not devices or devices[0] < 0  # something is updated where no GPU decides
         if on_host and scaling.on_gpu and scaling.overflowed():
             return loss
-        if leftover or missing or uncounted or has_shards(self):
+        if leftover or missing or uncounted:
             refuse_sparse(self, leftover)
-            with placed(self, leftover), new_states(self, missing):
+            with new_states(self, missing):
                 if missing:
-                    leftover, _, uncounted = plan.refresh(self.param_groups, self.state, numbers, counted, True)
+                    leftover, _, uncounted, _ = refresh(True, True)
                 if uncounted:
                     count_on_device(self, uncounted, missing)
-                    leftover, _, _ = plan.refresh(self.param_groups, self.state, numbers, counted, True)
+                    leftover, _, _, _ = refresh(True, True)
                 scale, scalings = gradient_scale(self, devices, leftover, scaling)
                 if leftover:
                     torch_step(self, leftover, scale, guarded=True)
-                    plan.refresh(self.param_groups, self.state, numbers, counted, True)
+                    refresh(True, True)
         elif scaling is NO_SCALING and self.defaults["max_grad_norm"] is None:
             plan.run(1.0)
             return loss
@@ -275,6 +261,7 @@ class FusedStep(Optimizer):
     # Rebuilt at need: torch drops whatever it does not know when an optimizer is copied or pickled.
     _plan: _C.Plan | None = None
     _reasons: list[str | None] | None = None
+    _domains: Domains | None = None
     _grad_norm: float | Tensor | None = None  # where a GPU keeps it, or a number
 
     def _init_states(self, group: dict[str, Any], params: list[Tensor]) -> None:
@@ -287,6 +274,8 @@ class FusedStep(Optimizer):
 def _in_layout_of(param: Tensor, value: Any) -> Any:
     if not isinstance(value, Tensor) or is_lazy(param) or value.shape != param.shape or value.layout != torch.strided:
         return value
+    if sharding.is_dtensor(value) or sharding.is_dtensor(param):
+        return value  # whose layout is that of its placement
     return value if value.stride() == param.stride() else torch.empty_like(param, dtype=value.dtype).copy_(value)
 
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from fusedopt import _C
-from fusedopt.optim._shards import Domains, params_of
+from fusedopt.optim._shards import params_of
 from fusedopt.optim._torch import square_sum
-from fusedopt.sharding import is_dtensor
 
 if TYPE_CHECKING:
     from fusedopt.optim._fused import FusedStep
@@ -66,29 +65,14 @@ def gradient_scale(
     scale = scaling.factor()
     if max_norm is None:
         return scale, {}
-    norm = math.sqrt(_square_sum(optimizer, devices, leftover)) * abs(scale)
-    optimizer._grad_norm = norm
-    return scale * _C.clip_coefficient(norm, max_norm, optimizer._clip_epsilon), {}
-
-
-def _square_sum(optimizer: FusedStep, devices: list[int], leftover: list[int]) -> float:
-    """Of all gradients, over all processes that hold a part of them; replicas are counted once."""
     params = params_of(optimizer)
-    grads = {i: grad for i in leftover if (grad := params[i].grad) is not None}
-    total = 0.0
-    if any(map(is_dtensor, params)):
-        domains = Domains(params)
-        sums = domains.zeros()
-        for i, grad in grads.items():
-            sums[domains.of[i]] += square_sum(grad)
-        domains.all_reduce(sums)
-        total = sum(map(float, sums))
-    else:
-        total = sum(map(square_sum, grads.values()))
+    total = sum(square_sum(grad) for i in leftover if (grad := params[i].grad) is not None)
     if (plan := optimizer._plan) is not None:
         for device in devices:
             total += plan.square_sum() if device < 0 else float(plan.norm(device, 1.0, None)[0])
-    return total
+    norm = math.sqrt(total) * abs(scale)
+    optimizer._grad_norm = norm
+    return scale * _C.clip_coefficient(norm, max_norm, optimizer._clip_epsilon), {}
 
 
 def _read_on_gpus(optimizer: FusedStep, gpus: list[int], scale: float, scaling: Scaling) -> Scalings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,23 +25,50 @@ class Domains:
     are whole as they are.
     """
 
-    def __init__(self, params: Sequence[Tensor]) -> None:
+    def __init__(self, optimizer: FusedStep) -> None:
         self.of: list[int] = []
         """The domain of each parameter."""
         self.groups: list[Groups] = []
         self.devices: list[torch.device] = []
         known: dict[tuple[torch.device, tuple[str, ...]], int] = {}
-        for p in params:
+        for p in params_of(optimizer):
             groups, device = sharding.groups_of(p), sharding.local(p).device
             domain = known.setdefault((device, tuple(group.group_name for group in groups)), len(known))
             if domain == len(self.groups):
                 self.groups.append(groups)
                 self.devices.append(device)
             self.of.append(domain)
+        self.sizes = [0] * len(self.groups)
+        """How many pairs of sums a rule takes in each domain, between its two passes."""
+        self.slots = self._slots(optimizer)
+        """Where among those of its domain a parameter's sums stand, -1 where what becomes of it depends on none."""
 
-    def zeros(self) -> list[Tensor]:
-        """A float64 number for each domain, where its parameters are."""
-        return [torch.zeros(1, dtype=torch.float64, device=device) for device in self.devices]
+    def _slots(self, optimizer: FusedStep) -> list[int]:
+        slots, first = [], 0
+        for group in optimizer.param_groups:
+            mine = self.of[first : (first := first + len(group["params"]))]
+            shared: dict[int, int] = {}
+            for domain in mine:
+                if optimizer._sum_scope == "tensor" and self.groups[domain]:
+                    slot = self._new_slot(domain)
+                elif optimizer._sum_scope == "group" and any(self.groups[other] for other in mine):
+                    slot = shared[domain] if domain in shared else self._new_slot(domain)
+                    shared[domain] = slot
+                else:
+                    slot = -1
+                slots.append(slot)
+        return slots
+
+    def _new_slot(self, domain: int) -> int:
+        self.sizes[domain] += 1
+        return self.sizes[domain] - 1
+
+    def zeros(self, sizes: Sequence[int] | None = None) -> list[Tensor]:
+        """float64 numbers for each domain, one or as many as `sizes` says, where its parameters are."""
+        return [
+            torch.zeros(size, dtype=torch.float64, device=device)
+            for size, device in zip(sizes or [1] * len(self.devices), self.devices, strict=True)
+        ]
 
     def all_reduce(self, parts: Iterable[Tensor]) -> None:
         """Adds up what each domain has, over its processes, in place."""
@@ -54,6 +82,8 @@ def params_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def has_shards(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a parameter is a DTensor."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return False
     return any(map(is_dtensor, params_of(optimizer)))
 
 

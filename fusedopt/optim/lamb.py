@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,7 +41,16 @@ class _TorchLAMB(PlainOptimizer):
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
     def _update(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
-        state, (beta1, beta2) = self.state[param], group["betas"]
+        update = self._direction(group, param, grad, self.state[param])
+        # The norm of a large float16 tensor is beyond float16.
+        wide = torch.float32 if param.dtype in (torch.float16, torch.bfloat16) else None
+        weight = param.clone() if group["differentiable"] else param  # autograd keeps what it was before the step
+        norms = torch.linalg.vector_norm(weight, dtype=wide), torch.linalg.vector_norm(update, dtype=wide)
+        param.sub_((group["lr"] * self._trust_ratio(group, *norms) * update).to(param.dtype))
+
+    def _direction(self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """What a step goes along; updates the moments."""
+        beta1, beta2 = group["betas"]
         decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
         weight = param.clone() if group["differentiable"] else param  # autograd keeps what it was before the step
         if decay != 0 and not decoupled:
@@ -56,22 +66,32 @@ class _TorchLAMB(PlainOptimizer):
             step = state["step"] if group["capturable"] or group["differentiable"] else state["step"].item()
             mean = mean / (1 - beta1**step)
             square = square / (1 - beta2**step)
-        update = mean / (square.sqrt() + group["eps"])
+        update: Tensor = mean / (square.sqrt() + group["eps"])
         if decay != 0 and decoupled:
             update = update + decay * weight
+        return update
 
-        trust_ratio: Tensor | float = 1.0
-        if decay != 0 or group["always_adapt"]:
-            # The norm of a large float16 tensor is beyond float16.
-            wide = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else None
-            param_norm = torch.linalg.vector_norm(weight, dtype=wide)
-            update_norm = torch.linalg.vector_norm(update, dtype=wide)
-            if group["phi"] is not None:
-                param_norm = param_norm.clamp(*group["phi"])
-            trust_ratio = torch.where((param_norm == 0) | (update_norm == 0), 1.0, param_norm / update_norm)
-            if group["trust_clip"] is not None:
-                trust_ratio = trust_ratio.clamp(max=group["trust_clip"])
-        param.sub_((group["lr"] * trust_ratio * update).to(param.dtype))
+    def _trust_ratio(self, group: dict[str, Any], param_norm: Tensor, update_norm: Tensor) -> Tensor | float:
+        if group["weight_decay"] == 0 and not group["always_adapt"]:
+            return 1.0
+        if group["phi"] is not None:
+            param_norm = param_norm.clamp(*group["phi"])
+        trust_ratio = torch.where((param_norm == 0) | (update_norm == 0), 1.0, param_norm / update_norm)
+        if group["trust_clip"] is not None:
+            trust_ratio = trust_ratio.clamp(max=group["trust_clip"])
+        return trust_ratio
+
+    def _first_pass(
+        self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]
+    ) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """Of a shard: squares of the parameter and of its update, and what to do with those of all shards."""
+        update = self._direction(group, param, grad, state)
+
+        def second_pass(squares: Tensor) -> None:
+            ratio = self._trust_ratio(group, *squares.sqrt())
+            param.sub_((group["lr"] * ratio * update).to(param.dtype))
+
+        return torch.stack([t.abs().double().square().sum() for t in (param, update)]), second_pass
 
 
 class LAMB(FusedStep, _TorchLAMB):
@@ -111,6 +131,7 @@ class LAMB(FusedStep, _TorchLAMB):
 
     _torch_class = _TorchLAMB
     _clip_epsilon = 0.0  # apex's
+    _sum_scope = "tensor"
 
     def __init__(
         self,

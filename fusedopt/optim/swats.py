@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -46,21 +47,41 @@ class _TorchSWATS(PlainOptimizer):
         step_square = step_dot_grad = 0.0
         for p in params:
             assert p.grad is not None
-            state = {name: real(value) for name, value in self.state[p].items()}
-            param, grad = real(p), real(-p.grad if group["maximize"] else p.grad)
-            if group["weight_decay"] != 0:
-                grad = grad + group["weight_decay"] * (param.clone() if group["differentiable"] else param)
-            state["step"] += 1
-            if ratio != 0:
-                step = _sgd(group, ratio, grad, state)
-            else:
-                step = _adam(group, grad, state)
-                exact_step, exact_grad = step.detach().double(), grad.detach().double()
-                step_square += _number((exact_step * exact_step).sum())
-                step_dot_grad += _number((exact_step * exact_grad).sum())
-            param.add_(step)
+            sums = _move(group, ratio, p, -p.grad if group["maximize"] else p.grad, self.state[p])
+            if sums is not None:
+                step_square += _number(sums[0])
+                step_dot_grad += _number(sums[1])
+        self._end_group(group, step_square, step_dot_grad)
+
+    def _end_group(self, group: dict[str, Any], step_square: float, step_dot_grad: float) -> None:
+        """Decides by the sums of a step of Adam."""
         if step_square != 0:
             _decide(group, step_square, step_dot_grad)
+
+    def _first_pass(
+        self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]
+    ) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """Of a shard: what it has of p.p and p.g. What follows is the group's."""
+        sums = _move(group, group["switch"][2].item(), param, grad, state)
+        here = torch.zeros(2, dtype=torch.float64, device=param.device) if sums is None else torch.stack(sums)
+        return here, lambda everywhere: None
+
+
+def _move(
+    group: dict[str, Any], ratio: float, param: Tensor, grad: Tensor, state: dict[str, Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """Updates a parameter; a step of Adam returns p.p and p.g."""
+    state = {name: real(value) for name, value in state.items()}
+    param, grad = real(param), real(grad)
+    if group["weight_decay"] != 0:
+        grad = grad + group["weight_decay"] * (param.clone() if group["differentiable"] else param)
+    state["step"] += 1
+    step = _adam(group, grad, state) if ratio == 0 else _sgd(group, ratio, grad, state)
+    param.add_(step)
+    if ratio != 0:
+        return None
+    exact_step, exact_grad = step.detach().double(), grad.detach().double()
+    return (exact_step * exact_step).sum(), (exact_step * exact_grad).sum()
 
 
 def _number(total: Tensor) -> float:
@@ -163,6 +184,7 @@ class SWATS(FusedStep, _TorchSWATS):
     """
 
     _torch_class = _TorchSWATS
+    _sum_scope = "group"
 
     def __init__(
         self,
