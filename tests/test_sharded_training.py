@@ -31,21 +31,9 @@ from torch.distributed.tensor.parallel import (
 
 WORLDS = (2, 4)
 ENGINES = ("fsdp2", "fsdp2-dim1", "hsdp", "tensor-parallel", "sequence-parallel", "2d")
-CASES = [
-    BY_NAME[name]
-    for name in (
-        "sgd-nesterov-clip-decay",
-        "sgd-classic-nesterov-clip",
-        "rmsprop-centered-momentum-decay",
-        "adagrad-clip",
-        "adam-amsgrad-decay",
-        "adamw-clip",
-        "lamb-decay",
-        "delta-bar-delta-momentum-clip",
-        "swats-switch-clip",
-    )
-]
-LAMB_STEPS = 60
+# Every class is in test_sharded.py, on the placements that these engines make.
+CASES = [BY_NAME[name] for name in ("sgd-nesterov-clip-decay", "adamw-clip", "lamb-decay", "swats-switch-clip")]
+STEPS, LAMB_STEPS = 3, 60
 
 
 class Net(nn.Module):
@@ -53,7 +41,7 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 18), nn.Linear(18, 8)
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 20), nn.Linear(20, 8)
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,13 +118,11 @@ def _worker(rank: int, folder: Path, world: int) -> None:
     with gloo_group(rank, folder, world):
         found = engines(world)
         for case in CASES:
-            expected = train(case.make, None, 5)
+            expected = train(case.make, None, STEPS)
             for name, engine in found.items():
-                results[name, case.name] = compare(train(case.make, engine, 5), expected)
-        for dtype in (torch.float32, torch.float64):
-            expected = train(fusedopt.LAMB, None, LAMB_STEPS, dtype)
-            for name in ("fsdp2", "sequence-parallel"):
-                results[name, dtype] = compare(train(fusedopt.LAMB, found[name], LAMB_STEPS, dtype), expected)
+                results[name, case.name] = compare(train(case.make, engine, STEPS), expected)
+        expected = train(fusedopt.LAMB, None, LAMB_STEPS, torch.float32)
+        results["lamb"] = compare(train(fusedopt.LAMB, found["fsdp2"], LAMB_STEPS, torch.float32), expected)
         torch.save(results, folder / f"{rank}.pt")
 
 
@@ -157,11 +143,8 @@ def test_trains_as_one_process(ranks: dict, world: int, engine: str, case: Case)
 
 
 @pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("engine", ["fsdp2", "sequence-parallel"])
-def test_lamb_with_default_arguments_equals_one_process(ranks: dict, world: int, engine: str) -> None:
-    for result in ranks[world]:
-        assert result[engine, torch.float32]["params"] < 1e-6
-        assert result[engine, torch.float64]["params"] < 1e-12
+def test_lamb_with_default_arguments_equals_one_process(ranks: dict, world: int) -> None:
+    assert all(result["lamb"]["params"] < 1e-6 for result in ranks[world])
 
 
 @pytest.mark.parametrize("world", WORLDS)
