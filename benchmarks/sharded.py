@@ -58,7 +58,8 @@ def implementations(name: str, mesh: Any, max_grad_norm: float | None) -> dict[s
         "plain": ours(parameters(mesh, wrapped=False), **options, **clip).step,
     }
     for kind, fused in (("torch default", None), ("torch fused", True)):
-        if theirs is not None and max_grad_norm is None:
+        known = theirs is not None and max_grad_norm is None and not (fused and theirs is torch.optim.SGD)
+        if known:  # DTensor has no sharding strategy for torch's fused SGD
             runs[kind] = theirs(parameters(mesh, wrapped=True), **options, fused=fused).step
     return runs
 
