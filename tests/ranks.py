@@ -20,14 +20,14 @@ def environment():
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def run_ranks(script, folder, world):
+def run_ranks(script, folder, world, timeout=120):
     """Runs `script RANK FOLDER` for each rank, and returns what they saved as FOLDER/RANK.pt."""
     # Processes of their own: a fork of a process that has run autograd threads may hang.
     processes = [
         subprocess.Popen([sys.executable, script, str(rank), str(folder)], env=environment()) for rank in range(world)
     ]
     try:
-        codes = [process.wait(timeout=120) for process in processes]
+        codes = [process.wait(timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()

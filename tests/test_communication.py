@@ -59,7 +59,7 @@ def _worker(rank: int, folder: Path, world: int) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
-    return {world: run_ranks(__file__, tmp_path_factory.mktemp(f"of{world}"), world) for world in WORLDS}
+    return {world: run_ranks(__file__, tmp_path_factory.mktemp(f"of{world}"), world, timeout=300) for world in WORLDS}
 
 
 @pytest.mark.parametrize("world", WORLDS)

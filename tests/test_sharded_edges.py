@@ -315,7 +315,7 @@ def _worker(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    return run_ranks(__file__, tmp_path_factory.mktemp("edges"), WORLD)
+    return run_ranks(__file__, tmp_path_factory.mktemp("edges"), WORLD, timeout=300)
 
 
 @pytest.mark.parametrize("name", CHECKS)
