@@ -43,13 +43,19 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Plan>(m, "Plan")
       .def(py::init<>())
-      .def("refresh", &Plan::refresh, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg("at_once") = false,
-           py::arg("done") = Plan::Indices{})
+      .def("refresh", &Plan::refresh, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
+           py::arg("at_once") = false, py::arg("done") = Plan::Indices{})
       .def_property_readonly("devices", &Plan::devices)
       .def("square_sum", &Plan::square_sum)
       .def("norm", &Plan::norm)
       .def("run", &Plan::run)
       .def("run", [](Plan& plan, double scale) { plan.run(scale, {}, 0, 0); })
+      .def_property_readonly("sharded", &Plan::sharded)
+      .def_property_readonly("resharded", &Plan::resharded)
+      .def("set_domains", &Plan::set_domains)
+      .def("add_square_sums", &Plan::add_square_sums)
+      .def("begin", &Plan::begin)
+      .def("end", &Plan::end)
       .def("reasons", &Plan::reasons)
       .def_property_readonly("has_odd_numbers", &Plan::has_odd_numbers)
       .def("memory", &Plan::memory);

@@ -37,6 +37,8 @@ std::vector<Chunk> cut(int32_t tensors, Numel numel, int64_t size) {
   return chunks;
 }
 
+enum class Pass { kBoth, kFirst, kSecond };  // what of a step
+
 struct Row {  // what a rule is made from: a group's hyper-parameters at one step count
   const double* numbers;
   const void* lr;  // where a learning rate lies on a GPU, else null
@@ -51,8 +53,11 @@ struct Table {
   std::vector<Chunk> chunks;
   std::vector<double> rows;  // rule objects, kMaxRowBytes apart
   std::vector<double> sums;  // two per chunk: partial sums of squares
+  // Where each tensor's sums stand among those that processes share, -1 of one that is all here. Empty if all are.
+  std::vector<int32_t> slots;
   int64_t elements = 0;
 
+  bool is_shared(int32_t tensor) const { return !slots.empty() && slots[tensor] >= 0; }
   void* row(int32_t r) { return reinterpret_cast<char*>(rows.data()) + int64_t{r} * kMaxRowBytes; }
 };
 

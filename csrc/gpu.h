@@ -34,8 +34,13 @@ struct Gpu {
   void recut(const std::vector<Tensor>&, const std::vector<int32_t>&) {}
   void refresh(const std::vector<Tensor>&) {}
   void abandon() {}
-  void update(const std::vector<Row>&, const gpu::Scaling&) {}
-  std::pair<at::Tensor, at::Tensor> norm(const gpu::Scaling&) { return {}; }
+  void update(const std::vector<Row>&, const gpu::Scaling&, Pass) {}
+  std::pair<at::Tensor, at::Tensor> norm(gpu::Scaling) { return {}; }
+  enum Sums { kSquares, kSums };
+  bool works() const { return false; }
+  at::Tensor gather(Sums, const std::vector<int32_t>&, int32_t) { return {}; }
+  void spread(const std::vector<int32_t>&, const at::Tensor&) {}
+  void decide(const Row&, const gpu::Scaling&, const at::Tensor&) {}
   size_t memory() const { return 0; }
 };
 }  // namespace fusedopt

@@ -6,14 +6,8 @@
 #include "walk.h"
 
 namespace fusedopt {
-namespace {
-
-constexpr int64_t kReleaseGil = 1 << 20;  // elements; a shorter step is over before another thread could use the lock
-
-}  // namespace
-
-std::optional<Plan::Unfinished> Plan::refresh(py::object groups, py::object state, py::list numbers, py::list counted,
-                                              bool initialized, bool at_once, const Indices& done) {
+std::optional<Plan::Found> Plan::refresh(py::object groups, py::object state, py::list numbers, py::list counted,
+                                         bool initialized, bool placed, bool at_once, const Indices& done) {
   const py::object all = sequence(groups.ptr());
   const size_t count = numbers.size();
   if (size_t(PySequence_Fast_GET_SIZE(all.ptr())) != count)
@@ -28,7 +22,8 @@ std::optional<Plan::Unfinished> Plan::refresh(py::object groups, py::object stat
   row_of_.clear();
   held_.clear();
   for (auto& [device, gpu] : gpus_) gpu.abandon();
-  changed_ = false;
+  if (!waits_) changed_ = false;
+  placed_ = placed, sharded_ = false;
 
   size_t index = 0;
   Py_ssize_t cursor = 0;
@@ -37,9 +32,16 @@ std::optional<Plan::Unfinished> Plan::refresh(py::object groups, py::object stat
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(params.ptr()); ++i)
       visit(index++, PySequence_Fast_GET_ITEM(params.ptr(), i), int32_t(g), states, cursor, initialized);
   }
-  changed_ |= index != entries_.size();
+  if (index != entries_.size()) changed_ = resharded_ = true;
   entries_.resize(index);
   table_.tensors.resize(index);
+  Indices left_over, stateless, host_steps, unplaced;
+  if (sharded_ && !placed)
+    for (size_t i = 0; i < index; ++i)
+      if (entries_[i].reason == kUnplaced) unplaced.push_back(int64_t(i));
+  waits_ = !unplaced.empty();
+  if (!sharded_) table_.slots.clear();
+  if (waits_) return Found{left_over, stateless, host_steps, unplaced};
 
   if (changed_) find_written();
   const bool had_conflicts = !conflicts_.empty();
@@ -54,7 +56,6 @@ std::optional<Plan::Unfinished> Plan::refresh(py::object groups, py::object stat
   }
   for (const int64_t i : done)
     if (Entry& e = entries_.at(size_t(i)); !e.reason) e.reason = "PyTorch has stepped it, and made its state";
-  Indices left_over, stateless, host_steps;
   bool recut = changed_;
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
@@ -76,17 +77,24 @@ std::optional<Plan::Unfinished> Plan::refresh(py::object groups, py::object stat
     for (const Chunk& chunk : table_.chunks) table_.elements += chunk.count;
     for (const Tensor& t : table_.tensors)
       if (t.device >= 0) gpus_.try_emplace(t.device, t.device);
-    std::vector<int32_t> joint;
-    for (const Entry& e : entries_) joint.push_back(groups_[e.group].joint ? e.group : -1);
-    for (auto& [device, gpu] : gpus_) gpu.recut(table_.tensors, joint);
+    recut_gpus();
   }
-  if (at_once && left_over.empty() && stateless.empty() && host_steps.empty() &&
-      (devices_.empty() || devices_.back() < 0 || !gpu::is_capturing())) {
+  Found found{left_over, stateless, host_steps, unplaced};
+  if (at_once && !sharded_ && found == Found() && (devices_.empty() || devices_.back() < 0 || !gpu::is_capturing())) {
     run(1, {}, 0, 0);
     return std::nullopt;
   }
   if (PyThreadState_Next(PyInterpreterState_ThreadHead(PyInterpreterState_Get()))) hold();
-  return Unfinished{left_over, stateless, host_steps};
+  return found;
+}
+
+void Plan::recut_gpus() {
+  std::vector<int32_t> joint;
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    const int32_t group = entries_[i].group;
+    joint.push_back(!groups_[group].joint ? -1 : table_.is_shared(int32_t(i)) ? -2 : group);
+  }
+  for (auto& [device, gpu] : gpus_) gpu.recut(table_.tensors, joint);
 }
 
 // All the memory that the step will write, on either path, in the order of its addresses.
@@ -119,7 +127,7 @@ bool Plan::find_shared_gradients() {
   conflicts_.clear();
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
-    if (e.path == kIdle || (e.alone && !foreign_) || !has_memory(*e.impl[1])) continue;
+    if (e.path == kIdle || !e.impl[1] || (e.alone && !foreign_) || !has_memory(*e.impl[1])) continue;
     const auto memory = extent(*e.impl[1]);
     if (memory == e.clear) continue;
     const auto [begin, end] = memory;
@@ -160,47 +168,64 @@ std::pair<at::Tensor, at::Tensor> Plan::norm(int device, double scale, const May
 }
 
 void Plan::run(double scale, const Scalings& scalings, double max_norm, double epsilon) {
-  for (auto& [device, gpu] : gpus_) {
-    gpu::Scaling scaling{scale, nullptr, nullptr, nullptr, max_norm, epsilon};
-    if (const auto found = scalings.find(device); found != scalings.end()) {
-      const auto& [grad_scale, found_inf, square_sum] = found->second;
-      if (grad_scale) scaling.grad_scale = grad_scale->data_ptr<float>();
-      if (found_inf) scaling.found_inf = found_inf->data_ptr<float>();
-      if (square_sum) scaling.square_sum = square_sum->data_ptr<double>();
-    }
-    gpu.refresh(table_.tensors);
-    gpu.update(rows_, scaling);
+  run_gpus(scale, scalings, max_norm, epsilon, Pass::kBoth);
+  if (!table_.chunks.empty()) {
+    fold(scale);
+    if (table_.elements >= kReleaseGil) hold();
+    on_cpu([&] { cpu::step(table_); });
   }
-  if (!table_.chunks.empty()) run_cpu(scale);
-  for (Entry& e : entries_) {
-    e.fresh = false;
-    if (!e.active) continue;
-    for (int k = 0; k <= kStep; ++k)
-      if (k != 1 && e.impl[k]) e.impl[k]->bump_version();
-    if (!e.impl[kStep] || table_.tensors[&e - entries_.data()].step) continue;
-    if (e.double_step) *static_cast<double*>(e.step) += 1;
-    else *static_cast<float*>(e.step) += 1;
-  }
-  held_.clear();
+  finish();
 }
 
-void Plan::run_cpu(double scale) {
+gpu::Scaling Plan::scaling_of(int device, double scale, const Scalings& scalings, double max_norm, double epsilon) {
+  gpu::Scaling scaling{scale, nullptr, nullptr, nullptr, max_norm, epsilon};
+  if (const auto found = scalings.find(device); found != scalings.end()) {
+    const auto& [grad_scale, found_inf, square_sum] = found->second;
+    if (grad_scale) scaling.grad_scale = grad_scale->data_ptr<float>();
+    if (found_inf) scaling.found_inf = found_inf->data_ptr<float>();
+    if (square_sum) scaling.square_sum = square_sum->data_ptr<double>();
+  }
+  return scaling;
+}
+
+void Plan::run_gpus(double scale, const Scalings& scalings, double max_norm, double epsilon, Pass pass) {
+  for (auto& [device, gpu] : gpus_) {
+    gpu.refresh(table_.tensors);
+    gpu.update(rows_, scaling_of(device, scale, scalings, max_norm, epsilon), pass);
+  }
+}
+
+// Makes the rules of the CPU.
+void Plan::fold(double scale) {
   table_.rows.resize(rows_.size() * kMaxRowBytes / sizeof(double));
   for (size_t r = 0; r < rows_.size(); ++r)
     info(rows_[r].rule).fold[rows_[r].is_double](table_.row(int32_t(r)), rows_[r].numbers, rows_[r].count, scale);
-  if (table_.elements < kReleaseGil) return cpu::step(table_);
-  hold();
-  const py::gil_scoped_release released;
-  cpu::step(table_);
 }
 
-// Keeps every operand alive while other Python threads may run.
+// Keeps every operand alive while other Python threads run.
 void Plan::hold() {
   for (const Entry& e : entries_)
     for (at::TensorImpl* impl : e.impl)
       if (e.active && impl)
         held_.emplace_back(
             c10::intrusive_ptr<at::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(impl));
+}
+
+// What is left to do once everything has been written.
+void Plan::finish() {
+  for (Entry& e : entries_) {
+    e.fresh = false;
+    if (!e.active) continue;
+    for (int k = 0; k <= kStep; ++k)
+      if (k != 1 && e.impl[k]) e.impl[k]->bump_version();
+    if (e.shard)
+      for (int k = 0; k < kMaxOperands; ++k)
+        if (k != 1 && e.impl[k]) e.shard->whole[k]->bump_version();
+    if (!e.impl[kStep] || table_.tensors[&e - entries_.data()].step) continue;
+    if (e.double_step) *static_cast<double*>(e.step) += 1;
+    else *static_cast<float*>(e.step) += 1;
+  }
+  held_.clear();
 }
 
 size_t Plan::memory() const {

@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -25,13 +26,14 @@ class Plan {
 
   // Looks at every parameter, gradient and state; writes nothing. `numbers` has for each group a tuple of the rule and
   // its hyper-parameters, `counted` whether a GPU is to count its steps. Returns the indices of the parameters that
-  // torch has to update, of those without a state, and of those whose `step` has to be moved to their device. Once
-  // states have been made, `initialized` says so, and the coming step is their first; `done` are the parameters that
-  // torch has updated by then. `at_once`, a step that leaves nothing of this to do is done with a scale of 1, and
-  // nothing is returned.
-  using Unfinished = std::tuple<Indices, Indices, Indices>;
-  std::optional<Unfinished> refresh(py::object groups, py::object state, py::list numbers, py::list counted,
-                                    bool initialized, bool at_once, const Indices& done);
+  // torch has to update, of those without a state, of those whose `step` has to be moved to their device, and of the
+  // DTensors whose gradient or state is placed otherwise than they are. Once states have been made, `initialized` says
+  // so, and the coming step is their first; once DTensors have been placed, `placed` says so: until then the plan waits
+  // and cannot run; `done` are the parameters that torch has updated by then. `at_once`, a step that leaves nothing of
+  // this to do is done with a scale of 1, and nothing is returned.
+  using Found = std::tuple<Indices, Indices, Indices, Indices>;
+  std::optional<Found> refresh(py::object groups, py::object state, py::list numbers, py::list counted,
+                               bool initialized, bool placed, bool at_once, const Indices& done);
   // The devices on which the fused path has work, -1 for the CPU.
   const std::vector<int>& devices() const { return devices_; }
   // The sum of squares of the gradients on the fused path of the CPU; of a GPU that and their norm, unscaled, as
@@ -40,6 +42,19 @@ class Plan {
   std::pair<at::Tensor, at::Tensor> norm(int device, double scale, const MaybeTensor& grad_scale);
   // Updates the parameters on the fused path, their gradients multiplied by `scale`.
   void run(double scale, const Scalings& scalings, double max_norm, double epsilon);
+
+  // Whether there are DTensors, and whether they are others, or elsewhere, than set_domains() was told.
+  bool sharded() const { return sharded_; }
+  bool resharded() const { return sharded_ && resharded_; }
+  // For each parameter the processes that share it, as an index, and where among their sums its own stand, -1 where
+  // what becomes of it depends on none.
+  void set_domains(std::vector<int32_t> domains, std::vector<int32_t> slots);
+  // float64 numbers by domain, on the device of its parameters, to which what is here is added: of the gradients the
+  // sum of squares; in begin(), the first half of run(), two sums for each slot. end() takes the sums of all processes.
+  using Parts = std::vector<at::Tensor>;
+  void add_square_sums(Parts parts);
+  void begin(double scale, const Scalings& scalings, double max_norm, double epsilon, Parts parts);
+  void end(double scale, const Scalings& scalings, double max_norm, double epsilon, Parts parts);
 
   // For each parameter why it is not on the fused path, null where it is.
   std::vector<const char*> reasons() const;
@@ -51,13 +66,21 @@ class Plan {
  private:
   static constexpr int kStep = kMaxOperands;
   static constexpr int8_t kNoDevice = -2;
+  // Elements; a shorter step is over before another thread could use the lock.
+  static constexpr int64_t kReleaseGil = 1 << 20;
   enum Path : char { kIdle, kTorch, kFused };
+  struct Shard {                               // what belongs to a DTensor parameter
+    at::TensorImpl* whole[kMaxOperands] = {};  // the DTensors around the operands: borrowed, as Entry::impl
+    py::object specs[kMaxOperands];            // how they are placed; of all but the first once it has been compared
+    bool is_partial = false;                   // the parameter is a sum that is still to be taken
+  };
   struct Entry {
     at::TensorImpl* impl[kStep + 1] = {};         // the operands and the step: borrowed, live from refresh() to run()
     const char *begin = nullptr, *end = nullptr;  // the parameter's memory
     std::pair<const char*, const char*> clear;    // where the gradient was apart from all that is written
     void* step = nullptr;                         // the step count's address
     const char* reason = nullptr;                 // why it is not on the fused path
+    std::unique_ptr<Shard> shard;                 // where the parameter is a DTensor
     int64_t numel = 0;
     int32_t group = 0;
     Path path = kIdle;
@@ -86,15 +109,30 @@ class Plan {
 
   void read_group(Group& group, PyObject* rule_and_numbers, bool counted);
   void visit(size_t index, PyObject* param, int32_t group, PyObject* state, Py_ssize_t& cursor, bool initialized);
-  const char* gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& grad);
+  void place(Entry& e, PyObject* dtensor);
+  static const at::Tensor* local(Shard& shard, int k, PyObject* value, const char*& reason);
+  const char* gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& whole);
   const char* operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized);
   const char* step(Entry& e, Tensor& t, PyObject* value, double& count);
   int32_t row(int32_t group, const Tensor& t, double count);
   void find_written();
   bool find_shared_gradients();
   void mark_conflicts();
-  void run_cpu(double scale);
+  void run_gpus(double scale, const Scalings& scalings, double max_norm, double epsilon, Pass pass);
+  void fold(double scale);
   void hold();
+  template <class F>
+  void on_cpu(F pass) {
+    if (table_.elements < kReleaseGil) return pass();
+    const py::gil_scoped_release released;
+    pass();
+  }
+  static gpu::Scaling scaling_of(int device, double scale, const Scalings& scalings, double max_norm, double epsilon);
+  void finish();
+  void recut_gpus();
+  // Of the slots on a GPU, one after another by domain: each tensor's, and where each domain's begin, or their number.
+  std::pair<std::vector<int32_t>, std::vector<int64_t>> slots_on(int device, const Parts& parts) const;
+  at::Tensor total(int32_t group, const Parts& parts) const;
 
   std::vector<Entry> entries_;
   std::vector<Group> groups_;
@@ -102,6 +140,7 @@ class Plan {
   std::map<RowKey, int32_t> row_of_;
   std::vector<Range> written_;                          // by address
   std::vector<std::pair<int32_t, int32_t>> conflicts_;  // of gradients with what is written: the two owners
+  std::vector<int32_t> domains_;
   py::object held_state_;         // a copy of the optimizer's state where that is not a dict, for the length of a step
   std::vector<at::Tensor> held_;  // copies of gradients in the parameter's layout, for the length of a step
   Table table_;                   // all tensors; the chunks are the CPU's
@@ -109,6 +148,8 @@ class Plan {
   std::vector<int> devices_;
   bool changed_ = false;
   bool foreign_ = false;  // memory is written that torch did not allocate
+  bool placed_ = false, waits_ = false;
+  bool sharded_ = false, resharded_ = true;  // there are DTensors; they are others, or elsewhere, than before
 };
 
 // A group's parameters, in a list or tuple; groups of any kind of container.

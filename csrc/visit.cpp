@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "dtensor.h"
 #include "plan.h"
 #include "walk.h"
 
@@ -15,6 +16,7 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
   if (index == entries_.size()) {
     entries_.emplace_back();
     table_.tensors.emplace_back();
+    resharded_ = true;
   }
   // The walk waits for memory more than it computes, and knows from the last step where it will go next.
   if (index + 3 < entries_.size())
@@ -23,28 +25,36 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
   Entry& e = entries_[index];
   Tensor& t = table_.tensors[index];
   if (!THPVariable_Check(object)) throw py::type_error("optimizer can only optimize Tensors");
-  patch(e.group, group, changed_);
+  if (e.group != group) e.group = group, changed_ = resharded_ = true;
   PyObject* values = find(state, object, cursor);
-  const at::Tensor& param = THPVariable_Unpack(object);
+  const at::Tensor& whole = THPVariable_Unpack(object);
+  const auto* autograd =
+      static_cast<const torch::autograd::AutogradMeta*>(whole.unsafeGetTensorImpl()->autograd_meta());
+  const bool is_shard = whole.key_set().has(c10::DispatchKey::Python) && is_dtensor(object);
+  if (is_shard || e.shard) place(e, is_shard ? object : nullptr);
+  const at::Tensor& param = is_shard ? local_of(object) : whole;
   const at::TensorImpl& p = *param.unsafeGetTensorImpl();
-  const auto* autograd = static_cast<const torch::autograd::AutogradMeta*>(p.autograd_meta());
   e.numel = p.numel();
   e.impl[0] = e.impl[1] = nullptr;
+  bool moved = false;
   if (!autograd || !autograd->grad_.defined()) e.reason = kNoGradient;
-  else if (patch(t.device, gpu_index(p.device()), changed_); t.device < 0 && p.device().type() != at::kCPU)
+  else if (patch(t.device, gpu_index(p.device()), moved); t.device < 0 && p.device().type() != at::kCPU)
     e.reason = "this build has no fused path for the device";
   else if (groups_[group].odd) e.reason = groups_[group].odd;
+  else if (is_shard && e.shard->is_partial) e.reason = "the parameter is a partial sum";
   else if (!is_plain(p)) e.reason = "not a plain dense tensor";
   else if (!p.is_non_overlapping_and_dense()) e.reason = "the parameter's memory is not dense";
   else if (!(e.reason = gradient(e, t, param, autograd->grad_))) e.reason = operands(e, t, param, values, initialized);
+  if (moved) changed_ = resharded_ = true;
+  if (e.reason == kUnplaced && !placed_) return;  // until it is placed
   const bool fused = !e.reason || e.reason == kNoState || e.reason == kHostStep;
   patch(e.path, fused ? kFused : e.reason == kNoGradient ? kIdle : kTorch, changed_);
   patch(e.complete, !e.reason, changed_);
   if (e.path == kIdle) return;
-  e.impl[1] = autograd->grad_.unsafeGetTensorImpl();
-  const at::TensorImpl& g = *e.impl[1];
-  e.alone =
-      !has_memory(g) || (autograd->grad_.use_count() == 1 && g.unsafe_storage().use_count() == 1 && is_allocated(g));
+  if (!is_shard) e.impl[1] = autograd->grad_.unsafeGetTensorImpl();
+  e.alone = !e.impl[1] || !has_memory(*e.impl[1]) ||
+            (autograd->grad_.use_count() == 1 && !is_shard && e.impl[1]->unsafe_storage().use_count() == 1 &&
+             is_allocated(*e.impl[1]));
   if (!has_memory(p)) return;
   e.impl[0] = param.unsafeGetTensorImpl();
   // On torch's path a parameter may be strided: it gets all of its storage.
@@ -54,10 +64,55 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
   patch(e.end, e.begin + bytes, changed_);
 }
 
-INLINE const char* Plan::gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& grad) {
+// Takes notice of a DTensor, or, without one, that the parameter is none any more.
+void Plan::place(Entry& e, PyObject* dtensor) {
+  if (!dtensor) {
+    e.shard.reset();
+    resharded_ = true;
+    return;
+  }
+  if (!e.shard) e.shard = std::make_unique<Shard>();
+  sharded_ = true;
+  PyObject* spec = spec_of(dtensor);
+  e.shard->whole[0] = THPVariable_Unpack(dtensor).unsafeGetTensorImpl();
+  if (e.shard->specs[0].ptr() == spec) return;
+  resharded_ |= !e.shard->specs[0] || !is_placed_as(e.shard->specs[0], spec);
+  e.shard->is_partial = false;
+  for (const py::handle placement : py::handle(spec).attr("placements"))
+    e.shard->is_partial |= placement.attr("is_partial")().cast<bool>();
+  for (py::object& known : e.shard->specs) known = {};
+  e.shard->specs[0] = py::reinterpret_borrow<py::object>(spec);
+}
+
+// Of a DTensor's operand k what is here, if it is placed as the parameter; otherwise null, and why.
+const at::Tensor* Plan::local(Shard& shard, int k, PyObject* value, const char*& reason) {
+  reason = "the parameter is a DTensor and its gradient or state is not";
+  if (!is_dtensor(value)) return nullptr;
+  PyObject* spec = spec_of(value);
+  reason = kUnplaced;
+  if (shard.specs[0].ptr() != spec && shard.specs[k].ptr() != spec) {
+    if (!is_placed_as(shard.specs[0], spec)) return nullptr;
+    shard.specs[k] = py::reinterpret_borrow<py::object>(spec);
+  }
+  const at::Tensor& local = local_of(value);
+  if (local.key_set().has(c10::DispatchKey::Python)) return nullptr;  // a collective that is still under way
+  reason = "the gradient or state does not match the parameter";
+  shard.whole[k] = THPVariable_Unpack(value).unsafeGetTensorImpl();
+  return shard.whole[k]->sizes() == shard.whole[0]->sizes() ? &local : nullptr;
+}
+
+INLINE const char* Plan::gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& whole) {
+  const at::Tensor* here = &whole;
+  if (e.shard) {
+    const char* reason;
+    const auto value = py::reinterpret_steal<py::object>(THPVariable_Wrap(whole));
+    if (here = local(*e.shard, 1, value.ptr(), reason); !here) return reason;
+  }
+  const at::Tensor& grad = *here;
   const at::TensorImpl& g = *grad.unsafeGetTensorImpl();
   const Match same = match(*param.unsafeGetTensorImpl(), g, t.device);
   if (same == Match::kNo) return "the gradient does not match the parameter";
+  e.impl[1] = grad.unsafeGetTensorImpl();
   t.addr[1] =
       static_cast<char*>(const_cast<void*>(g.unsafe_storage().data())) + g.storage_offset() * int64_t(g.itemsize());
   if (same == Match::kSizes) {
@@ -93,7 +148,11 @@ INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, 
     PyObject* value = find(values, group.keys[1 + i], cursor);
     if (!rule.counts_steps && (!value || value == Py_None)) return e.fresh = true, kNoState;
     if (!value || !THPVariable_Check(value)) return "the state lacks a tensor that the rule needs";
-    at::TensorImpl& s = *THPVariable_Unpack(value).unsafeGetTensorImpl();
+    const at::Tensor* here = &THPVariable_Unpack(value);
+    const char* reason;
+    if (e.shard)
+      if (here = local(*e.shard, 2 + i, value, reason); !here) return reason;
+    at::TensorImpl& s = *here->unsafeGetTensorImpl();
     const Match same = match(p, s, t.device);
     if (same == Match::kNo) return "the state does not match the parameter";
     if (same == Match::kSizes) return "the state's memory layout is not the parameter's";

@@ -18,6 +18,7 @@ namespace fusedopt {
 inline constexpr char kNoGradient[] = "no gradient";
 inline constexpr char kNoState[] = "no state yet";
 inline constexpr char kHostStep[] = "the step count is not on the GPU yet";
+inline constexpr char kUnplaced[] = "it is placed otherwise than the parameter";
 
 // Who would see the operations of a step go through torch's dispatcher, or null where nobody is there. Function modes
 // need a closer look: a default device is one.

@@ -25,9 +25,10 @@ class Plan:
         numbers: list[tuple[Any, ...]],
         counted: list[bool],
         initialized: bool,
+        placed: bool,
         at_once: Literal[False] = False,
         done: list[int] = ...,
-    ) -> tuple[list[int], list[int], list[int]]: ...
+    ) -> tuple[list[int], list[int], list[int], list[int]]: ...
     @overload
     def refresh(
         self,
@@ -36,8 +37,31 @@ class Plan:
         numbers: list[tuple[Any, ...]],
         counted: list[bool],
         initialized: bool,
+        placed: bool,
         at_once: bool,
-    ) -> tuple[list[int], list[int], list[int]] | None: ...
+    ) -> tuple[list[int], list[int], list[int], list[int]] | None: ...
+    @property
+    def sharded(self) -> bool: ...
+    @property
+    def resharded(self) -> bool: ...
+    def set_domains(self, domains: list[int], slots: list[int]) -> None: ...
+    def add_square_sums(self, parts: list[Tensor]) -> None: ...
+    def begin(
+        self,
+        scale: float,
+        scalings: Mapping[int, tuple[Tensor | None, Tensor | None, Tensor | None]],
+        max_norm: float,
+        epsilon: float,
+        parts: list[Tensor],
+    ) -> None: ...
+    def end(
+        self,
+        scale: float,
+        scalings: Mapping[int, tuple[Tensor | None, Tensor | None, Tensor | None]],
+        max_norm: float,
+        epsilon: float,
+        parts: list[Tensor],
+    ) -> None: ...
     @property
     def devices(self) -> list[int]: ...
     def square_sum(self) -> float: ...

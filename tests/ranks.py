@@ -28,7 +28,7 @@ def run_ranks(script, folder, world, timeout=120):
         for rank in range(world)
     ]
     try:
-        codes = [process.wait(timeout=timeout) for process in processes]
+        codes = [process.wait(timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()

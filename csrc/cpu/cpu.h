@@ -6,6 +6,12 @@ namespace fusedopt::cpu {
 
 // Applies every tensor's rule. The rows are folded, the addresses are live.
 void step(Table& table);
+// Its two halves, for tensors whose sums are shared with other processes: between them table.sums, which hold what this
+// process has, become what all have.
+void first_pass(Table& table);
+void second_pass(Table& table);
+// SWATS's decision on a group of such tensors, by its hyper-parameters and sums.
+void decide(const double* numbers, double square, double dot);
 // The sum of squares of all gradients, the same for any number of threads.
 double square_sum(Table& table);
 // The instruction set in use: default, avx2, avx512. The machine's best, or what FUSEDOPT_ISA or ATEN_CPU_CAPABILITY

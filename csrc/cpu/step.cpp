@@ -55,13 +55,19 @@ double lamb_step_size(Table& table, const Tensor& t, int64_t chunk) {
                                     : static_cast<const Lamb<float>*>(row)->step_size(param, update);
 }
 
+// Whether a tensor needs no second pass: it is one chunk, and its sums are all here.
+bool ends_early(const Table& table, int32_t tensor) {
+  return table.tensors[tensor].numel <= kChunkSize && !table.is_shared(tensor);
+}
+
 // SWATS: what the chunks of a group have left, in their order, decides on its phase. A group's are neighbours.
 void decide(Table& table) {
   const Switch* group = nullptr;
   double square = 0, dot = 0;
   for (size_t c = 0; c <= table.chunks.size(); ++c) {
     const Tensor* t = c < table.chunks.size() ? &table.tensors[table.chunks[c].tensor] : nullptr;
-    const auto* next = t && t->rule == RuleId::swats ? static_cast<const Switch*>(table.row(t->row)) : nullptr;
+    const bool decides = t && t->rule == RuleId::swats && !table.is_shared(table.chunks[c].tensor);
+    const auto* next = decides ? static_cast<const Switch*>(table.row(t->row)) : nullptr;
     if (group && (!next || next->memory != group->memory)) {
       if (!group->is_sgd()) group->decide(square, dot);
       square = dot = 0;
@@ -75,30 +81,46 @@ void decide(Table& table) {
 const char* isa() { return kIsaName; }
 
 void step(Table& table) {
+  first_pass(table);
+  second_pass(table);
+}
+
+void first_pass(Table& table) {
   const Kernels& k = kKernels;
   for_each_chunk(table, false, [&](int64_t c, const Tensor& t, void** addr) {
     const int64_t n = table.chunks[c].count;
     double* sums = &table.sums[2 * c];
     sums[0] = sums[1] = 0;
     k.apply[int(t.rule)][int(t.dtype)](addr, n, table.row(t.row), sums);
-    if (t.rule == RuleId::lamb && n == t.numel)  // a tensor of one chunk is still in the first-level cache
+    if (t.rule == RuleId::lamb && ends_early(table, table.chunks[c].tensor))  // still in the first-level cache
       k.lamb_update[int(t.dtype)](addr, n, table.row(t.row), lamb_step_size(table, t, c));
   });
+}
+
+void second_pass(Table& table) {
+  const Kernels& k = kKernels;
   decide(table);
   bool second_pass = false;  // for LAMB's larger tensors; their step size goes where their first chunk's sums were
   for (size_t c = 0; c < table.chunks.size(); ++c) {
     const Tensor& t = table.tensors[table.chunks[c].tensor];
-    if (t.rule != RuleId::lamb || t.numel <= kChunkSize || table.chunks[c].begin) continue;
+    if (t.rule != RuleId::lamb || table.chunks[c].begin || ends_early(table, table.chunks[c].tensor)) continue;
     table.sums[2 * c] = lamb_step_size(table, t, int64_t(c));
     second_pass = true;
   }
   if (!second_pass) return;
   // Backwards: what the first pass touched last is still in the cache.
   for_each_chunk(table, true, [&](int64_t c, const Tensor& t, void** addr) {
-    if (t.rule != RuleId::lamb || t.numel <= kChunkSize) return;
+    if (t.rule != RuleId::lamb || ends_early(table, table.chunks[c].tensor)) return;
     const double step_size = table.sums[2 * (c - table.chunks[c].begin / kChunkSize)];
     k.lamb_update[int(t.dtype)](addr, table.chunks[c].count, table.row(t.row), step_size);
   });
+}
+
+void decide(const double* numbers, double square, double dot) {
+  Swats<double>::Numbers n;
+  __builtin_memcpy(&n, numbers, sizeof n);
+  const Switch group = Swats<double>(n, 1, 1).group;
+  if (!group.is_sgd()) group.decide(square, dot);
 }
 
 double square_sum(Table& table) {

@@ -39,7 +39,7 @@ void BackEnd::recut(const std::vector<Tensor>& tensors, const std::vector<int32_
       const int32_t before = i ? order[i - 1] : t;
       if (!i || kind(t) != kind(before)) {
         const bool goes_on = i && joint[t] >= 0 && joint[t] == joint[before];
-        const int32_t first = goes_on ? std::exchange(batches_.back().decides_from, -1) : c;
+        const int32_t first = joint[t] == -2 ? -1 : goes_on ? std::exchange(batches_.back().decides_from, -1) : c;
         batches_.push_back({tensors[t].rule, tensors[t].dtype, c, 0, i, 0, first});
       }
       ++batches_.back().tensors;
@@ -128,7 +128,7 @@ std::pair<at::Tensor, at::Tensor> BackEnd::norm(const Scaling& scaling) {
   return {current_->square_sum, norm_};
 }
 
-void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling) {
+void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling, Pass pass) {
   if (!current_) return;
   const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
   const bool folded = !counts_ && std::none_of(rows.begin(), rows.end(), [](const Row& row) { return row.lr; });
@@ -158,9 +158,45 @@ void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling) {
       current_->rows.push_back(copy(bytes, 0));
       current_->view.rows = static_cast<const char*>(current_->rows.back().data_ptr());
     }
-    cuda::update(current_->view, batch, arguments, scaling, counts_, current_stream());
+    cuda::update(current_->view, batch, arguments, scaling, counts_, pass, current_stream());
   }
-  abandon();
+  if (pass != Pass::kFirst) abandon();
+}
+
+const Slots& BackEnd::slots_of(Sums kind, const std::vector<int32_t>& slots, int32_t count) {
+  auto& [memory, view] = current_->slots[kind];
+  if (memory.defined()) return view;
+  std::vector<std::vector<int32_t>> members(count);
+  for (size_t c = 0; c < chunks_.size(); ++c)
+    if (const int32_t slot = slots[chunks_[c].tensor]; slot >= 0) members[slot].push_back(int32_t(c));
+  std::vector<int32_t> words{0};
+  for (const auto& chunks : members) words.push_back(words.back() + int32_t(chunks.size()));
+  for (const auto& chunks : members) words.insert(words.end(), chunks.begin(), chunks.end());
+  const char* bytes = reinterpret_cast<const char*>(words.data());
+  memory = copy(std::vector<char>(bytes, bytes + words.size() * sizeof(int32_t)), 0);
+  const auto* first = static_cast<const int32_t*>(memory.data_ptr());
+  return view = {first, first + count + 1, count};
+}
+
+at::Tensor BackEnd::gather(Sums kind, const std::vector<int32_t>& slots, int32_t count) {
+  const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
+  const auto options = at::TensorOptions(at::kDouble).device(kDeviceType, static_cast<c10::DeviceIndex>(device_));
+  at::Tensor totals = at::empty({count, 2}, options);
+  cuda::gather(current_->view, slots_of(kind, slots, count), totals.data_ptr<double>(), current_stream());
+  return totals;
+}
+
+void BackEnd::spread(const std::vector<int32_t>& slots, const at::Tensor& totals) {
+  const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
+  const Slots& view = slots_of(kSums, slots, int32_t(totals.size(0)));
+  cuda::spread(current_->view, view, totals.data_ptr<double>(), current_stream());
+}
+
+void BackEnd::decide(const Row& row, const Scaling& scaling, const at::Tensor& sums) {
+  const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
+  DeviceRow unfolded{{}, row.count, row.lr, row.double_lr};
+  std::copy_n(row.numbers, kMaxNumbers, unfolded.numbers);
+  cuda::decide(unfolded, scaling, sums.data_ptr<double>(), current_stream());
 }
 
 size_t BackEnd::memory() const {

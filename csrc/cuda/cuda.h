@@ -67,8 +67,21 @@ struct Rows {
 // Whether they travel with the launch; otherwise they have to be in view.rows by then.
 bool fit_in_arguments(const Rows& rows);
 
-// One launch, of LAMB three. With `counts`, the last block to finish adds one to the steps that lie on the device.
-void update(const View& view, const Batch& batch, const Rows& rows, const Scaling& scaling, bool counts, Stream stream);
+// What of a table's sums belongs together: the chunks of each slot.
+struct Slots {
+  const int32_t *first, *chunks;  // those of slot s are chunks[first[s]] to chunks[first[s + 1] - 1]
+  int32_t count;
+};
+
+// One launch, of LAMB three. With `counts`, the last block to finish adds one to the steps that lie on the device. The
+// second pass is LAMB's last two launches; in between the sums may be made those of all processes.
+void update(const View& view, const Batch& batch, const Rows& rows, const Scaling& scaling, bool counts, Pass pass,
+            Stream stream);
+// Adds up view.sums by slot, two totals each; and puts totals in their place.
+void gather(const View& view, const Slots& slots, double* totals, Stream stream);
+void spread(const View& view, const Slots& slots, const double* totals, Stream stream);
+// SWATS's decision on a group whose sums several processes share.
+void decide(const DeviceRow& row, const Scaling& scaling, const double* sums, Stream stream);
 // view.square_sum and view.norm, of the gradients of all chunks. One launch.
 void gradient_norm(const View& view, int32_t chunks, const Scaling& scaling, Stream stream);
 

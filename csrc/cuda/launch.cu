@@ -5,6 +5,7 @@
 #include <string>
 
 #include "lamb.cuh"
+#include "shards.cuh"
 
 namespace fusedopt::cuda {
 
@@ -34,27 +35,31 @@ void start(void (*kernel)(P...), unsigned grid, Stream stream, A&&... args) {
 }
 
 template <template <class> class Rule, int D, int Bytes>
-void update(const Header& header, const Rows& rows, Stream stream) {
+void update(const Header& header, const Rows& rows, Pass pass, Stream stream) {
+  constexpr bool kTwoPasses = std::is_same_v<Rule<float>, Lamb<float>>;
+  if (!kTwoPasses && pass == Pass::kSecond) return;
   Arguments<Bytes> args;
   static_cast<Header&>(args) = header;
   if (!header.rows) std::memcpy(args.inlined, rows.bytes, rows.size);
-  start(apply<Rule, D, Bytes>, header.batch.chunks, stream, args);
-  if constexpr (std::is_same_v<Rule<float>, Lamb<float>>) {
+  if (pass != Pass::kSecond) start(apply<Rule, D, Bytes>, header.batch.chunks, stream, args);
+  if (pass == Pass::kFirst) return;
+  if constexpr (kTwoPasses) {
     start(lamb_step_sizes<D, Bytes>, header.batch.tensors, stream, args);
     start(lamb_update<D, Bytes>, header.batch.chunks, stream, args);
   }
 }
 
 template <template <class> class Rule, int D>
-void update(const Header& header, const Rows& rows, Stream stream) {
-  if (header.rows || rows.size <= Arguments<kFewBytes>::kCapacity) update<Rule, D, kFewBytes>(header, rows, stream);
-  else if (rows.size <= Arguments<kSomeBytes>::kCapacity) update<Rule, D, kSomeBytes>(header, rows, stream);
-  else update<Rule, D, kArguments>(header, rows, stream);
+void update(const Header& header, const Rows& rows, Pass pass, Stream stream) {
+  if (header.rows || rows.size <= Arguments<kFewBytes>::kCapacity)
+    update<Rule, D, kFewBytes>(header, rows, pass, stream);
+  else if (rows.size <= Arguments<kSomeBytes>::kCapacity) update<Rule, D, kSomeBytes>(header, rows, pass, stream);
+  else update<Rule, D, kArguments>(header, rows, pass, stream);
 }
 
 #define X(name, ...) \
   {update<by_name::name, 0>, update<by_name::name, 1>, update<by_name::name, 2>, update<by_name::name, 3>},
-using Update = void (*)(const Header&, const Rows&, Stream);
+using Update = void (*)(const Header&, const Rows&, Pass, Stream);
 constexpr Update kUpdates[][int(Dtype::kCount)] = {FUSEDOPT_RULES(X)};
 #undef X
 
@@ -70,11 +75,23 @@ void patch(uint64_t* words, const int32_t* indices, const uint64_t* values, int 
 
 bool fit_in_arguments(const Rows& rows) { return rows.size <= Arguments<kArguments>::kCapacity; }
 
-void update(const View& view, const Batch& batch, const Rows& rows, const Scaling& scaling, bool counts,
+void update(const View& view, const Batch& batch, const Rows& rows, const Scaling& scaling, bool counts, Pass pass,
             Stream stream) {
   const char* on_device = fit_in_arguments(rows) ? nullptr : view.rows;
   const Header header{view, batch, scaling, on_device, rows.stride, rows.folded, rows.rescaled, counts};
-  kUpdates[int(batch.rule)][int(batch.dtype)](header, rows, stream);
+  kUpdates[int(batch.rule)][int(batch.dtype)](header, rows, pass, stream);
+}
+
+void gather(const View& view, const Slots& slots, double* totals, Stream stream) {
+  start(gather_sums, slots.count, stream, view, slots, totals);
+}
+
+void spread(const View& view, const Slots& slots, const double* totals, Stream stream) {
+  start(spread_sums, slots.count, stream, view, slots, totals);
+}
+
+void decide(const DeviceRow& row, const Scaling& scaling, const double* sums, Stream stream) {
+  start(decide_group, 1, stream, row, scaling, sums);
 }
 
 void gradient_norm(const View& view, int32_t chunks, const Scaling& scaling, Stream stream) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from fusedopt import sharding
 from fusedopt.gradients.history import History
 
 
@@ -33,7 +34,8 @@ class capture:
     Records stay on the parameters' device, in memory that is taken once: at most 4 * max_records * max_values bytes for
     the gradients of a tensor and the same for its values. When `max_records` are full, every second one is dropped and
     from then on half as many are taken, so that the whole training is covered, evenly, however long it is. Nothing in
-    a record waits for the device.
+    a record waits for the device. Of a DTensor every process has the records of the whole tensor: a record is one
+    collective for each process group, in which every process has to take part.
 
     Args:
         model: what trains.
@@ -79,6 +81,7 @@ class capture:
         self._params = _selected(model, layers)
         self._members = {id(p) for p in self._params.values()}
         self._indices = {name: _sample(p, max_values) for name, p in self._params.items()}
+        self._shards = {n: _shard(p, self._indices[n]) for n, p in self._params.items() if sharding.is_dtensor(p)}
         self._rows: dict[str, dict[str, Tensor]] = {"gradients": {}, "parameters": {}}
         self._kinds = [kind for kind, wanted in (("gradients", gradients), ("parameters", parameters)) if wanted]
         self._capacity, self._every = max_records, every
@@ -116,9 +119,12 @@ class capture:
         if self.step % self._every == 0:
             row = len(self.history.steps)
             self.history.steps.append(self.step)
-            for kind in self._kinds:
-                for name, param in self._params.items():
-                    self._write(kind, name, row, param, grad_scale)
+            written = [
+                (name, self._write(kind, name, row, param, grad_scale))
+                for kind in self._kinds
+                for name, param in self._params.items()
+            ]
+            sharding.all_reduce((self._shards[name].groups, values) for name, values in written if name in self._shards)
         self.step += 1
 
     def _take_over(self, history: History) -> None:
@@ -146,20 +152,28 @@ class capture:
         dtype = torch.promote_types(param.dtype, torch.float32)
         return torch.empty(self._capacity, count, dtype=dtype, device=param.device)
 
-    def _write(self, kind: str, name: str, row: int, param: nn.Parameter, grad_scale: Tensor | None) -> None:
-        index = self._indices[name]
+    def _write(self, kind: str, name: str, row: int, param: nn.Parameter, grad_scale: Tensor | None) -> Tensor:
+        """Writes what is here of a record, zeros where it is elsewhere."""
+        index, shard = self._indices[name], self._shards.get(name)
         rows = self._rows[kind].get(name)
         if rows is None:
             rows = self._rows[kind][name] = self._memory(name, param)
+        record = rows[row]
         values = param.detach() if kind == "parameters" else param.grad
-        if values is None:
-            rows[row] = torch.nan
+        if values is not None:
+            values = values.to_dense() if values.layout != torch.strided else values
+            values = sharding.local(sharding.placed(values, param) if shard else values).reshape(-1)
+        if shard:
+            record.zero_()
+            record[shard.columns] = torch.nan if values is None else values[shard.elements].to(record.dtype)
+        elif values is None:
+            record.fill_(torch.nan)
         else:
-            values = (values.to_dense() if values.layout != torch.strided else values).reshape(-1)
-            rows[row] = values if index is None else values[index]
-            if grad_scale is not None and kind == "gradients":
-                rows[row] /= grad_scale.to(rows.device)
+            record.copy_(values if index is None else values[index])
+        if grad_scale is not None and kind == "gradients":
+            record /= grad_scale.to(record.device)
         getattr(self.history, kind)[name] = rows[: row + 1]
+        return record
 
     def _thin_out(self) -> None:
         self._every *= 2
@@ -198,3 +212,20 @@ def _sample(param: nn.Parameter, count: int | None) -> Tensor | None:
     offsets = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     positions = (torch.arange(count) + offsets) * (param.numel() / count)
     return positions.long().clamp_(max=param.numel() - 1).to(param.device)
+
+
+class _Shard(NamedTuple):
+    """Which elements of a DTensor's record are here, where in the record they belong, and who has the others."""
+
+    elements: Tensor
+    columns: Tensor
+    groups: sharding.Groups
+
+
+def _shard(param: nn.Parameter, index: Tensor | None) -> _Shard:
+    numbers = torch.arange(param.numel()).view(param.shape)
+    here = sharding.local_part(numbers, param).reshape(-1)
+    wanted = numbers.reshape(-1) if index is None else index.cpu()
+    elements = torch.isin(here, wanted).nonzero().reshape(-1)
+    columns = torch.searchsorted(wanted, here[elements])
+    return _Shard(elements.to(param.device), columns.to(param.device), sharding.groups_of(param))

@@ -64,5 +64,5 @@ def clip_grad_norm_(
 def _norm_in_one_pass(parameters: list[Tensor]) -> float | None:
     """The 2-norm of all gradients, None where one of them is not for the fused path."""
     plan = _C.Plan()
-    leftover, _, _ = plan.refresh([{"params": parameters}], {}, [_GRADIENT_ONLY], [False], True)
-    return None if leftover or plan.devices != [-1] else math.sqrt(plan.square_sum())
+    leftover, _, _, _ = plan.refresh([{"params": parameters}], {}, [_GRADIENT_ONLY], [False], True, True)
+    return None if leftover or plan.sharded or plan.devices != [-1] else math.sqrt(plan.square_sum())

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fusedopt.sharding import is_dtensor, local, local_part
+
 
 class GradientNoise:
     """Adds Gaussian noise to every gradient before each step of an optimizer.
@@ -19,8 +21,9 @@ class GradientNoise:
     leaves unscaling to the step (that of an optimizer with `fused=True`), the noise is scaled as the gradients are.
 
     It draws from generators of its own, one per device: the same seed gives the same noise, whatever else draws random
-    numbers and whatever the number of threads. A step that a `GradScaler` skips counts as a step where
-    the optimizer is called to skip it, with `fused=True`. Where FSDP1 gives each process parts of the parameters, each
+    numbers and whatever the number of threads. A step that a `GradScaler` skips counts as a step where the optimizer is
+    called to skip it, with `fused=True`. DTensors get the noise that one process would add, each process its part; for
+    that each draws the noise of a whole tensor at a time. Where FSDP1 gives each process parts of the parameters, each
     draws noise of its own, from seed + rank.
 
     Args:
@@ -102,8 +105,22 @@ class GradientNoise:
         std = math.sqrt(self.variance(step))
         scale = getattr(optimizer, "grad_scale", None)
         for gradient in gradients:
-            noise = torch.empty_like(gradient).normal_(0, std, generator=self._generator(gradient.device))
+            noise = self._noise(gradient, std)
             gradient.add_(noise if scale is None else noise.mul_(scale.to(noise.device)))
+
+    def _noise(self, gradient: Any, std: float) -> Tensor:
+        generator = self._generator(gradient.device)
+        if not is_dtensor(gradient):
+            return torch.empty_like(gradient).normal_(0, std, generator=generator)
+        # All of it is drawn on every process, so that the noise is that of one process, whatever the mesh.
+        whole = torch.empty(gradient.shape, dtype=gradient.dtype, device=local(gradient).device)
+        part = local_part(whole.normal_(0, std, generator=generator), gradient).contiguous()
+        coordinate = gradient.device_mesh.get_coordinate()
+        for dim, placement in enumerate(gradient.placements):
+            if coordinate is not None and placement.is_partial("sum") and coordinate[dim] != 0:
+                part = torch.zeros_like(part)  # to a sum that is still to be taken, one of its parts adds the noise
+        noise: Tensor = type(gradient)(part, gradient._spec, requires_grad=False)
+        return noise
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if str(device) not in self._generators:

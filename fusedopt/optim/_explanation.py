@@ -1,4 +1,4 @@
-"""Which path a parameter took, and why."""
+"""Which path a parameter took, and why, in words."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fusedopt import _C
+from fusedopt.sharding import describe, is_dtensor
 
 if TYPE_CHECKING:
     from fusedopt.optim._fused import FusedStep
@@ -39,8 +41,12 @@ def explain(optimizer: FusedStep) -> list[Explanation]:
         idle = reason in ("no gradient", "no step yet")
         path = "none" if idle else "torch" if reason else "fused"
         name = names[i] if names else None
-        where = p.device.type.upper() if p.device.type == _C.GPU else f"CPU, {_C.isa()}"
-        text = reason or f"rule {optimizer._torch_class.__name__.removeprefix('_Torch').removeprefix('_')}, {where}"
+        text = reason or f"rule {optimizer._torch_class.__name__.removeprefix('_Torch').removeprefix('_')}, {_where(p)}"
         shape = () if is_lazy(p) else tuple(p.shape)
         explanations.append(Explanation(g, i, name, shape, p.dtype, path, text))
     return explanations
+
+
+def _where(param: Tensor) -> str:
+    where = param.device.type.upper() if param.device.type == _C.GPU else f"CPU, {_C.isa()}"
+    return f"{where}, {describe(param)}" if is_dtensor(param) else where

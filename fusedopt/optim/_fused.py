@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +18,13 @@ from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _glob
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from fusedopt import _C
+from fusedopt import _C, sharding
 from fusedopt.optim._explanation import Explanation, explain
 from fusedopt.optim._options import Options
 from fusedopt.optim._processes import is_partition, refuse_partition
 from fusedopt.optim._scaling import NO_SCALING, Scaling, gradient_scale
+from fusedopt.optim._sharded_step import agreed, sharded_step, torch_sharded_step
+from fusedopt.optim._shards import Domains, has_shards
 from fusedopt.optim._torch import (
     count_on_device,
     new_states,
@@ -54,7 +57,7 @@ class FusedStep(Options):
 
     _torch_class: ClassVar[type[Optimizer]]
     _clip_epsilon: ClassVar[float] = 1e-6  # torch.nn.utils.clip_grad_norm_'s
-    _sums_groups: ClassVar[bool] = False  # whether a group takes sums over all of its parameters
+    _sum_scope: ClassVar[Literal["tensor", "group"] | None] = None  # over what the rule takes sums in a step
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         raise NotImplementedError
@@ -108,7 +111,7 @@ class FusedStep(Options):
         for group in self.param_groups:
             transfers = self._transfers(group) + (self.defaults["max_grad_norm"] is not None)
             fused = [p for p in group["params"] if next(reasons) is None]
-            total += transfers * sum(p.numel() * p.element_size() for p in fused)
+            total += transfers * sum(sharding.local(p).nbytes for p in fused)
         return total
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -177,6 +180,8 @@ class FusedStep(Options):
         # Set by GradScaler around the step; None or 0 where there is nothing to unscale or to check.
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         scaling = NO_SCALING if grad_scale is None and found_inf is None else Scaling(grad_scale, found_inf)
+        if found_inf is not None and has_shards(self):
+            scaling = agreed(self, scaling)
         if not scaling.on_gpu and scaling.overflowed():
             return
 
@@ -196,7 +201,7 @@ class FusedStep(Options):
 
         spread = self._spread
         apart = spread is not None and (
-            self._sums_groups or (spread.pieces and any(map(self._sums_tensors, self.param_groups)))
+            self._sum_scope == "group" or (spread.pieces and any(map(self._sums_tensors, self.param_groups)))
         )
         if apart:  # every process has to take part in every sum
             everything = everything or "its sums go over several processes"
@@ -208,6 +213,9 @@ class FusedStep(Options):
             self._reasons = ["no gradient" if p.grad is None else everything for p in params]
             leftover = [i for i, p in enumerate(params) if apart or p.grad is not None]
             with states_restored_on_error(self, [params[i] for i in leftover]):
+                if has_shards(self):
+                    torch_sharded_step(self, leftover, scaling)
+                    return
                 scale, _ = gradient_scale(self, [], leftover, scaling)
                 torch_step(self, leftover, scale, guarded=False, every_group=apart)
             return
@@ -216,12 +224,16 @@ class FusedStep(Options):
         if plan is None:
             plan = self._plan = _C.Plan()
         self._reasons = None
+        refresh = partial(plan.refresh, self.param_groups, self.state, numbers, counted)
         # What needs nothing more than the fused path is over in one call, before another thread can touch a gradient.
         at_once = scaling is NO_SCALING and self.defaults["max_grad_norm"] is None and not graphs
-        found = plan.refresh(self.param_groups, self.state, numbers, counted, False, at_once)
+        found = refresh(False, False, at_once)
         if found is None:
             return
-        leftover, missing, uncounted = found
+        if plan.sharded:
+            sharded_step(self, refresh, found, scaling)
+            return
+        leftover, missing, uncounted, _ = found
         devices = plan.devices
         if devices and devices[-1] >= 0 and _C.is_capturing():
             refuse_capture(self)
@@ -234,15 +246,15 @@ class FusedStep(Options):
             refuse_sparse(self, leftover)
             with new_states(self, missing):
                 if missing:
-                    leftover, _, uncounted = plan.refresh(self.param_groups, self.state, numbers, counted, True)
+                    leftover, _, uncounted, _ = refresh(True, True)
                 if uncounted:
                     count_on_device(self, uncounted, missing)
-                    leftover, _, still_uncounted = plan.refresh(self.param_groups, self.state, numbers, counted, True)
+                    leftover, _, still_uncounted, _ = refresh(True, True)
                     leftover += still_uncounted
                 scale, scalings = gradient_scale(self, devices, leftover, scaling)
                 if leftover:
                     torch_step(self, leftover, scale, guarded=True)
-                    plan.refresh(self.param_groups, self.state, numbers, counted, True, done=leftover)
+                    refresh(True, True, done=leftover)
         else:
             scale, scalings = gradient_scale(self, devices, leftover, scaling)
         plan.run(scale, scalings, self.defaults["max_grad_norm"] or 0.0, self._clip_epsilon)
@@ -252,6 +264,7 @@ class FusedStep(Options):
     _turn: threading.RLock | None = None  # whose it is to step
     _stepping = False
     _reasons: list[str | None] | None = None
+    _domains: Domains | None = None
     _grad_norm: float | Tensor | None = None  # where a GPU keeps it, or a number
 
     def _init_states(self, group: dict[str, Any], params: list[Tensor]) -> None:

@@ -117,7 +117,7 @@ def refuse_partition(optimizer: FusedStep, group: dict[str, Any]) -> None:
     if optimizer._sums_tensors(group):
         raise ValueError(f"{found}; {name} takes norms of single tensors: choose another optimizer ({HELP})")
     clips = optimizer.defaults["max_grad_norm"] is not None
-    if (clips or optimizer._sums_groups) and optimizer._norm_group is None and dist.get_world_size() > 1:
+    if (clips or optimizer._sum_scope == "group") and optimizer._norm_group is None and dist.get_world_size() > 1:
         raise ValueError(
             f"{found}, and {'max_grad_norm' if clips else name} would take the norm of the part that is here; give "
             f"norm_group, the processes over which it is split, or leave clipping to the engine ({HELP})"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedopt import _C
+from fusedopt.optim._shards import params_of
 from fusedopt.optim._torch import square_sum
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def gradient_scale(
     scale = scaling.factor()
     if max_norm is None:
         return scale, {}
-    total = square_sum(optimizer, leftover)
+    params = params_of(optimizer)
+    total = sum(square_sum(grad) for i in leftover if (grad := params[i].grad) is not None)
     if (plan := optimizer._plan) is not None:
         for device in devices:
             total += plan.square_sum() if device < 0 else float(plan.norm(device, 1.0, None)[0])
@@ -99,6 +101,5 @@ def _over_processes(optimizer: FusedStep, total: Tensor) -> Tensor:
     """The sum of squares of the gradients of all processes, from that of this one's."""
     spread = optimizer._spread
     assert spread is not None
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    once = square_sum(optimizer, [i for i, p in enumerate(params) if id(p) in spread.everywhere])
+    once = sum(square_sum(p.grad) for p in params_of(optimizer) if id(p) in spread.everywhere and p.grad is not None)
     return spread.reduce(total - once) + once

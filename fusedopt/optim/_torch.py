@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices, _use_grad_for_differentiable
 
 from fusedopt import _C
+from fusedopt.sharding import is_dtensor, local
 
 if TYPE_CHECKING:
     from fusedopt.optim._fused import FusedStep
@@ -98,6 +99,8 @@ def in_layout_of(param: Tensor, value: Any) -> Any:
     """A state, in the memory layout of its parameter where it is a tensor of the same shape."""
     if not isinstance(value, Tensor) or is_lazy(param) or value.shape != param.shape or value.layout != torch.strided:
         return value
+    if is_dtensor(value) or is_dtensor(param):
+        return value  # whose layout is that of its placement
     return value if value.stride() == param.stride() else torch.empty_like(param, dtype=value.dtype).copy_(value)
 
 
@@ -227,16 +230,11 @@ def number(t: Tensor) -> float:
     return math.nan if fake is not None and fake.is_fake(t) else float(t)
 
 
-def square_sum(optimizer: Optimizer, indices: list[int]) -> float:
-    """The sum of squares of the gradients at `indices`, in float64."""
-    total = 0.0
-    for _, params in _select(optimizer, indices):
-        for p in params:
-            if p.grad is not None:
-                grad = p.grad.detach()
-                values = grad.coalesce().values() if grad.is_sparse else grad
-                total += number(values.abs().double().square().sum())
-    return total
+def square_sum(grad: Tensor) -> float:
+    """The sum of squares of a gradient, in float64; of a DTensor's what is here."""
+    grad = local(grad.detach())
+    values = grad.coalesce().values() if grad.is_sparse else grad
+    return number(values.abs().double().square().sum())
 
 
 def refuse_sparse(optimizer: FusedStep, indices: list[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,7 +53,7 @@ class _TorchLAMB(PlainOptimizer):
         directions = {}
         for p in params:
             assert p.grad is not None
-            directions[p] = self._direction(group, p, -p.grad if group["maximize"] else p.grad)
+            directions[p] = self._direction(group, p, -p.grad if group["maximize"] else p.grad, self.state[p])
         squares = [
             _square(directions[p][which]) if p in directions else 0.0 for p in group["params"] for which in (0, 1)
         ]
@@ -65,21 +66,31 @@ class _TorchLAMB(PlainOptimizer):
                 self._move(group, p, directions[p][1], *map(torch.tensor, norms))
 
     def _update(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
-        weight, update = self._direction(group, param, grad)
+        weight, update = self._direction(group, param, grad, self.state[param])
         # The norm of a large float16 tensor is beyond float16.
         wide = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else None
         norms = [torch.linalg.vector_norm(t, dtype=wide) for t in (weight, update)] if _adapts(group) else []
         self._move(group, param, update, *norms)
 
-    def _direction(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight before the step, and what is subtracted from it but for the step size."""
-        state, (beta1, beta2) = self.state[param], map(scalar, group["betas"])
+    def _first_pass(
+        self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]
+    ) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """Of a shard: squares of the parameter and of its update, and what to do with those of all shards."""
+        weight, update = self._direction(group, param, grad, state)
+        squares = torch.stack([t.abs().double().square().sum() for t in (weight, update)])
+        return squares, lambda everywhere: self._move(group, param, update, *everywhere.sqrt())
+
+    def _direction(
+        self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The weight before the step, and what is subtracted from it but for the step size; updates the moments."""
+        beta1, beta2 = map(scalar, group["betas"])
         decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
         weight = param.clone() if group["differentiable"] else param  # autograd keeps what it was before the step
         if decay != 0 and not decoupled:
             grad = grad + decay * weight
         state["step"] += 1
-        state["exp_avg"].mul_(beta1).add_(grad, alpha=1 - beta1 if group["grad_averaging"] else 1)
+        state["exp_avg"].mul_(beta1).add_(grad, alpha=1 - beta1 if group["grad_averaging"] else 1)  # type: ignore[arg-type]
         state["exp_avg_sq"].mul_(beta2).add_(grad * grad.conj() * (1 - beta2))
 
         mean, square = state["exp_avg"], state["exp_avg_sq"]
@@ -89,7 +100,7 @@ class _TorchLAMB(PlainOptimizer):
             step = state["step"] if group["capturable"] or group["differentiable"] else number(state["step"])
             mean = mean * (1 / (1 - beta1**step))
             square = square / (1 - beta2**step)
-        update = mean / (square.sqrt() + group["eps"])
+        update: Tensor = mean / (square.sqrt() + group["eps"])
         if decay != 0 and decoupled:
             update = update + decay * weight
         return weight, update
@@ -154,6 +165,7 @@ class LAMB(FusedStep, _TorchLAMB):
     _torch_class = _TorchLAMB
     _own_options = (*FusedStep._own_options, "fused")
     _clip_epsilon = 0.0  # apex's
+    _sum_scope = "tensor"
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
 from fusedopt.optim._processes import Spread
 from fusedopt.optim._torch import PlainOptimizer, check_numbers, number, real, scalar
+from fusedopt.sharding import is_dtensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -50,25 +52,43 @@ class _TorchSWATS(PlainOptimizer):
         sums, once = [0.0, 0.0], [0.0, 0.0]  # of squared steps, and of steps times gradients
         for p in params:
             assert p.grad is not None
-            state = {name: real(v) if isinstance(v, Tensor) else v for name, v in self.state[p].items()}
-            param, grad = real(p), real(-p.grad if group["maximize"] else p.grad)
-            if group["weight_decay"] != 0:
-                grad = grad + group["weight_decay"] * (param.clone() if group["differentiable"] else param)
-            state["step"] += 1
-            if ratio > 0:
-                step = _sgd(group, ratio, grad, state)
-            else:
-                step = _adam(group, grad, state)
-                exact_step, exact_grad = step.detach().double(), grad.detach().double()
-                here = once if spread is not None and id(p) in spread.everywhere else sums
-                here[0] += number((exact_step * exact_step).sum())
-                here[1] += number((exact_step * exact_grad).sum())
-            param.add_(step)
+            moved = _move(group, ratio, p, -p.grad if group["maximize"] else p.grad, self.state[p])
+            here = once if spread is not None and id(p) in spread.everywhere else sums
+            for k, total in enumerate(moved or ()):
+                here[k] += number(total.full_tensor() if is_dtensor(total) else total)  # type: ignore[attr-defined]
         if spread is not None and not ratio > 0:
             sums = spread.total(sums)
-        step_square, step_dot_grad = sums[0] + once[0], sums[1] + once[1]
+        self._end_group(group, sums[0] + once[0], sums[1] + once[1])
+
+    def _end_group(self, group: dict[str, Any], step_square: float, step_dot_grad: float) -> None:
+        """Decides by the sums of a step of Adam."""
         if step_square != 0:
             _decide(group, step_square, step_dot_grad)
+
+    def _first_pass(
+        self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]
+    ) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """Of a shard: what it has of p.p and p.g. What follows is the group's."""
+        sums = _move(group, group["switch"][2].item(), param, grad, state)
+        here = torch.zeros(2, dtype=torch.float64, device=param.device) if sums is None else torch.stack(sums)
+        return here, lambda everywhere: None
+
+
+def _move(
+    group: dict[str, Any], ratio: float, param: Tensor, grad: Tensor, state: dict[str, Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """Updates a parameter; a step of Adam returns p.p and p.g."""
+    state = {name: real(v) if isinstance(v, Tensor) else v for name, v in state.items()}
+    param, grad = real(param), real(grad)
+    if group["weight_decay"] != 0:
+        grad = grad + group["weight_decay"] * (param.clone() if group["differentiable"] else param)
+    state["step"] += 1
+    step = _sgd(group, ratio, grad, state) if ratio > 0 else _adam(group, grad, state)
+    param.add_(step)
+    if ratio > 0:
+        return None
+    exact_step, exact_grad = step.detach().double(), grad.detach().double()
+    return (exact_step * exact_step).sum(), (exact_step * exact_grad).sum()
 
 
 def _adam(group: dict[str, Any], grad: Tensor, state: dict[str, Tensor]) -> Tensor:
@@ -165,7 +185,7 @@ class SWATS(FusedStep, _TorchSWATS):
     """
 
     _torch_class = _TorchSWATS
-    _sums_groups = True
+    _sum_scope = "group"
     _own_options = (*FusedStep._own_options, "fused")
 
     def __init__(

@@ -1,0 +1,210 @@
+"""A step of an optimizer with DTensors: what the plain step does, with sums that go over the processes between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fusedopt import _C, sharding
+from fusedopt.optim._scaling import Scaling, Scalings, gradient_scale
+from fusedopt.optim._shards import Domains, params_of, placed
+from fusedopt.optim._torch import (
+    count_on_device,
+    new_states,
+    refuse_capturable,
+    refuse_capture,
+    refuse_sparse,
+    square_sum,
+    torch_step,
+)
+from fusedopt.sharding import is_dtensor, local
+
+if TYPE_CHECKING:
+    from fusedopt.optim._fused import FusedStep
+
+Found = tuple[list[int], list[int], list[int], list[int]]
+"""What `Plan.refresh` returns."""
+
+
+def agreed(optimizer: FusedStep, scaling: Scaling) -> Scaling:
+    """An overflow anywhere is one everywhere: otherwise some processes would step and others not."""
+    found = scaling.found_inf
+    found = local(found.full_tensor() if is_dtensor(found) else found)  # type: ignore[union-attr]
+    if not isinstance(found, Tensor):
+        found = torch.tensor(float(found or 0), dtype=torch.float32)
+    domains = optimizer._domains if optimizer._domains is not None else Domains(optimizer)
+    everywhere = tuple({group.group_name: group for groups in domains.groups for group in groups}.values())
+    found = found.clone()
+    sharding.all_reduce([(everywhere, found)])
+    return Scaling(scaling.grad_scale, found)
+
+
+def sharded_step(optimizer: FusedStep, refresh: Callable[..., Found], found: Found, scaling: Scaling) -> None:
+    """Performs the step once the plan has seen that there are DTensors. Every process takes part in what is reduced."""
+    plan = optimizer._plan
+    assert plan is not None
+    leftover, missing, uncounted, unplaced = found
+    with ExitStack() as stack:
+        if unplaced:
+            stack.enter_context(placed(optimizer, unplaced))
+            leftover, missing, uncounted, _ = refresh(False, True)
+        devices = plan.devices
+        if devices and devices[-1] >= 0 and _C.is_capturing():
+            refuse_capture(optimizer)
+        reduces = optimizer.defaults["max_grad_norm"] is not None or optimizer._sum_scope is not None
+        on_host = bool(leftover) or not devices or devices[0] < 0
+        if on_host:
+            refuse_capturable(optimizer)
+        if on_host and scaling.on_gpu and scaling.overflowed():
+            if reduces:
+                _join(optimizer, domains_of(optimizer))
+            return
+        refuse_sparse(optimizer, leftover)
+        stack.enter_context(new_states(optimizer, missing))
+        if missing:
+            leftover, _, uncounted, _ = refresh(True, True)
+        if uncounted:
+            count_on_device(optimizer, uncounted, missing)
+            leftover, _, still_uncounted, _ = refresh(True, True)
+            leftover += still_uncounted
+
+        if not reduces:
+            scale, scalings = gradient_scale(optimizer, devices, leftover, scaling)
+            if leftover:
+                torch_step(optimizer, leftover, scale, guarded=True)
+                refresh(True, True, done=leftover)
+            plan.run(scale, scalings, 0.0, 0.0)
+            return
+        domains = domains_of(optimizer)
+        scale, scalings = _scale(optimizer, domains, devices, leftover, scaling)
+        sums = domains.zeros([2 * size for size in domains.sizes])
+        second_passes = _first_passes(optimizer, domains, leftover, scale, sums, stack)
+        if leftover:
+            alone = [i for i in leftover if domains.slots[i] < 0]
+            torch_step(optimizer, alone, scale, guarded=True)
+            refresh(True, True, done=leftover)
+        arguments = (scale, scalings, optimizer.defaults["max_grad_norm"] or 0.0, optimizer._clip_epsilon)
+        if not any(domains.sizes):
+            plan.run(*arguments)
+            return
+        plan.begin(*arguments, sums)
+        domains.all_reduce(sums)
+        for second_pass in second_passes:
+            second_pass(sums)
+        plan.end(*arguments, sums)
+
+
+def _join(optimizer: FusedStep, domains: Domains) -> None:
+    """Takes part in the sums of a step that is skipped: a process whose parameters are all on GPUs does not know."""
+    if optimizer.defaults["max_grad_norm"] is not None:
+        domains.all_reduce(domains.zeros())
+    domains.all_reduce(domains.zeros([2 * size for size in domains.sizes]))
+
+
+def torch_sharded_step(optimizer: FusedStep, indices: list[int], scaling: Scaling) -> None:
+    """Performs the step with torch's class alone."""
+    domains = optimizer._domains = Domains(optimizer)
+    with ExitStack() as stack:
+        stack.enter_context(placed(optimizer, indices))
+        scale, _ = _scale(optimizer, domains, [], indices, scaling)
+        if any(group["differentiable"] for group in optimizer.param_groups):
+            torch_step(optimizer, indices, scale, guarded=False)  # autograd sees DTensors, whose operations reduce
+            return
+        sums = domains.zeros([2 * size for size in domains.sizes])
+        second_passes = _first_passes(optimizer, domains, indices, scale, sums, stack)
+        torch_step(optimizer, [i for i in indices if domains.slots[i] < 0], scale, guarded=False)
+        domains.all_reduce(sums)
+        for second_pass in second_passes:
+            second_pass(sums)
+        first = 0
+        for group in optimizer.param_groups:
+            members = range(first, first := first + len(group["params"]))
+            shared = sorted({(domains.of[i], domains.slots[i]) for i in members if domains.slots[i] >= 0})
+            if optimizer._sum_scope == "group" and shared:
+                square, dot = (sum(float(sums[d][2 * slot + k]) for d, slot in shared) for k in (0, 1))
+                rule: Any = optimizer
+                rule._end_group(group, square, dot)
+
+
+def domains_of(optimizer: FusedStep) -> Domains:
+    """What the plan's walk has seen, looked at again where it has changed."""
+    assert optimizer._plan is not None
+    if optimizer._domains is None or optimizer._plan.resharded:
+        optimizer._domains = Domains(optimizer)
+        optimizer._plan.set_domains(optimizer._domains.of, optimizer._domains.slots)
+    return optimizer._domains
+
+
+def _scale(
+    optimizer: FusedStep, domains: Domains, devices: list[int], leftover: list[int], scaling: Scaling
+) -> tuple[float, Scalings]:
+    """As `gradient_scale`, with the norm over all processes."""
+    max_norm = optimizer.defaults["max_grad_norm"]
+    if max_norm is None:
+        return gradient_scale(optimizer, devices, leftover, scaling)
+    params, sums = params_of(optimizer), domains.zeros()
+    if optimizer._plan is not None and devices:
+        optimizer._plan.add_square_sums(sums)
+    for i in leftover:
+        grad = params[i].grad
+        assert grad is not None
+        sums[domains.of[i]] += square_sum(grad)
+    domains.all_reduce(sums)
+    if not devices or devices[0] < 0 or leftover:
+        scale = scaling.factor()
+        norm = math.sqrt(sum(map(float, sums))) * abs(scale)
+        optimizer._grad_norm = norm
+        return scale * _C.clip_coefficient(norm, max_norm, optimizer._clip_epsilon), {}
+    there = {gpu: scaling.there(gpu) for gpu in devices}
+    scale = 1.0 if scaling.on_gpu else scaling.factor()
+    gpus = {device.index or 0: device for device in domains.devices if device.type == _C.GPU}
+    total = torch.cat([part.to(sums[0].device) for part in sums]).sum()
+    grad_scale = there[devices[0]][0]
+    optimizer._grad_norm = total.sqrt() * scale / (1.0 if grad_scale is None else grad_scale.to(total.device))
+    return scale, {gpu: (*there[gpu], total.to(gpus[gpu])) for gpu in devices}
+
+
+@torch.no_grad()
+def _first_passes(
+    optimizer: FusedStep, domains: Domains, indices: list[int], scale: float, sums: list[Tensor], stack: ExitStack
+) -> list[Callable[[list[Tensor]], None]]:
+    """Begins with what torch's path has to step of parameters whose sums are shared. Returns how that is completed."""
+    shared = [i for i in indices if domains.slots[i] >= 0]
+    params = params_of(optimizer)
+    groups = [group for group in optimizer.param_groups for _ in group["params"]]
+    stack.enter_context(new_states(optimizer, [i for i in shared if not optimizer.state.get(params[i])]))
+    second_passes = []
+    for i in shared:
+        part, second_pass = _first_pass(optimizer, groups[i], params[i], scale)
+        where = slice(2 * domains.slots[i], 2 * domains.slots[i] + 2)
+        sums[domains.of[i]][where] += part
+        second_passes.append(_complete(params[i], second_pass, domains.of[i], where))
+    return second_passes
+
+
+def _first_pass(
+    optimizer: FusedStep, group: dict[str, Any], param: Tensor, scale: float
+) -> tuple[Tensor, Callable[[Tensor], None]]:
+    assert param.grad is not None
+    grad = local(param.grad) * (-scale if group["maximize"] else scale)
+    state = {name: local(value) for name, value in optimizer.state[param].items()}
+    rule: Any = optimizer
+    part, second_pass = rule._first_pass(group, local(param), grad, state)
+    torch.autograd.graph.increment_version([v for v in optimizer.state[param].values() if is_dtensor(v)])
+    return part, second_pass
+
+
+def _complete(
+    param: Tensor, second_pass: Callable[[Tensor], None], domain: int, where: slice
+) -> Callable[[list[Tensor]], None]:
+    @torch.no_grad()
+    def complete(sums: list[Tensor]) -> None:
+        second_pass(sums[domain][where])
+        torch.autograd.graph.increment_version(param)
+
+    return complete

@@ -1,0 +1,337 @@
+"""DTensors off the beaten track: gradients that are missing or elsewhere, overflows, torch's path, other meshes.
+
+Each check runs on four gloo processes, all in one set of them.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from cases import BY_NAME
+from ranks import environment, gloo_group, run_ranks
+from torch import nn
+
+import fusedopt
+
+if not (dist.is_available() and dist.is_gloo_available()):
+    pytest.skip("this torch has no gloo", allow_module_level=True)
+
+from sharded import compare, distance, everyone, layouts, partial, place, run, whole, whole_tensors
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+WORLD = 4
+CHECKS: dict[str, Callable[[dict[str, Any], int], None]] = {}
+WITH_NORMS = ("sgd-clip-decay", "adamw-clip", "lamb-decay", "swats-clip", "swats-switch-clip")
+
+
+def check(function: Callable[[dict[str, Any], int], None]) -> Callable[[dict[str, Any], int], None]:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def is_same_everywhere(value: Any) -> bool:
+    values = everyone(value)
+    return all(other == values[0] for other in values)
+
+
+def switches_of(optimizer: Any) -> list[list[float]]:
+    return [group["switch"].tolist() for group in optimizer.param_groups if "switch" in group]
+
+
+def is_as_one_process(result: dict[str, Any]) -> bool:
+    return max(result["params"], result["states"], result["norm"], result["switch"]) < 2e-6
+
+
+@check
+def a_gradient_is_missing_on_one_process(places: dict[str, Any], rank: int) -> None:
+    for name in WITH_NORMS:
+        case, grads, norms = BY_NAME[name], whole_tensors(0), []
+        params = [nn.Parameter(place(p, places["fsdp"](i, p))) for i, p in enumerate(whole_tensors(-1))]
+        optimizer = case.make(params)
+        for _ in range(3):
+            for i, (p, grad) in enumerate(zip(params, grads, strict=True)):
+                p.grad = None if rank == 1 and i in (0, 4) else place(grad, places["fsdp"](i, grad))
+            optimizer.step()
+            norms.append(float(optimizer.grad_norm))
+        squares = sum(float(g.double().square().sum()) for g in grads)
+        lost = sum(float(grads[i].chunk(WORLD)[1].double().square().sum()) for i in (0, 4))
+        assert abs(norms[0] / math.sqrt(squares - lost) - 1) < 1e-6
+        assert is_same_everywhere(
+            (norms, [group["switch"].tolist() for group in optimizer.param_groups if "switch" in group])
+        )
+        if rank == 1:
+            assert params[0] not in optimizer.state
+
+
+@check
+def no_gradient_at_all_on_one_process(places: dict[str, Any], rank: int) -> None:
+    for name in WITH_NORMS:
+        params = [nn.Parameter(place(p, places["fsdp"](i, p))) for i, p in enumerate(whole_tensors(-1))]
+        optimizer = BY_NAME[name].make(params)
+        for step in range(3):
+            for i, (p, grad) in enumerate(zip(params, whole_tensors(step), strict=True)):
+                p.grad = None if rank == 2 else place(grad, places["fsdp"](i, grad))
+            optimizer.step()
+        assert is_same_everywhere(float(optimizer.grad_norm))
+        assert is_same_everywhere(switches_of(optimizer))
+
+
+@check
+def torchs_path(places: dict[str, Any], rank: int) -> None:
+    for name in (*WITH_NORMS, "sgd-nesterov-decay", "adam-amsgrad-decay"):
+        expected = run(BY_NAME[name].make, None)
+        for layout in ("fsdp", "2d", "tensor-parallel", "beside-plain"):
+            with fusedopt.native():
+                found = compare(run(BY_NAME[name].make, places[layout], partials=True), expected)
+            assert is_as_one_process(found), (name, layout, found)
+            assert found["placed"], name
+            assert {path for path, _ in found["paths"]} == {"torch"}
+
+
+@check
+def differentiable(places: dict[str, Any], rank: int) -> None:
+    for name in ("lamb-decay", "swats-clip"):
+        expected = run(BY_NAME[name].make, None, steps=2)
+
+        def make(groups: Any, case: Any = BY_NAME[name]) -> Any:
+            return case.make(groups, differentiable=True)
+
+        found = compare(run(make, places["fsdp"], steps=2, requires_grad=False), expected)
+        assert is_as_one_process(found), (name, found)
+
+
+@check
+def memory_that_is_not_dense_on_some_processes(places: dict[str, Any], rank: int) -> None:
+    mesh, _ = places["fsdp"](0, None)
+    for name in WITH_NORMS:
+        case = BY_NAME[name]
+
+        def make(*, sharded: bool) -> list[nn.Parameter]:
+            params = whole_tensors(-1)
+            if not sharded:
+                return [nn.Parameter(p) for p in params]
+            wide = torch.empty(2, 12) if rank % 2 else torch.empty(2, 6)
+            local = wide[:, :: 2 if rank % 2 else 1].copy_(params[0].chunk(WORLD)[rank])
+            first = DTensor.from_local(local, mesh, [Shard(0)], run_check=False)
+            return [nn.Parameter(first), *(nn.Parameter(place(p, (mesh, [Shard(0)]))) for p in params[1:])]
+
+        results = []
+        for sharded in (True, False):
+            params = make(sharded=sharded)
+            optimizer, norms = case.make(params), []
+            for step in range(3):
+                for p, grad in zip(params, whole_tensors(step), strict=True):
+                    p.grad = place(grad, (mesh, [Shard(0)])) if sharded else grad
+                optimizer.step()
+                norms.append(optimizer.grad_norm)
+            results.append((optimizer, params, norms))
+        found = compare(*results)
+        assert is_as_one_process(found), (name, found)
+        assert found["paths"][0][0] == ("torch" if rank % 2 else found["paths"][1][0])
+
+
+@check
+def overflow_on_one_process(places: dict[str, Any], rank: int) -> None:
+    for name in (*WITH_NORMS, "adam-amsgrad-decay"):
+        for layout in ("fsdp", "two-meshes"):
+            params = [nn.Parameter(place(p, places[layout](i, p))) for i, p in enumerate(whole_tensors(-1))]
+            optimizer = BY_NAME[name].make(params)
+            scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+            scaler.scale(torch.ones(()))
+            for step in range(3):
+                before = [p.detach().to_local().clone() for p in params]
+                for i, (p, grad) in enumerate(zip(params, whole_tensors(step, scale=4.0), strict=True)):
+                    p.grad = place(grad, places[layout](i, grad))
+                if step == 1 and rank == 3:
+                    params[4].grad.to_local()[0, 0] = torch.inf
+                scaler.step(optimizer)
+                scaler.update()
+                moved = any(not torch.equal(p.detach().to_local(), b) for p, b in zip(params, before, strict=True))
+                assert moved == (step != 1), (name, layout, step)
+                if layout == "fsdp":  # torch's scaler asks the mesh of the first gradient alone
+                    assert is_same_everywhere(scaler.get_scale())
+
+
+@check
+def a_collective_that_is_under_way(places: dict[str, Any], rank: int) -> None:
+    mesh, _ = places["fsdp"](0, None)
+    expected = run(fusedopt.LAMB, None, steps=1)
+    params = [nn.Parameter(place(p, (mesh, [Replicate()]))) for p in whole_tensors(-1)]
+    optimizer = fusedopt.LAMB([{"params": params[:2]}, {"params": params[2:], "lr": 0.02}])
+    for p, grad in zip(params, whole_tensors(0), strict=True):
+        p.grad = partial(grad, mesh).redistribute(mesh, [Replicate()], async_op=True)
+    optimizer.step()
+    assert is_as_one_process(compare((optimizer, params, [optimizer.grad_norm]), expected))
+    assert {e.path for e in optimizer.explain()} == {"fused"}
+
+
+@check
+def a_partial_gradient_stays_as_it_is(places: dict[str, Any], rank: int) -> None:
+    mesh, _ = places["fsdp"](0, None)
+    p = nn.Parameter(place(torch.ones(4), (mesh, [Replicate()])))
+    optimizer = fusedopt.SGD([p], lr=0.5, momentum=0.9)
+    p.grad = grad = partial(torch.ones(4), mesh)
+    optimizer.step()
+    assert p.grad is grad
+    assert grad.placements == (Partial(),)
+    assert torch.equal(p.detach().to_local(), torch.full((4,), 0.5))
+    assert optimizer.state[p]["momentum_buffer"].placements == (Replicate(),)
+
+
+@check
+def states_that_are_placed_otherwise(places: dict[str, Any], rank: int) -> None:
+    expected = run(fusedopt.AdamW, None, steps=2)
+    optimizer, params, _ = run(fusedopt.AdamW, places["fsdp"], steps=1)
+    for p in params:
+        state = optimizer.state[p]
+        state["exp_avg"] = state["exp_avg"].redistribute(p.device_mesh, [Replicate()])
+    for i, (p, grad) in enumerate(zip(params, whole_tensors(1), strict=True)):
+        p.grad = place(grad, places["fsdp"](i, grad))
+    optimizer.step()
+    found = compare((optimizer, params, []), expected)
+    assert is_as_one_process(found)
+    assert found["placed"]
+    assert {path for path, _ in found["paths"]} == {"fused"}
+
+
+@check
+def a_parameter_that_is_a_partial_sum(places: dict[str, Any], rank: int) -> None:
+    mesh, _ = places["fsdp"](0, None)
+    for make in (fusedopt.LAMB, fusedopt.SWATS, lambda params: fusedopt.SGD(params, max_grad_norm=1.0)):
+        p = nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Partial()], run_check=False))
+        p.grad = DTensor.from_local(torch.ones(4), mesh, [Partial()], run_check=False)
+        with pytest.raises(RuntimeError, match="redistribute"):
+            make([p]).step()
+        assert torch.equal(p.to_local(), torch.ones(4))
+
+
+@check
+def versions_count(places: dict[str, Any], rank: int) -> None:
+    for native in (False, True):
+        optimizer, params, _ = run(fusedopt.LAMB, places["fsdp"], steps=1)
+        tensors = [*params, *(optimizer.state[p]["exp_avg"] for p in params)]
+        before = [(t._version, t._local_tensor._version) for t in tensors]
+        if native:
+            with fusedopt.native():
+                optimizer.step()
+        else:
+            optimizer.step()
+        for t, (outer, inner) in zip(tensors, before, strict=True):
+            assert t._version > outer
+            assert t._local_tensor._version > inner
+
+
+@check
+def parameters_that_are_sharded_anew_between_steps(places: dict[str, Any], rank: int) -> None:
+    for name in WITH_NORMS:
+        expected = run(BY_NAME[name].make, None)
+        optimizer, params, _ = run(BY_NAME[name].make, places["fsdp"], steps=2)
+        for i, p in enumerate(params):
+            where = places["hsdp"](i, p)
+            state = optimizer.state.pop(p, {})
+            params[i] = nn.Parameter(place(whole(p).detach(), where))
+            moved = {k: v if k == "step" else place(whole(v), where) for k, v in state.items()}
+            if moved:
+                optimizer.state[params[i]] = moved
+        optimizer.param_groups[0]["params"], optimizer.param_groups[1]["params"] = params[:2], params[2:]
+        for step in (2, 3):
+            for i, (p, grad) in enumerate(zip(params, whole_tensors(step), strict=True)):
+                p.grad = place(grad, places["hsdp"](i, grad))
+            optimizer.step()
+        found = compare((optimizer, params, []), expected)
+        assert is_as_one_process(found), (name, found)
+
+
+@check
+def clip_grad_norm(places: dict[str, Any], rank: int) -> None:
+    found, expected = [], []
+    for clip, norms in ((fusedopt.clip_grad_norm_, found), (nn.utils.clip_grad_norm_, expected)):
+        params = [nn.Parameter(place(p, places["fsdp"](i, p))) for i, p in enumerate(whole_tensors(-1))]
+        for i, (p, grad) in enumerate(zip(params, whole_tensors(0), strict=True)):
+            p.grad = place(grad, places["fsdp"](i, grad))
+        norms += [whole(clip(params, 0.5)), *(whole(p.grad) for p in params)]
+    assert max(map(distance, found, expected)) < 1e-6
+
+
+@check
+def fused_is_torchs_option(places: dict[str, Any], rank: int) -> None:
+    expected = run(fusedopt.AdamW, None)
+    found = compare(run(lambda groups: fusedopt.AdamW(groups, fused=True), places["fsdp"]), expected)
+    assert is_as_one_process(found)
+    assert {path for path, _ in found["paths"]} == {"fused"}
+
+
+@check
+def a_switch_survives_another_mesh(places: dict[str, Any], rank: int) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    make = BY_NAME["swats-switch-decay"].make
+    folder = everyone(str(Path(sys.argv[2]) / "checkpoint"))[0]
+
+    def model_of(params: list[Any]) -> nn.Module:
+        return nn.ParameterList(params)
+
+    expected = run(make, None)
+    optimizer, params, _ = run(make, places["fsdp"], steps=2)
+    assert optimizer.phase == ["sgd", "sgd"]
+    values = [whole(p).detach() for p in params]
+    dcp.save({"optimizer": get_optimizer_state_dict(model_of(params), optimizer)}, checkpoint_id=folder)
+    other = [nn.Parameter(place(v, places["2d"](i, v))) for i, v in enumerate(values)]
+    fresh = make([{"params": other[:2]}, {"params": other[2:], "lr": 0.02}])
+    loaded = get_optimizer_state_dict(model_of(other), fresh)
+    dcp.load({"optimizer": loaded}, checkpoint_id=folder)
+    set_optimizer_state_dict(model_of(other), fresh, loaded)
+    assert fresh.phase == ["sgd", "sgd"]
+    for step in (2, 3):
+        for i, (p, grad) in enumerate(zip(other, whole_tensors(step), strict=True)):
+            p.grad = place(grad, places["2d"](i, grad))
+        fresh.step()
+    assert is_as_one_process(compare((fresh, other, []), expected))
+
+
+def _worker(rank: int, folder: Path) -> None:
+    results = {}
+    with gloo_group(rank, folder, WORLD):
+        places = layouts(WORLD)
+        for name, function in CHECKS.items():
+            try:
+                function(places, rank)
+                results[name] = ""
+            except Exception:
+                results[name] = traceback.format_exc()
+            torch.save(results, folder / f"{rank}.pt")
+            dist.barrier()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    return run_ranks(__file__, tmp_path_factory.mktemp("edges"), WORLD, timeout=300)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_edge(ranks: list[dict[str, str]], name: str) -> None:
+    assert [result[name] for result in ranks] == [""] * WORLD
+
+
+def test_dtensors_are_imported_by_those_who_use_them() -> None:
+    script = (
+        "import sys, torch, fusedopt; print('torch.distributed.tensor' in sys.modules)"  # torch's first step imports it
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True, timeout=120
+    )
+    assert result.stdout.strip() == "False"
+
+
+if __name__ == "__main__":
+    _worker(int(sys.argv[1]), Path(sys.argv[2]))
