@@ -66,6 +66,10 @@ class Clock:
         """By the machine."""
         return time.perf_counter() - self._start
 
+    def patience(self, limit: float) -> float:
+        """How long to wait for a stage with that limit."""
+        return limit
+
     def passed(self, stage: Stage, seconds: float, limit: float) -> tuple[float, bool]:
         """How long a stage took that took so many seconds, and whether that was within its limit."""
         return seconds, True
@@ -80,6 +84,10 @@ class RehearsalClock(Clock):
     def now(self) -> float:
         """By what has been expected so far."""
         return self._now
+
+    def patience(self, limit: float) -> float:
+        """A busy machine decides nothing."""
+        return 1000
 
     def passed(self, stage: Stage, seconds: float, limit: float) -> tuple[float, bool]:
         """The expected time, or as much of it as the limit allows."""
@@ -99,6 +107,7 @@ def run_stage(
 ) -> Outcome:
     """Run a stage for at most so many seconds, with its output in the log; ``tick`` is called every other second."""
     path = os.pathsep.join([str(ROOT), str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    clock = clock or Clock()
     environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | stage.environment
     if lines is not None:
         environment |= {"FUSEDOPT_LINES": str(lines), "FUSEDOPT_STAGE": stage.name}
@@ -113,10 +122,10 @@ def run_stage(
             )
         except OSError as error:
             return Outcome(stage.name, f"refused: {error.strerror}: {stage.command[0]}", 0.0, stage.optional)
-        status = _wait(process, seconds, tick)
+        status = _wait(process, clock.patience(seconds), tick)
         file.seek(begin)
         text = file.read()
-    taken, in_time = (clock or Clock()).passed(stage, time.perf_counter() - start, seconds)
+    taken, in_time = clock.passed(stage, time.perf_counter() - start, seconds)
     if status is None or not in_time:
         return Outcome(stage.name, f"timed out after {taken:.0f} s", taken, stage.optional)
     return Outcome(stage.name, verdict(text, status), taken, status == 0 or stage.optional)

@@ -31,8 +31,8 @@ class Stage:
 
     def rehearsed(self) -> "Stage":
         """What a rehearsal runs in its place."""
-        as_if_there_were_a_gpu = self.environment | {"FUSEDOPT_COLLECT": "1", "TORCH_COMPILE_DISABLE": "1"}
-        return replace(self, command=self.stand_in, environment=as_if_there_were_a_gpu)
+        collects = {"FUSEDOPT_COLLECT": "1", "FUSEDOPT_TEST_DEVICE": "cpu", "TORCH_COMPILE_DISABLE": "1"}
+        return replace(self, command=self.stand_in, environment=self.environment | collects)
 
 
 def stages(
