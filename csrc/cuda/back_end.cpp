@@ -138,7 +138,7 @@ void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling, Pass 
     const bool is_double = batch.dtype == Dtype::kFloat64;
     const RuleInfo& rule = info(batch.rule);
     const int32_t stride =
-        folded ? (rule.bytes[is_double] + 7) / 8 * 8 : int32_t(sizeof(DeviceRow) + rule.numbers * sizeof(double));
+        folded ? (rule.bytes[is_double] + 7) / 8 * 8 : int32_t(sizeof(DeviceRow) + rule.number_count * sizeof(double));
     bytes.resize(rows.size() * stride);
     for (size_t r = 0; r < rows.size(); ++r) {
       const Row& row = rows[r];
@@ -149,7 +149,7 @@ void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling, Pass 
       } else {
         const DeviceRow unfolded{row.count, row.lr, row.double_lr};
         std::memcpy(at, &unfolded, sizeof unfolded);
-        std::memcpy(at + sizeof unfolded, row.numbers, rule.numbers * sizeof(double));
+        std::memcpy(at + sizeof unfolded, row.numbers, rule.number_count * sizeof(double));
       }
     }
     const Rows arguments{bytes.data(), int32_t(bytes.size()), stride, folded, rescaled};
@@ -194,7 +194,7 @@ void BackEnd::spread(const std::vector<int32_t>& slots, const at::Tensor& totals
 
 void BackEnd::decide(const Row& row, const Scaling& scaling, const at::Tensor& sums) {
   const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
-  DeviceRow unfolded{{}, row.count, row.lr, row.double_lr};
+  WholeRow unfolded{{row.count, row.lr, row.double_lr}, {}};
   std::copy_n(row.numbers, kMaxNumbers, unfolded.numbers);
   cuda::decide(unfolded, scaling, sums.data_ptr<double>(), current_stream());
 }

@@ -55,6 +55,9 @@ struct DeviceRow {  // a Row as a block needs it to make a rule, with the rule's
   const void* lr;
   bool double_lr;
 };
+struct WholeRow : DeviceRow {
+  double numbers[kMaxNumbers];
+};
 
 // The rows of a launch. Folded by the host, where it knows the learning rate and the step count: `rescaled`, when only
 // a block knows what the gradients are multiplied by, which is one number of a rule. Otherwise folded by each block
@@ -81,7 +84,7 @@ void update(const View& view, const Batch& batch, const Rows& rows, const Scalin
 void gather(const View& view, const Slots& slots, double* totals, Stream stream);
 void spread(const View& view, const Slots& slots, const double* totals, Stream stream);
 // SWATS's decision on a group whose sums several processes share.
-void decide(const DeviceRow& row, const Scaling& scaling, const double* sums, Stream stream);
+void decide(const WholeRow& row, const Scaling& scaling, const double* sums, Stream stream);
 // view.square_sum and view.norm, of the gradients of all chunks. One launch.
 void gradient_norm(const View& view, int32_t chunks, const Scaling& scaling, Stream stream);
 

@@ -90,7 +90,7 @@ void spread(const View& view, const Slots& slots, const double* totals, Stream s
   start(spread_sums, slots.count, stream, view, slots, totals);
 }
 
-void decide(const DeviceRow& row, const Scaling& scaling, const double* sums, Stream stream) {
+void decide(const WholeRow& row, const Scaling& scaling, const double* sums, Stream stream) {
   start(decide_group, 1, stream, row, scaling, sums);
 }
 

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads) spread_sums(const View view, const S
 }
 
 __global__ void __launch_bounds__(kThreads)
-    decide_group(const DeviceRow row, const Scaling scaling, const double* sums) {
+    decide_group(const WholeRow row, const Scaling scaling, const double* sums) {
   if (threadIdx.x || skipped(scaling)) return;
   auto numbers = *reinterpret_cast<const Swats<double>::Numbers*>(row.numbers);
   if (row.lr) numbers.lr = number(row.lr, row.double_lr);
