@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from cases import BY_NAME, Case
 from test_contract import ONE_OF_EACH, counts_steps, each_class, make_params, make_twin, set_grads
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedopt
 
@@ -242,6 +244,38 @@ def test_sparse_gradient(case: Case, good: str, steps: int, clip: float | None) 
         assert error_of(twin.step) == error_of(opt.step)
     set_grads(params, 7)
     opt.step()  # and goes on
+
+
+class Watching(TorchDispatchMode):
+    """Sees every operation, so that each step is torch's."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@good
+@started
+@pytest.mark.parametrize("wrong", ["sparse", "shape", "lr", "fused"])
+@pytest.mark.parametrize("everything_torch", [fusedopt.native, Watching])
+@each_class
+def test_refused_where_every_step_is_torchs(
+    case: Case, everything_torch: Any, wrong: str, good: str, steps: int
+) -> None:
+    """As by a fused step: by the same error, and with nothing changed."""
+    opt, params = start(case, good, steps)
+    if wrong == "sparse":
+        params[2].grad = params[2].grad.to_sparse(1)
+    elif wrong == "lr":
+        opt.param_groups[1]["lr"] = "0.1"
+    else:
+        params[2].grad.data = torch.ones(4, 3)
+        opt.param_groups[1]["fused"] = wrong == "fused" or None
+    kind, message = error_of(opt.step)
+    with everything_torch():
+        assert_refused(opt, params, kind, re.escape(message))
+    opt.param_groups[1].update(lr=0.1, fused=None)
+    set_grads(params, 7)
+    opt.step()
 
 
 @good

@@ -212,12 +212,14 @@ class FusedStep(Options):
             params = [p for group in self.param_groups for p in group["params"]]
             self._reasons = ["no gradient" if p.grad is None else everything for p in params]
             leftover = [i for i, p in enumerate(params) if apart or p.grad is not None]
+            refuse_sparse(self, leftover)
             with states_restored_on_error(self, [params[i] for i in leftover]):
                 if has_shards(self):
                     torch_sharded_step(self, leftover, scaling)
                     return
                 scale, _ = gradient_scale(self, [], leftover, scaling)
-                torch_step(self, leftover, scale, guarded=False, every_group=apart)
+                seen = any(group["differentiable"] for group in self.param_groups)  # by autograd, values put back too
+                torch_step(self, leftover, scale, guarded=not seen, every_group=apart)
             return
 
         plan = self._plan

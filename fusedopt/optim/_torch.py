@@ -137,8 +137,7 @@ def torch_step(
     params = [p for group in groups for p in group["params"]]
     grads = [p.grad for p in params]
     with contextlib.ExitStack() as undo:
-        odd = optimizer._plan is not None and optimizer._plan.has_odd_numbers
-        if guarded and (odd or any(_refusable(optimizer, group) for group in groups)):
+        if guarded and (_has_odd_numbers(optimizer, groups) or any(_refusable(optimizer, group) for group in groups)):
             undo.enter_context(_restored_on_error(optimizer, params))
         if scale != 1:
             for p, grad in zip(params, grads, strict=True):
@@ -169,6 +168,14 @@ def _step_twin(optimizer: FusedStep, cls: type[Optimizer], groups: list[dict[str
     twin.defaults = {**optimizer.defaults, "max_grad_norm": None}
     step = cls.step.__wrapped__ if getattr(cls.step, "hooked", False) else cls.step  # type: ignore[attr-defined]
     step(twin)
+
+
+def _has_odd_numbers(optimizer: FusedStep, groups: list[dict[str, Any]]) -> bool:
+    """Whether a hyper-parameter is none of its rule's, so that torch might refuse it when other groups have stepped."""
+    plan = _C.Plan()  # of no parameters: the optimizer's own has not seen these groups where every step is torch's
+    bare = [{**group, "params": []} for group in groups]
+    plan.refresh(bare, {}, [optimizer._numbers(group) for group in groups], [False] * len(groups), False, False, False)
+    return plan.has_odd_numbers
 
 
 def _refusable(optimizer: FusedStep, group: dict[str, Any]) -> bool:
