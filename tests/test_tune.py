@@ -83,6 +83,8 @@ def test_trials_that_are_behind_are_stopped(data, monkeypatch, method):
     accuracies = iter([0.9, 0.8, 0.3, 0.2, 0.1, 0.25, 0.05, 0.15])
 
     class Epochs:
+        train_loss = test_loss = 1.0
+
         def __init__(self, *arguments, **options):
             self.accuracy, self.number = next(accuracies), 0
 
