@@ -125,6 +125,12 @@ def test_resuming_before_the_first_epoch_says_so(fashion):
     assert "no finished epoch" not in train(fashion, "--epochs", 2, "--out", "run", "--resume").stdout
 
 
+def test_a_run_that_diverges_in_its_last_step_is_an_error(fashion):
+    options = ("--epochs", 1, "--optimizer", "sgd", "--lr", 1e30, "--batch-size", 100_000, "--out", "run")
+    (line,) = train(fashion, *options, code=1).stderr.splitlines()
+    assert line == "fusedopt: the loss is not finite since epoch 1; train again with a lower --lr"
+
+
 def test_a_diverged_run_is_an_error(fashion):
     options = ("--epochs", 2, "--optimizer", "sgd", "--lr", 1e30, "--out", "run")
     (line,) = train(fashion, *options, code=1).stderr.splitlines()

@@ -83,6 +83,8 @@ def test_trials_that_are_behind_are_stopped(data, monkeypatch, method):
     accuracies = iter([0.9, 0.8, 0.3, 0.2, 0.1, 0.25, 0.05, 0.15])
 
     class Epochs:
+        train_loss = test_loss = 1.0
+
         def __init__(self, *arguments, **options):
             self.accuracy, self.number = next(accuracies), 0
 
@@ -184,6 +186,7 @@ def test_a_file_of_another_search_is_refused_and_left_as_it_is(data, tmp_path):
         (["optimizer=adam", "momentum=0.9"], False, "adam takes no momentum"),
         (["momentum=0.9,0.99"], True, "adamw takes no momentum"),
         (["lr=0.01..0.1"], True, "a grid needs choices"),
+        (["lr=0.1", "lr=0.2"], False, "lr is given twice; name all of its values at once"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -254,6 +257,21 @@ def test_command_says_what_is_wrong(tmp_path, monkeypatch):
     result = command("hands", "--trials", 1, "--study", tmp_path / "s.db", code=130)
     assert result.stderr == (
         f"fusedopt: stopped after 0 finished trials; the same command goes on with {tmp_path}/s.db\n"
+    )
+
+
+@pytest.mark.usefixtures("few_hands")
+def test_a_setting_that_diverges_is_never_the_best():
+    space = ("--space", "optimizer=sgd", "--space", "batch-size=16,128")  # 128: in the last step
+    search_one = partial(command, "hands", "--method", "grid", "--epochs", 1, *space)
+    lines = search_one("--space", "lr=1e-9,1e30").stdout.splitlines()  # whatever chance gives the second
+    assert (
+        sum("stopped after epoch 1 by a loss that is not finite: --optimizer sgd --lr 1e+30" in s for s in lines) == 2
+    )
+    assert "--lr 1e-09" in lines[-1]
+    result = search_one("--space", "lr=1e30,1e31", code=1)
+    assert result.stderr == (
+        "fusedopt: no trial came to its last epoch; the loss was not finite in any; search lower values of lr\n"
     )
 
 

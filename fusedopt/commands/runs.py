@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import count
@@ -76,8 +76,8 @@ def conclude(
         else:
             typer.echo(f"{run.folder} holds all of the {done} epochs; give a larger --epochs to train on")
         return
-    if not math.isfinite(results[-1].train_loss):
-        since = next(row["epoch"] for row in run.rows if not math.isfinite(row["train_loss"]))
+    if not _finite(results[-1].row()):
+        since = next(row["epoch"] for row in run.rows if not _finite(row))
         typer.echo(f"fusedopt: the loss is not finite since epoch {since}; train again with a lower --lr", err=True)
         raise typer.Exit(1)
     best = max(run.rows, key=lambda row: row["test_accuracy"])
@@ -121,3 +121,8 @@ def prepare(threads: int, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
+
+
+def _finite(row: Mapping[str, float]) -> bool:
+    """Whether the losses of an epoch are; where its last step diverged, only that on the test images is not."""
+    return math.isfinite(row["train_loss"]) and math.isfinite(row["test_loss"])

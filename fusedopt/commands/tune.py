@@ -90,7 +90,9 @@ def _conclude(study: Study, network: str, rest: str, out: Path | None) -> None:
 
     best = best_trial(study)
     if best is None:
-        typer.echo("fusedopt: no trial came to its last epoch; give more --trials", err=True)
+        diverged = all("diverged" in trial.user_attrs for trial in study.trials)
+        advice = "the loss was not finite in any; search lower values of lr" if diverged else "give more --trials"
+        typer.echo(f"fusedopt: no trial came to its last epoch; {advice}", err=True)
         raise typer.Exit(1)
     typer.echo(f"best of {finished(study)} trials: held-out accuracy {100 * best.values[0]:.2f} %, with")
     typer.echo(f"fusedopt train {network} {best.user_attrs['options']} {rest}")
@@ -106,5 +108,6 @@ def _conclude(study: Study, network: str, rest: str, out: Path | None) -> None:
 def _line(trial: FrozenTrial) -> str:
     """Says what a trial was, and what came of it."""
     epochs, accuracy = max(trial.intermediate_values.items())
-    end = "" if trial.state.name == "COMPLETE" else f", stopped after epoch {epochs}"
+    why = " by a loss that is not finite" if "diverged" in trial.user_attrs else ""
+    end = "" if trial.state.name == "COMPLETE" else f", stopped after epoch {epochs}{why}"
     return f"trial {trial.number}: held-out accuracy {100 * accuracy:.2f} %{end}: {trial.user_attrs['options']}"

@@ -99,7 +99,11 @@ class Search:
         return NopPruner()
 
     def objective(self, trial: Trial, data: ImageData) -> float:
-        """Trains once and returns the accuracy on the test images of `data`, 0 to 1, after the last epoch."""
+        """Trains once and returns the accuracy on the test images of `data`, 0 to 1, after the last epoch.
+
+        Raises:
+            optuna.TrialPruned: the pruner stops it, or its loss is not finite.
+        """
         setting = suggest(trial, self.space)
         trial.set_user_attr("options", setting.options())
         network = seeded(lambda: find_task(self.dataset).network(self.model), self.seed)
@@ -118,6 +122,9 @@ class Search:
             ):
                 accuracy = epoch.accuracy
                 trial.report(accuracy, epoch.number)
+                if not (math.isfinite(epoch.train_loss) and math.isfinite(epoch.test_loss)):  # its accuracy is chance
+                    trial.set_user_attr("diverged", True)
+                    raise optuna.TrialPruned
                 if epoch.number < self.epochs and trial.should_prune():
                     raise optuna.TrialPruned
         return accuracy

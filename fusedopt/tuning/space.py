@@ -75,6 +75,8 @@ def make_space(texts: Iterable[str], *, grid: bool = False) -> Space:
         name, equals, values = text.partition("=")
         if name not in PARAMETERS or not equals:
             raise ValueError(f"cannot read {text!r}; write NAME=VALUE,VALUE or NAME=LOW..HIGH for {_any(PARAMETERS)}")
+        if name in named:
+            raise ValueError(f"{name} is given twice; name all of its values at once, with commas or as a range")
         given[name] = values
         named.add(name)
     space = {name: _dimension(name, given[name], grid) for name in PARAMETERS if name in given}
