@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fusedopt.data.images import ImageData
 from fusedopt.training.distributed import ALONE, World
+from fusedopt.training.sharded import recover, reshard
 
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]
@@ -88,6 +89,7 @@ def _needs_two(model: nn.Module, data: ImageData) -> bool:
         try:
             model(batch)
         except ValueError:  # as all of torch's normalisations say it
+            recover(model)
             return False
         return True
 
@@ -96,6 +98,7 @@ def _needs_two(model: nn.Module, data: ImageData) -> bool:
             model.train()
             return not takes(images) and takes(torch.cat([images, images]))
     finally:
+        reshard(model)
         for module, training in modes:
             module.training = training
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Several processes that train one model: `DistributedDataParallel` under `torchrun`."""
+"""Several processes that train one model: `DistributedDataParallel` or `fully_shard` under `torchrun`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from fusedopt.training.sharded import is_sharded
 
 T = TypeVar("T")
 
@@ -35,8 +37,11 @@ class World:
 
     @classmethod
     def of(cls, model: nn.Module) -> World:
-        """Returns the processes of a `DistributedDataParallel`; any other model is trained by this one alone."""
-        return cls.joined() if isinstance(model, DistributedDataParallel) else cls()
+        """Returns the processes of a `DistributedDataParallel`, or of a model on which `fully_shard` was called.
+
+        Any other model is trained by this one alone.
+        """
+        return cls.joined() if isinstance(model, DistributedDataParallel) or is_sharded(model) else cls()
 
     @classmethod
     def joined(cls) -> World:
