@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fusedopt.training.sharded import is_sharded
+from fusedopt.training.sharded import is_sharded, shard
 
 T = TypeVar("T")
 
@@ -148,6 +148,20 @@ def choose_device(name: str = "auto") -> torch.device:
                 f"there is no {device}: torch sees {torch.cuda.device_count()} CUDA devices; choose another"
             )
     return device
+
+
+def parallel(model: nn.Module, world: World, device: torch.device, *, fsdp: bool = False) -> nn.Module:
+    """Returns the model as its processes train it together; as it is, where it is trained by one alone.
+
+    Args:
+        model: on `device`.
+        world: of `process_group`.
+        device: where to train.
+        fsdp: spreads its parameters over the processes that `torchrun` started, in place, rather than copying them.
+    """
+    if fsdp:
+        return shard(model, device)
+    return model if world.size == 1 else DistributedDataParallel(model)
 
 
 def join_gloo(**options: Any) -> None:

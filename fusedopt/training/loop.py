@@ -39,7 +39,7 @@ from fusedopt.training.progress import Progress
 from fusedopt.training.sampler import ResumableSampler
 from fusedopt.training.schedule import Schedule
 from fusedopt.training.settings import PLAIN, Settings
-from fusedopt.training.sharded import check_sharded, is_sharded
+from fusedopt.training.sharded import check_settings, check_sharded, is_sharded
 from fusedopt.training.step import Step
 
 OnEpoch = Callable[[Epoch, nn.Module], None]
@@ -132,11 +132,10 @@ class _Training:
         check_sharded(model, optimizer)
         if batch_size % self.world.size:
             raise ValueError(f"a batch of {batch_size} images cannot be shared by {self.world.size} processes evenly")
+        if self.sharded:
+            check_settings(settings)
         if settings.cuda_graph:
             check_capture(settings, self.device, optimizer, self.world)
-        if self.sharded and (settings.compile or settings.channels_last or settings.cuda_graph):
-            refused = next(name for name in ("compile", "channels_last", "cuda_graph") if getattr(settings, name))
-            raise ValueError(f"{refused} does not go with fully_shard; leave it out, or use DistributedDataParallel")
 
         self.normalize = Normalize(data.train_images)
         self.sampler = ResumableSampler(len(data.train_labels), seed=seed)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fusedopt.sharding import is_dtensor, local, local_part
+from fusedopt.training.settings import Settings
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -48,6 +49,21 @@ def recover(model: nn.Module) -> None:
     """Makes a sharded model ready for the next forward pass where one was broken off by an error."""
     if is_sharded(model) and hasattr(model, "reset_iter_state"):  # else the next whole pass does it
         model.reset_iter_state()  # type: ignore[operator]
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuses settings that do not go with a sharded model.
+
+    Raises:
+        ValueError: with the reason, and what to do.
+    """
+    reasons = {
+        "channels_last": "lays out weights in a way that fully_shard does not take",
+        "cuda_graph": "trains in one process",
+    }
+    for name, reason in reasons.items():
+        if getattr(settings, name):
+            raise ValueError(f"{name} {reason}: leave it out, or let every process have the whole model")
 
 
 def check_sharded(model: nn.Module, optimizer: Optimizer) -> None:

@@ -39,7 +39,8 @@ class Step:
     ) -> None:
         self.model, self.optimizer, self.loss_fn, self.precision = model, optimizer, loss_fn, precision
         self.max_grad_norm, self.stopwatch = max_grad_norm, stopwatch or nullcontext()
-        self._distributed, self._sharded = isinstance(model, DistributedDataParallel), is_sharded(model)
+        self._distributed = isinstance(model, DistributedDataParallel)
+        self._sharded = is_sharded(getattr(model, "_orig_mod", model))  # of torch.compile
 
     def __call__(self, images: Tensor, targets: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """Trains on a batch; returns its mean loss and its scores [B, classes], without gradients."""
