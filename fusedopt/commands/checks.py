@@ -50,7 +50,7 @@ def check_numbers(**options: float | None) -> None:
 
 
 def check_fsdp(settings: Settings, *, fsdp: bool) -> None:
-    """Raises ValueError where --fsdp is given, but has no processes to spread the network over, or does not go with the settings."""
+    """Raises ValueError where --fsdp is given without processes to spread over, or with settings that do not fit."""
     import torch.distributed as dist
 
     from fusedopt.training.sharded import check_settings
