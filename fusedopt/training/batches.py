@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fusedopt.data.images import ImageData
 from fusedopt.training.distributed import ALONE, World
-from fusedopt.training.sharded import recover, reshard
+from fusedopt.training.sharded import reshard
 
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]
@@ -89,7 +89,6 @@ def _needs_two(model: nn.Module, data: ImageData) -> bool:
         try:
             model(batch)
         except ValueError:  # as all of torch's normalisations say it
-            recover(model)
             return False
         return True
 

@@ -45,12 +45,6 @@ def reshard(model: nn.Module) -> None:
             module.reshard()  # type: ignore[operator]
 
 
-def recover(model: nn.Module) -> None:
-    """Makes a sharded model ready for the next forward pass where one was broken off by an error."""
-    if is_sharded(model) and hasattr(model, "reset_iter_state"):  # else the next whole pass does it
-        model.reset_iter_state()  # type: ignore[operator]
-
-
 def check_settings(settings: Settings) -> None:
     """Refuses settings that do not go with a sharded model.
 
