@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from command_line import run as command
 from ranks import environment, gloo_group, run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -142,14 +143,17 @@ def _torchrun(folder, *options):
     return launcher.returncode, output, errors
 
 
-def test_torchrun_runs_the_command(tmp_path):
-    code, output, errors = _torchrun(tmp_path, "hands")
+@pytest.mark.parametrize("options", [[], ["--fsdp"]], ids=["ddp", "fsdp"])
+def test_torchrun_runs_the_command(tmp_path, options):
+    code, output, errors = _torchrun(tmp_path, "hands", *options)
     assert code == 0, errors
     assert len(re.findall("epoch 1/1", output)) == 1
     run = RunFolder.open(tmp_path / "runs" / "hands-lenet-1")
     assert len(run.rows) == 1
     assert run.load_model()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["hands-lenet-1"]
+    again = ["--epochs", 2, "--batch-size", 500, "--device", "cpu", "--no-report", "--resume", "--out", run.folder]
+    assert "going on after epoch 1 of 2" in command("train", "hands", *again).output  # by one process
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fusedopt.data import ImageData
     from fusedopt.data.augmentations import Augmentation
-    from fusedopt.training import RunConfig, RunFolder
+    from fusedopt.training import RunConfig, RunFolder, Settings
 
 
 @contextmanager
@@ -47,6 +47,18 @@ def check_numbers(**options: float | None) -> None:
             raise ValueError(f"{option} must be a finite number, not {value}")
         if name == "max_grad_norm" and value is not None and value <= 0:
             raise ValueError(f"{option} must be above 0, not {value:g}")
+
+
+def check_fsdp(settings: Settings, *, fsdp: bool) -> None:
+    """Raises ValueError where --fsdp is given without processes to spread over, or with settings that do not fit."""
+    import torch.distributed as dist
+
+    from fusedopt.training.sharded import check_settings
+
+    if fsdp and not (dist.is_available() and dist.is_torchelastic_launched()):
+        raise ValueError("--fsdp needs torchrun: torchrun --nproc-per-node=2 -m fusedopt train ... --fsdp")
+    if fsdp:
+        check_settings(settings)
 
 
 def check_images(model: nn.Module, augmentation: Augmentation | None, data: ImageData, device: torch.device) -> None:

@@ -36,11 +36,12 @@ class Recording:
             raise FileError(f"{self.path}: {error}; restore it, or remove it to record from here on") from error
         self.capture.history.epochs = noted
 
-    def epoch_over(self, number: int) -> None:
-        """Notes that an epoch, counted from 1, has ended, and saves."""
+    def epoch_over(self, number: int, *, save: bool = True) -> None:
+        """Notes that an epoch, counted from 1, has ended, and saves: one process does, of several."""
         history = self.capture.history
         history.epochs = [*history.epochs[: number - 1], self.capture.step]
-        self.save()
+        if save:
+            self.save()
 
     def save(self) -> None:
         """Writes what there is; raises fusedopt.files.FileError where it cannot."""

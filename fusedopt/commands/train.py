@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fusedopt.commands.checks import check_images, check_numbers, check_same, earlier_run, rate_of, usage_errors
+from fusedopt.commands.checks import (
+    check_fsdp,
+    check_images,
+    check_numbers,
+    check_same,
+    earlier_run,
+    rate_of,
+    usage_errors,
+)
 from fusedopt.commands.recording import Recording
 from fusedopt.commands.runs import conclude, free_folder, own_folder, prepare, taken_back, unusual
 
@@ -77,6 +85,7 @@ def train(
     no_onednn: Annotated[
         bool, _speed("--no-onednn", help="PyTorch's own CPU kernels: quicker for batches of a few small images.")
     ] = False,
+    fsdp: Annotated[bool, _speed("--fsdp", help="Spread weights and states over the processes of torchrun.")] = False,
     threads: Annotated[
         int, _speed(min=1, max=1024, help="CPU threads; networks as small as these gain little by more.")
     ] = 1,
@@ -93,7 +102,6 @@ def train(
     On several GPUs or processes: torchrun --nproc-per-node=4 -m fusedopt train ...
     """
     import torch
-    from torch.nn.parallel import DistributedDataParallel
 
     from fusedopt.cli import _one_line_errors
     from fusedopt.data import compose, hold_out
@@ -111,7 +119,7 @@ def train(
     from fusedopt.training import train as training
     from fusedopt.training.auto_lr import find_training_lr
     from fusedopt.training.batches import batch_sizes
-    from fusedopt.training.distributed import ALONE, choose_device, process_group
+    from fusedopt.training.distributed import ALONE, choose_device, parallel, process_group
     from fusedopt.training.graph import check_capture
     from fusedopt.training.tensorboard import EventLog
 
@@ -137,6 +145,7 @@ def train(
                 min_lr=min_lr,
                 patience=patience,
             )
+            check_fsdp(settings, fsdp=fsdp)
             where = choose_device(device)
             task = find_task(dataset)
             model = seeded(lambda: task.network(model_name), seed).to(where)
@@ -186,7 +195,10 @@ def train(
                 if world.main:
                     stack.enter_context(own_folder(folder))
                 earlier, done = earlier_run(folder, resume=resume)
-            network = model if world.size == 1 else DistributedDataParallel(model)
+            name, parameters = type(model).__name__, sum(p.numel() for p in model.parameters())
+            network = parallel(model, world, where, fsdp=fsdp)
+            if fsdp:
+                chosen = make_optimizer(optimizer, network.parameters(), **options, **flags)
             arguments: dict[str, Any] = {
                 "batch_size": batch_size,
                 "seed": seed,
@@ -207,9 +219,8 @@ def train(
                 for group in chosen.param_groups:
                     group["lr"] = found
             rate = options["lr"] = chosen.param_groups[0]["lr"]
-            parameters = sum(p.numel() for p in model.parameters())
             how = f"lr {rate:g}{' (found by a range test)' if lr == 'auto' else ''}"
-            say(f"{type(model).__name__} with {parameters:,} parameters, {optimizer} with {how}, seed {seed}")
+            say(f"{name} with {parameters:,} parameters, {optimizer} with {how}, seed {seed}")
             config = RunConfig.of(
                 data,
                 dataset=dataset,
@@ -228,19 +239,20 @@ def train(
             events = EventLog(folder) if tensorboard else None
 
             def keep(epoch: Epoch, trained: nn.Module) -> None:
-                run.append(epoch.row())
+                if world.main:
+                    run.append(epoch.row())
                 if epoch.best:
                     run.save_model(trained)
-                if events is not None:
+                if events is not None and world.main:
                     events.add(epoch)
                 if recording is not None:
-                    recording.epoch_over(epoch.number)
+                    recording.epoch_over(epoch.number, save=world.main)
 
             with world.main_first():
                 if earlier is not None:
                     check_same(folder, earlier.config, config)
                 run = RunFolder.prepare(folder, config, resume=resume)
-                recording = Recording(folder, model, done) if record and world.main else None
+                recording = Recording(folder, model, done) if record and (fsdp or world.main) else None
                 run.config = replace(config, epochs=max([epochs, *(int(row["epoch"]) for row in run.rows)]))
             with usage_errors():
                 epochs_to_come = training(
@@ -276,7 +288,7 @@ def train(
                 typer.echo(f"fusedopt: {error}", err=True)
                 raise typer.Exit(1) from error
             except KeyboardInterrupt as error:
-                if recording is not None:
+                if recording is not None and world.main:
                     recording.save()
                 if world.main:
                     typer.echo(f"fusedopt: interrupted; go on with --out {folder} --resume", err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -20,6 +21,7 @@ from fusedopt.training.evaluate import device_of
 from fusedopt.training.precision import Precision
 from fusedopt.training.sampler import ResumableSampler
 from fusedopt.training.settings import PLAIN, Settings
+from fusedopt.training.sharded import check_sharded, is_sharded
 
 
 class _Passes:
@@ -67,6 +69,7 @@ def find_training_lr(
         ValueError: there are no training images, the batch size is below 1 or too small for the network, or an option
             is wrong.
     """
+    check_sharded(model, optimizer)
     device, world = device_of(model), World.of(model)
     precision = Precision(settings.amp, device)
     transform = BatchTransform(Normalize(data.train_images), augmentation)
@@ -87,6 +90,7 @@ def find_training_lr(
         _Passes(loader, sampler, world, sizes),
         closure=loss,
         accumulation_steps=settings.accumulate,
+        process_group=dist.group.WORLD if is_sharded(model) else None,  # else it is that of the model
         grad_scaler=precision.scaler if precision.scaler.is_enabled() else None,
         **options,
     )

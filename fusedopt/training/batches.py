@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fusedopt.data.images import ImageData
 from fusedopt.training.distributed import ALONE, World
+from fusedopt.training.sharded import reshard
 
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]
@@ -96,6 +97,7 @@ def _needs_two(model: nn.Module, data: ImageData) -> bool:
             model.train()
             return not takes(images) and takes(torch.cat([images, images]))
     finally:
+        reshard(model)
         for module, training in modes:
             module.training = training
         with torch.no_grad():

@@ -16,6 +16,7 @@ from torch import nn
 from fusedopt import files
 from fusedopt.files import FileError
 from fusedopt.plain import foreign_part, pack
+from fusedopt.training.sharded import has_shards, local_parts, whole
 from fusedopt.training.states import (
     Stateful,
     in_order,
@@ -63,6 +64,9 @@ class Checkpoint:
     States may hold tensors, what Python's own numbers, strings, lists, tuples, sets and dictionaries make, and numbers
     and arrays of NumPy. Anything else is an error that names it, before the first step where `load` is called there.
     States are put back in an order that does not depend on that of the arguments.
+
+    DTensors are saved whole, and each process takes its part when it loads, which may be one of another number of
+    processes. `states` says what every process has to call.
 
     Not in the file: what constructors are told (`max_grad_norm`, a scheduler's lambda), buffers that are not
     persistent, gradients, the state of the workers of a loader, and an order that a loader draws itself
@@ -113,13 +117,23 @@ class Checkpoint:
         if not self._began and self.paths():
             raise FileError(f"{self.folder}: holds checkpoints of an earlier run; resume it, or name another folder")
 
-    def save(self, *, epoch: int, step: int, metric: float | None = None) -> Path:
+    def states(self) -> dict[str, Any]:
+        """Returns what `save` writes, with whole tensors in place of DTensors.
+
+        Where a model is sharded every process calls this, and rank 0 alone gets all of it.
+        """
+        return {name: whole(state_of(value)) for name, value in self.objects.items()}
+
+    def save(
+        self, *, epoch: int, step: int, metric: float | None = None, states: Mapping[str, Any] | None = None
+    ) -> Path:
         """Saves the run, and removes the files beyond the last `keep` and the best.
 
         Args:
             epoch: number of epochs that are over.
             step: number of optimizer steps taken.
             metric: decides which checkpoint is the best; NaN never is.
+            states: what `states` returned just before; it is called here where there is but one process to call it.
 
         Returns:
             The new file.
@@ -135,7 +149,12 @@ class Checkpoint:
         metric = None if metric is None else float(metric)
         best = metric is not None and metric == metric and (self._best is None or self._better(metric, self._best))
         best_metric = metric if best else self._best
-        objects = {name: state_of(value) for name, value in self.objects.items()}
+        objects = {name: state_of(value) for name, value in self.objects.items()} if states is None else dict(states)
+        if states is None and has_shards(objects):
+            what = (
+                "the states are spread over processes; call states() in all of them, and give save() what rank 0 gets"
+            )
+            raise FileError(f"{self.folder}: no checkpoint is written, as {what}")
         self._refuse_foreign(objects)
         content = {
             "position": {"epoch": epoch, "step": step, "metric": metric, "best_metric": best_metric},
@@ -244,7 +263,7 @@ class Checkpoint:
         for name, value in self.objects.items():
             if not isinstance(value, nn.Module):
                 with suppress(Exception):  # it may have none yet, as before torch's ZeroRedundancyOptimizer gathers it
-                    states[name] = state_of(value)
+                    states[name] = local_parts(state_of(value))
         return states
 
     def _snapshot(self) -> dict[str, Any]:

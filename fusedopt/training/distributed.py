@@ -1,4 +1,4 @@
-"""Several processes that train one model: `DistributedDataParallel` under `torchrun`."""
+"""Several processes that train one model: `DistributedDataParallel` or `fully_shard` under `torchrun`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from fusedopt.training.sharded import is_sharded, shard
 
 T = TypeVar("T")
 
@@ -35,8 +37,11 @@ class World:
 
     @classmethod
     def of(cls, model: nn.Module) -> World:
-        """Returns the processes of a `DistributedDataParallel`; any other model is trained by this one alone."""
-        return cls.joined() if isinstance(model, DistributedDataParallel) else cls()
+        """Returns the processes of a `DistributedDataParallel`, or of a model on which `fully_shard` was called.
+
+        Any other model is trained by this one alone.
+        """
+        return cls.joined() if isinstance(model, DistributedDataParallel) or is_sharded(model) else cls()
 
     @classmethod
     def joined(cls) -> World:
@@ -143,6 +148,20 @@ def choose_device(name: str = "auto") -> torch.device:
                 f"there is no {device}: torch sees {torch.cuda.device_count()} CUDA devices; choose another"
             )
     return device
+
+
+def parallel(model: nn.Module, world: World, device: torch.device, *, fsdp: bool = False) -> nn.Module:
+    """Returns the model as its processes train it together; as it is, where it is trained by one alone.
+
+    Args:
+        model: on `device`.
+        world: of `process_group`.
+        device: where to train.
+        fsdp: spreads its parameters over the processes that `torchrun` started, in place, rather than copying them.
+    """
+    if fsdp:
+        return shard(model, device)
+    return model if world.size == 1 else DistributedDataParallel(model)
 
 
 def join_gloo(**options: Any) -> None:

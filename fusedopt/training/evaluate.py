@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ from fusedopt.data.images import Normalize
 from fusedopt.training.batches import Loss
 from fusedopt.training.distributed import ALONE, World
 from fusedopt.training.metrics import Metrics
+from fusedopt.training.sharded import is_sharded, reshard
 
 _CHUNK = 1000  # images
 
@@ -30,9 +33,15 @@ def evaluate(
     device = device_of(model)
     own = slice(world.rank, None, world.size)
     metrics = Metrics(device, len(labels))
-    for chunk, expected in zip(torch.split(images[own], _CHUNK), torch.split(labels[own], _CHUNK), strict=True):
+    chunks = list(zip(torch.split(images[own], _CHUNK), torch.split(labels[own], _CHUNK), strict=True))
+    counts = [len(expected) for _, expected in chunks]
+    if is_sharded(model):  # its processes gather it together: as often as the one with the most images needs it
+        spare = math.ceil(math.ceil(len(labels) / world.size) / _CHUNK) - len(chunks)
+        chunks, counts = [*chunks, *[(images[:1], labels[:1])] * spare], [*counts, *[0] * spare]
+    for (chunk, expected), count in zip(chunks, counts, strict=True):
         scores, targets = model(normalize(chunk.to(device))), expected.to(device)
-        metrics.add(loss_fn(scores, targets), scores, targets, len(targets))
+        metrics.add(loss_fn(scores, targets), scores, targets, count)
+    reshard(model)
     return metrics.over(world)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -28,7 +28,7 @@ from fusedopt.training.checkpoint import Checkpoint
 from fusedopt.training.compiled import compile_errors
 from fusedopt.training.distributed import World
 from fusedopt.training.early_stopping import EarlyStopping
-from fusedopt.training.ema import ExponentialAverage
+from fusedopt.training.ema import ExponentialAverage, ShardedAverage
 from fusedopt.training.epoch import Epoch
 from fusedopt.training.evaluate import device_of, evaluate
 from fusedopt.training.graph import GraphedStep, check_capture
@@ -39,6 +39,7 @@ from fusedopt.training.progress import Progress
 from fusedopt.training.sampler import ResumableSampler
 from fusedopt.training.schedule import Schedule
 from fusedopt.training.settings import PLAIN, Settings
+from fusedopt.training.sharded import check_settings, check_sharded, is_sharded
 from fusedopt.training.step import Step
 
 OnEpoch = Callable[[Epoch, nn.Module], None]
@@ -67,7 +68,9 @@ def train(
     training images. Nothing waits for a GPU within an epoch.
 
     A model in `DistributedDataParallel` is trained by all of its processes, which share each batch: without
-    augmentation, dropout and batch normalisation the result is that of one process, to rounding.
+    augmentation, dropout and batch normalisation the result is that of one process, to rounding. So is one on which
+    `torch.distributed.fsdp.fully_shard` was called, last on the whole of it, before its optimizer was made. Checkpoints
+    are the same either way, and for any number of processes.
 
     Args:
         model: float [B, C, H, W] to scores [B, classes]; left in evaluation mode.
@@ -84,7 +87,8 @@ def train(
         progress: wraps the batches of each epoch.
         on_epoch: to keep results, and the network where `Epoch.best` says so: the model, or with `settings.ema` the
             average. Comes before the epoch's checkpoint, so that no kill can lose it: an epoch that is trained again
-            is reported again. Called by the main process only.
+            is reported again. Called by the main process only, but with a sharded model by all, which has the average's
+            weights meanwhile: reading shards takes all processes, as `RunFolder.save_model` does.
         checkpoint_dir: the folder for a checkpoint after each epoch; None saves none.
         resume: go on after the last epoch in `checkpoint_dir`, and yield only those that follow. With the same
             arguments as before, the weights come out bit for bit as without the interruption. The checkpoint is
@@ -124,9 +128,12 @@ class _Training:
         self.epochs, self.seed = epochs, seed
         self.world = World.of(model)
         self.network = model.module if isinstance(model, DistributedDataParallel) else model
-        self.device = device_of(model)
+        self.device, self.sharded = device_of(model), is_sharded(model)
+        check_sharded(model, optimizer)
         if batch_size % self.world.size:
             raise ValueError(f"a batch of {batch_size} images cannot be shared by {self.world.size} processes evenly")
+        if self.sharded:
+            check_settings(settings)
         if settings.cuda_graph:
             check_capture(settings, self.device, optimizer, self.world)
 
@@ -146,7 +153,8 @@ class _Training:
             self.schedule = Schedule(settings.schedule, optimizer, steps, settings.min_lr, captured=settings.cuda_graph)
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)
-        self.ema = None if settings.ema is None else ExponentialAverage(self.network, settings.ema)
+        average = ShardedAverage if self.sharded else ExponentialAverage
+        self.ema = None if settings.ema is None else average(self.network, settings.ema)
         self.stopping = EarlyStopping(settings.patience)
         self.precision = Precision(settings.amp, self.device, cache=not settings.cuda_graph)
         self.stopwatch = None if settings.cuda_graph else Stopwatch(self.device)
@@ -166,9 +174,10 @@ class _Training:
             if resume:
                 checkpoint.load()
         self.world.wait()  # until all have loaded what the main process may now replace
+        states = checkpoint.states() if self.sharded else None  # which takes all processes
         with self.world.main_first():
             if self.sampler.epoch == 0 and self.world.main:
-                checkpoint.save(epoch=0, step=0)
+                checkpoint.save(epoch=0, step=0, states=states)
 
     def run(
         self, progress: Progress | None, on_epoch: OnEpoch | None, checkpoint: Checkpoint | None
@@ -176,12 +185,14 @@ class _Training:
         """Trains epoch after epoch, from where a checkpoint left off."""
         while self.sampler.epoch < self.epochs and not self.stopping.over:
             epoch = self.train_epoch(progress)
-            if self.world.main:
-                if on_epoch is not None:
-                    on_epoch(epoch, self.evaluated)
-                if checkpoint is not None:
+            if on_epoch is not None and (self.sharded or self.world.main):
+                with self.evaluated() as network:
+                    on_epoch(epoch, network)
+            if checkpoint is not None:
+                states = checkpoint.states() if self.sharded else None
+                if self.world.main:
                     steps = self.sampler.epoch * self.steps_per_epoch
-                    checkpoint.save(epoch=self.sampler.epoch, step=steps, metric=epoch.test_accuracy)
+                    checkpoint.save(epoch=self.sampler.epoch, step=steps, metric=epoch.test_accuracy, states=states)
             yield epoch
 
     def train_epoch(self, progress: Progress | None) -> Epoch:
@@ -217,11 +228,13 @@ class _Training:
         seconds = perf_counter() - start
 
         # Each process has had batch statistics of its own.
-        for network in dict.fromkeys((self.network, self.evaluated)):
-            self.world.same(network.buffers())
-        test = evaluate(
-            self.evaluated, self.data.test_images, self.data.test_labels, self.normalize, self.loss_fn, self.world
-        )
+        self.world.same(self.network.buffers())
+        with self.evaluated() as network:
+            if self.ema is not None:
+                self.world.same(network.buffers())
+            test = evaluate(
+                network, self.data.test_images, self.data.test_labels, self.normalize, self.loss_fn, self.world
+            )
         self.model.eval()
         self.sampler.advance(count)
         return Epoch(
@@ -237,10 +250,9 @@ class _Training:
             best=self.stopping.update(test.accuracy),
         )
 
-    @property
-    def evaluated(self) -> nn.Module:
-        """The network to keep."""
-        return self.network if self.ema is None else self.ema.module
+    def evaluated(self) -> AbstractContextManager[nn.Module]:
+        """Hands out the network to keep."""
+        return nullcontext(self.network) if self.ema is None else self.ema.applied()
 
     def epoch_seed(self) -> int:
         """An epoch has a seed of its own, so that a run which goes on there sees what it would have seen."""

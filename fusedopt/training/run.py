@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from fusedopt import files
@@ -20,6 +21,7 @@ from fusedopt.data.statistics import ChannelStatistics
 from fusedopt.files import FileError
 from fusedopt.models import make_model
 from fusedopt.training.run_config import RunConfig
+from fusedopt.training.sharded import has_shards, whole
 
 _CONFIG, _LOG, _TABLE, _MODEL = "config.json", "log.json", "log.csv", "model.pt"
 _MAY_DIFFER = ("epochs", "fusedopt", "torch")  # between the parts of a run that is resumed
@@ -132,12 +134,18 @@ class RunFolder:
         files.write(self.folder / _TABLE, table.getvalue().encode())
 
     def save_model(self, model: nn.Module) -> None:
-        """Saves the weights and buffers.
+        """Saves the weights and buffers. A model that `fully_shard` has spread is saved by all processes together.
 
         Raises:
             FileError: they cannot be written; what was there before is still there.
         """
-        files.save(self.folder / _MODEL, "model", model.state_dict())
+        state = model.state_dict()
+        if not has_shards(state):
+            files.save(self.folder / _MODEL, "model", state)
+            return
+        state = whole(state)
+        if dist.get_rank() == 0:
+            files.save(self.folder / _MODEL, "model", state)
 
     def load_model(self) -> nn.Module:
         """Returns the trained network, on the CPU and in evaluation mode.

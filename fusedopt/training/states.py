@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import warnings
 from collections.abc import Mapping
@@ -16,7 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fusedopt.schedulers.batch_size import BatchSizeScheduler
 from fusedopt.schedulers.device import DeviceSchedule
+from fusedopt.sharding import is_dtensor
 from fusedopt.training.schedule import Schedule
+from fusedopt.training.sharded import place, place_optimizer
 
 _SCHEDULES = (LRScheduler, DeviceSchedule, BatchSizeScheduler, Schedule)
 
@@ -54,7 +57,7 @@ def state_of(value: Stateful | torch.Generator) -> dict[str, Any]:
 
 
 def restore(value: Stateful | torch.Generator, state: Any) -> None:
-    """Gives an object a state; one of an optimizer may be changed by it."""
+    """Gives an object a state, whole or in DTensors; one of an optimizer may be changed by it."""
     if isinstance(value, torch.Generator):
         value.set_state(state)
     elif isinstance(value, Optimizer):
@@ -63,6 +66,12 @@ def restore(value: Stateful | torch.Generator, state: Any) -> None:
             for key, option in saved.items():
                 if isinstance(option, Tensor) and isinstance(live.get(key), Tensor):
                     saved[key] = option.to(live[key].device)
+        place_optimizer(value, state)
+        value.load_state_dict(state)
+    elif isinstance(value, nn.Module):
+        shards = {key: live for key, live in value.state_dict().items() if is_dtensor(live)}
+        state = copy.copy(state)
+        state.update((key, place(state[key], live)) for key, live in shards.items() if not is_dtensor(state[key]))
         value.load_state_dict(state)
     else:
         value.load_state_dict(state)

@@ -13,13 +13,14 @@ from torch.optim import Optimizer
 from fusedopt.gradients import clip_grad_norm_
 from fusedopt.training.batches import Loss, Part
 from fusedopt.training.precision import Precision
+from fusedopt.training.sharded import is_sharded
 
 
 class Step:
     """Forward and backward of a batch, and the optimizer's step after the last batch that belongs to it.
 
     Args:
-        model: images to scores; `DistributedDataParallel` averages gradients over the processes.
+        model: images to scores; `DistributedDataParallel` and `fully_shard` average gradients over the processes.
         optimizer: over its parameters.
         loss_fn: scores and targets to the mean loss of the batch.
         precision: what the model runs in.
@@ -39,12 +40,16 @@ class Step:
         self.model, self.optimizer, self.loss_fn, self.precision = model, optimizer, loss_fn, precision
         self.max_grad_norm, self.stopwatch = max_grad_norm, stopwatch or nullcontext()
         self._distributed = isinstance(model, DistributedDataParallel)
+        self._sharded = is_sharded(getattr(model, "_orig_mod", model))  # of torch.compile
 
     def __call__(self, images: Tensor, targets: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """Trains on a batch; returns its mean loss and its scores [B, classes], without gradients."""
         if part.first:
             self.optimizer.zero_grad()
-        if self._distributed and not part.last:  # gradients travel between processes once per step: with its last batch
+        # Gradients travel between processes once per step: with its last batch.
+        if self._sharded:
+            self.model.set_requires_gradient_sync(part.last)  # type: ignore[operator]
+        if self._distributed and not part.last:
             with self.model.no_sync():  # type: ignore[operator]
                 loss, scores = self._gradients(images, targets, part)
         else:
