@@ -1,6 +1,7 @@
 # make demo     set-up, then the main job: train on images that the package draws, and compare step times
 # make test     set-up, then the whole test suite, the CUDA kernels' on the CPU included
-# make integrations  trainings with Lightning, Accelerate, Transformers and timm, in an environment of their own on top of it
+# make integrations  trainings with Lightning, Accelerate, Transformers and timm, under torchrun and torch.compile, in an
+#               environment of their own on top of it
 # make lint     ruff, mypy, clang-format
 # make sanitize the test suite under AddressSanitizer and UBSan
 # make bench    the benchmark of the optimizers' steps
@@ -34,7 +35,8 @@ test-cuda-on-cpu: $(VENV)/ready
 	cd build/cuda_on_cpu && PYTHONPATH=. FUSEDOPT_EXECUTOR_ORDER=7 $(abspath $(VENV))/bin/python -m pytest -n $(JOBS) -q $(STEP_TESTS:%=tests/test_%.py)
 
 integrations: $(VENV)-integrations/ready $(VENV)/built
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)-integrations/bin/python -m pytest -q -n $(JOBS) -W default tests/integrations
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)-integrations/bin/python -m pytest -q -n $(JOBS) -W default \
+	    -o faulthandler_timeout=400 -o faulthandler_exit_on_timeout=true tests/integrations
 
 # A tree of its own for another build of the extension, which would otherwise take the place of the real one.
 define copy

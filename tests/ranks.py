@@ -2,9 +2,10 @@
 
 import datetime
 import os
+import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -34,6 +35,20 @@ def run_ranks(script, folder, world, timeout=120):
             process.kill()
     assert codes == [0] * world
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+def torchrun(world, *arguments, cwd, timeout=240):
+    """Runs `torchrun ARGUMENTS` with so many processes, and returns its exit code, output and errors."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, *launch, *arguments]
+    launcher = subprocess.Popen(command, cwd=cwd, env=environment(), start_new_session=True, **pipes)
+    try:
+        output, errors = launcher.communicate(timeout=timeout)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)  # whatever is left of what it started
+    return launcher.returncode, output, errors
 
 
 @contextmanager

@@ -1,18 +1,15 @@
 """Two processes over gloo, as `torchrun` starts them: they train as one would, and only one of them writes."""
 
-import os
 import re
-import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from command_line import run as command
-from ranks import environment, gloo_group, run_ranks
+from ranks import environment, gloo_group, run_ranks, torchrun
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -130,17 +127,8 @@ def test_the_learning_rate_is_found_together(ranks):
 
 
 def _torchrun(folder, *options):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fusedopt", "train"]
-    options = [*options, "--epochs", "1", "--batch-size", "500", "--device", "cpu", "--no-report"]
-    command = [sys.executable, *launch, *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    launcher = subprocess.Popen(command, cwd=folder, env=environment(), start_new_session=True, **pipes)
-    try:
-        output, errors = launcher.communicate(timeout=240)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(launcher.pid, signal.SIGKILL)  # whatever is left of what it started
-    return launcher.returncode, output, errors
+    fixed = ["--epochs", "1", "--batch-size", "500", "--device", "cpu", "--no-report"]
+    return torchrun(WORLD, "-m", "fusedopt", "train", *options, *fixed, cwd=folder)
 
 
 @pytest.mark.parametrize("options", [[], ["--fsdp"]], ids=["ddp", "fsdp"])

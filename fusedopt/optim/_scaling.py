@@ -65,7 +65,7 @@ def gradient_scale(
     scale = scaling.factor()
     if max_norm is None:
         return scale, {}
-    params = params_of(optimizer)
+    params = params_of(optimizer) if leftover else []
     total = sum(square_sum(grad) for i in leftover if (grad := params[i].grad) is not None)
     if (plan := optimizer._plan) is not None:
         for device in devices:

@@ -1,6 +1,7 @@
 """What the tests of trainers share: a small problem that torch's class and ours have to solve alike."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,11 +21,7 @@ def both(request: pytest.FixtureRequest) -> Callable[..., None]:
         results = []
         for module in torch.optim, fusedopt:
             torch.manual_seed(0)
-            results.append(
-                training(
-                    lambda params, m=module, **more: getattr(m, request.param)(params, **CLASSES[request.param], **more)
-                )
-            )
+            results.append(training(partial(getattr(module, request.param), **CLASSES[request.param])))
         theirs, ours = (nn.utils.parameters_to_vector(result.parameters()) for result in results)
         if theirs.shape == start.shape:
             assert (theirs - start).abs().max() > 1e-2

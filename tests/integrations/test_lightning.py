@@ -1,6 +1,7 @@
 """Lightning and Fabric: trainings with torch's class and with ours come to the same weights."""
 
 import os
+from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ from lightning.fabric import Fabric
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.tuner import Tuner
 from torch.nn.functional import cross_entropy
 
@@ -126,11 +128,27 @@ def test_the_optimizers_own_clipping_equals_lightnings(both):
     both(training)
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+
+
+def fit_together(make, start):
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    strategy = DDPStrategy(start_method=start, process_group_backend="gloo", timeout=timedelta(minutes=3))
+    return fit(make, strategy=strategy, devices=2, epochs=1)
+
+
+@needs_gloo
 def test_two_processes(both, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    both(partial(fit, strategy="ddp_fork", devices=2, epochs=1))
+    both(partial(fit_together, start="fork"))
+
+
+@needs_gloo
+@pytest.mark.parametrize("both", ["AdamW"], indirect=True)
+def test_two_processes_that_are_spawned(both, monkeypatch):
+    """Torch's class in forked ones, which need not import Lightning first."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    both(lambda make: fit_together(make, "spawn" if make.func is fusedopt.AdamW else "fork"))
 
 
 def test_fused_true_is_refused_as_torchs_is():
