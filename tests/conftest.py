@@ -21,8 +21,8 @@ else:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Raised by what hypothesis imports to report a failure: as an error it would end the run without the report.
     config.addinivalue_line("markers", "below_python: looks at what tests/virtual_gpu.py changes, or compiles it")
+    # Raised by what hypothesis imports to report a failure: as an error it would end the run without the report.
     config.addinivalue_line("filterwarnings", "ignore:mypy_extensions.TypedDict is deprecated:DeprecationWarning")
 
 
@@ -42,6 +42,9 @@ def default_device(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def all_tensors() -> VirtualGpu:
+    from fusedopt.optim import _fused
+
+    _fused._BLIND.add(VirtualGpu)
     return VirtualGpu()
 
 

@@ -144,7 +144,7 @@ def overflow_on_one_process(places: dict[str, Any], rank: int) -> None:
     for name in (*WITH_NORMS, "adam-amsgrad-decay"):
         for layout in ("fsdp", "two-meshes"):
             params = [nn.Parameter(place(p, places[layout](i, p))) for i, p in enumerate(whole_tensors(-1))]
-            optimizer = BY_NAME[name].make(params)
+            optimizer = BY_NAME[name].make(params, fused=True)  # otherwise the scaler decides, mesh by mesh
             scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
             scaler.scale(torch.ones(()))
             for step in range(3):

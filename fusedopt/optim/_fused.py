@@ -35,6 +35,8 @@ from fusedopt.optim._torch import (
     torch_step,
 )
 
+# Function modes that need not see a step: a default device says where tensors are made.
+_BLIND: set[type] = {DeviceContext}
 _native: ContextVar[bool] = ContextVar("fusedopt_native", default=os.environ.get("FUSEDOPT_DISABLE") == "1")
 
 
@@ -283,8 +285,8 @@ def _observer() -> str | None:
     reason = _C.observer()
     if reason == _C.FUNCTION_MODE:
         modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-        if all(type(mode) is DeviceContext for mode in modes):
-            return None  # a default device changes where tensors are made, no step
+        if all(type(mode) in _BLIND for mode in modes):
+            return None
     return reason
 
 
