@@ -29,7 +29,9 @@ struct DeltaBarDelta {
 
   FUSEDOPT_HD DeltaBarDelta(const Numbers& n, double, double scale)
       : gradient(scale, n.maximize != 0, n.weight_decay), lr(F(n.lr)), increase(F(n.beta)), decrease(F(1 - n.beta)),
-        momentum(F(n.momentum)), min_gain(F(n.min_gain)), max_gain(F(n.max_gain)) {}
+        momentum(F(n.momentum)),
+        // Of bounds that cross the upper one has the last word, as in torch.clamp.
+        min_gain(F(n.min_gain < n.max_gain ? n.min_gain : n.max_gain)), max_gain(F(n.max_gain)) {}
 
   FUSEDOPT_HD void operator()(F& param, F grad, F& gain, F& grad_sign, F& momentum_buffer) const {
     const F g = gradient(grad, param);
@@ -37,8 +39,7 @@ struct DeltaBarDelta {
     const F agreement = sign * grad_sign;  // 0, which leaves the gain alone, where either is, so in the first step too
     grad_sign = sign;
     gain = madd(gain, agreement < 0 ? decrease : F(1), agreement > 0 ? increase : F(0));
-    gain = gain < min_gain ? min_gain : gain;
-    gain = gain > max_gain ? max_gain : gain;  // which has the last word, as in torch.clamp
+    gain = gain < min_gain ? min_gain : gain > max_gain ? max_gain : gain;
     F direction = gain * g;
     if constexpr (Momentum) direction = momentum_buffer = madd(momentum, momentum_buffer, direction);
     param = madd(-lr, direction, param);

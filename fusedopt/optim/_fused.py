@@ -182,9 +182,9 @@ class FusedStep(Options):
         # Set by GradScaler around the step; None or 0 where there is nothing to unscale or to check.
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         scaling = NO_SCALING if grad_scale is None and found_inf is None else Scaling(grad_scale, found_inf)
-        if found_inf is not None and has_shards(self):
-            scaling = agreed(self, scaling)
         if not scaling.on_gpu and scaling.overflowed():
+            if has_shards(self):
+                agreed(self, scaling)  # the other processes have to learn of it
             return
 
         numbers, counted, graphs = [], [], False
@@ -209,14 +209,16 @@ class FusedStep(Options):
             everything = everything or "its sums go over several processes"
         if everything:
             refuse_capturable(self)
-            if scaling.on_gpu and scaling.overflowed():
+            sharded = has_shards(self)
+            scaling = agreed(self, scaling) if sharded else scaling
+            if (sharded or scaling.on_gpu) and scaling.overflowed():
                 return
             params = [p for group in self.param_groups for p in group["params"]]
             self._reasons = ["no gradient" if p.grad is None else everything for p in params]
             leftover = [i for i, p in enumerate(params) if apart or p.grad is not None]
             refuse_sparse(self, leftover)
             with states_restored_on_error(self, [params[i] for i in leftover]):
-                if has_shards(self):
+                if sharded:
                     torch_sharded_step(self, leftover, scaling)
                     return
                 scale, _ = gradient_scale(self, [], leftover, scaling)
@@ -235,7 +237,9 @@ class FusedStep(Options):
         if found is None:
             return
         if plan.sharded:
-            sharded_step(self, refresh, found, scaling)
+            scaling = agreed(self, scaling)
+            if scaling.on_gpu or not scaling.overflowed():
+                sharded_step(self, refresh, found, scaling)
             return
         leftover, missing, uncounted, _ = found
         devices = plan.devices

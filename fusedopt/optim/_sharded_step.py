@@ -34,6 +34,8 @@ Found = tuple[list[int], list[int], list[int], list[int]]
 def agreed(optimizer: FusedStep, scaling: Scaling) -> Scaling:
     """An overflow anywhere is one everywhere: otherwise some processes would step and others not."""
     found = scaling.found_inf
+    if found is None:
+        return scaling
     found = local(found.full_tensor() if is_dtensor(found) else found)  # type: ignore[union-attr]
     if not isinstance(found, Tensor):
         found = torch.tensor(float(found or 0), dtype=torch.float32)
