@@ -156,7 +156,9 @@ def test_hyper_parameters_changed_between_steps(name: str) -> None:
         opt.param_groups[0].update(CHANGES[name])
     pair.step(2)
     pair.step(3)
-    assert {e.path for e in pair.ours.explain()} == {"fused"}
+    # Where the GPU is the CPU, all tensors are the GPU's, and betas that lie there are torch's affair.
+    on_gpu = gpu.ON_CPU and isinstance(CHANGES[name].get("betas", (0,))[0], Tensor)
+    assert {e.path for e in pair.ours.explain()} == {"torch" if on_gpu else "fused"}
 
 
 @each_class

@@ -130,6 +130,11 @@ def torch_step(
     selected = _select(optimizer, indices, every_group)
     if not selected:
         return
+    # Of the groups themselves, not of the copies below: SWATS brings its switch to where the parameters are.
+    refusable = guarded and (
+        _has_odd_numbers(optimizer, [group for group, _ in selected])
+        or any(_refusable(optimizer, group, params) for group, params in selected)
+    )
     groups = [{**group, "params": params} for group, params in selected]
     for group in groups:
         if group.get("fused") and not all(_alike(p, optimizer.state.get(p, {})) for p in group["params"]):
@@ -137,7 +142,7 @@ def torch_step(
     params = [p for group in groups for p in group["params"]]
     grads = [p.grad for p in params]
     with contextlib.ExitStack() as undo:
-        if guarded and (_has_odd_numbers(optimizer, groups) or any(_refusable(optimizer, group) for group in groups)):
+        if refusable:
             undo.enter_context(_restored_on_error(optimizer, params))
         if scale != 1:
             for p, grad in zip(params, grads, strict=True):
@@ -178,10 +183,10 @@ def _has_odd_numbers(optimizer: FusedStep, groups: list[dict[str, Any]]) -> bool
     return plan.has_odd_numbers
 
 
-def _refusable(optimizer: FusedStep, group: dict[str, Any]) -> bool:
-    """Whether torch might refuse a parameter of this group in the middle of its work."""
+def _refusable(optimizer: FusedStep, group: dict[str, Any], params: list[Tensor]) -> bool:
+    """Whether torch might refuse one of these parameters of a group in the middle of its work."""
     names = _C.STATES[optimizer._numbers(group)[0]]
-    for p in group["params"]:
+    for p in params:
         state = optimizer.state.get(p) or dict.fromkeys(names)
         like_p = [p.grad, *(v for k, v in state.items() if k != "step")]
         if not all(name in state for name in names) or any(
