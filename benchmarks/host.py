@@ -114,7 +114,8 @@ def parts(optimizer: torch.optim.Optimizer) -> tuple[Run, Run]:
     optimizer._plan = Recorder(plan)  # type: ignore[attr-defined]
     optimizer.step()
     optimizer._plan = plan  # type: ignore[attr-defined]
-    refresh, norm, run = calls["refresh"], calls.get("norm"), calls["run"]
+    # A step that needs nothing else is one call, of which the last argument asks for the update too.
+    refresh, norm, run = calls["refresh"][:6], calls.get("norm"), calls.get("run", (1.0,))
 
     def walk() -> None:
         plan.refresh(*refresh)
