@@ -23,6 +23,8 @@ from implementations import OURS
 from parameter_sets import GPU_SETS
 from timing import Spread
 
+from fusedopt import _C
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # tests/ has a module of this name, too.
@@ -133,6 +135,7 @@ def results(folder: Path) -> dict[str, str]:
     return {line["name"]: line["result"] for line in read_json(folder) if line["kind"] == "stage"}
 
 
+@pytest.mark.skipif(_C.GPU is None, reason="make gpu is for builds with CUDA kernels")
 def test_a_rehearsal_of_the_whole_schedule(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
