@@ -24,9 +24,9 @@ from fusedopt.optim._options import Options
 from fusedopt.optim._processes import is_partition, refuse_partition
 from fusedopt.optim._scaling import NO_SCALING, Scaling, gradient_scale
 from fusedopt.optim._sharded_step import agreed, sharded_step, torch_sharded_step
-from fusedopt.optim._shards import Domains, has_shards
+from fusedopt.optim._shards import Domains, has_shards, params_of
 from fusedopt.optim._torch import (
-    count_on_device,
+    look_again,
     new_states,
     refuse_capturable,
     refuse_capture,
@@ -208,22 +208,7 @@ class FusedStep(Options):
         if apart:  # every process has to take part in every sum
             everything = everything or "its sums go over several processes"
         if everything:
-            refuse_capturable(self)
-            sharded = has_shards(self)
-            scaling = agreed(self, scaling) if sharded else scaling
-            if (sharded or scaling.on_gpu) and scaling.overflowed():
-                return
-            params = [p for group in self.param_groups for p in group["params"]]
-            self._reasons = ["no gradient" if p.grad is None else everything for p in params]
-            leftover = [i for i, p in enumerate(params) if apart or p.grad is not None]
-            refuse_sparse(self, leftover)
-            with states_restored_on_error(self, [params[i] for i in leftover]):
-                if sharded:
-                    torch_sharded_step(self, leftover, scaling)
-                    return
-                scale, _ = gradient_scale(self, [], leftover, scaling)
-                seen = any(group["differentiable"] for group in self.param_groups)  # by autograd, values put back too
-                torch_step(self, leftover, scale, guarded=not seen, every_group=apart)
+            self._advance_by_torch(everything, scaling, apart)
             return
 
         plan = self._plan
@@ -253,12 +238,7 @@ class FusedStep(Options):
         if leftover or missing or uncounted:
             refuse_sparse(self, leftover)
             with new_states(self, missing):
-                if missing:
-                    leftover, _, uncounted, _ = refresh(True, True)
-                if uncounted:
-                    count_on_device(self, uncounted, missing)
-                    leftover, _, still_uncounted, _ = refresh(True, True)
-                    leftover += still_uncounted
+                leftover = look_again(self, refresh, leftover, missing, uncounted)
                 scale, scalings = gradient_scale(self, devices, leftover, scaling)
                 if leftover:
                     torch_step(self, leftover, scale, guarded=True)
@@ -266,6 +246,25 @@ class FusedStep(Options):
         else:
             scale, scalings = gradient_scale(self, devices, leftover, scaling)
         plan.run(scale, scalings, self.defaults["max_grad_norm"] or 0.0, self._clip_epsilon)
+
+    def _advance_by_torch(self, reason: str, scaling: Scaling, apart: bool) -> None:
+        """Steps everything on torch's path; with `apart`, every process takes part, whatever gradients it has."""
+        refuse_capturable(self)
+        sharded = has_shards(self)
+        scaling = agreed(self, scaling) if sharded else scaling
+        if (sharded or scaling.on_gpu) and scaling.overflowed():
+            return
+        params = params_of(self)
+        self._reasons = ["no gradient" if p.grad is None else reason for p in params]
+        leftover = [i for i, p in enumerate(params) if apart or p.grad is not None]
+        refuse_sparse(self, leftover)
+        with states_restored_on_error(self, [params[i] for i in leftover]):
+            if sharded:
+                torch_sharded_step(self, leftover, scaling)
+                return
+            scale, _ = gradient_scale(self, [], leftover, scaling)
+            seen = any(group["differentiable"] for group in self.param_groups)  # by autograd, values put back too
+            torch_step(self, leftover, scale, guarded=not seen, every_group=apart)
 
     # Rebuilt at need: torch drops whatever it does not know when an optimizer is copied or pickled.
     _plan: _C.Plan | None = None

@@ -14,7 +14,7 @@ from fusedopt import _C, sharding
 from fusedopt.optim._scaling import Scaling, Scalings, gradient_scale
 from fusedopt.optim._shards import Domains, params_of, placed
 from fusedopt.optim._torch import (
-    count_on_device,
+    look_again,
     new_states,
     refuse_capturable,
     refuse_capture,
@@ -68,13 +68,7 @@ def sharded_step(optimizer: FusedStep, refresh: Callable[..., Found], found: Fou
             return
         refuse_sparse(optimizer, leftover)
         stack.enter_context(new_states(optimizer, missing))
-        if missing:
-            leftover, _, uncounted, _ = refresh(True, True)
-        if uncounted:
-            count_on_device(optimizer, uncounted, missing)
-            leftover, _, still_uncounted, _ = refresh(True, True)
-            leftover += still_uncounted
-
+        leftover = look_again(optimizer, refresh, leftover, missing, uncounted)
         if not reduces:
             scale, scalings = gradient_scale(optimizer, devices, leftover, scaling)
             if leftover:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -220,6 +220,26 @@ def new_states(optimizer: FusedStep, indices: list[int]) -> Iterator[None]:
         for group, params in selected:
             optimizer._init_states(group, params)
         yield
+
+
+def look_again(
+    optimizer: FusedStep,
+    refresh: Callable[..., tuple[list[int], ...]],
+    leftover: list[int],
+    missing: list[int],
+    uncounted: list[int],
+) -> list[int]:
+    """Walks again, once states have been made and for step counts that have to be moved.
+
+    Returns what torch has to update then: a step count that cannot be moved is torch's affair.
+    """
+    if missing:
+        leftover, _, uncounted, _ = refresh(True, True)
+    if uncounted:
+        count_on_device(optimizer, uncounted, missing)
+        leftover, _, still_uncounted, _ = refresh(True, True)
+        leftover += still_uncounted
+    return leftover
 
 
 @contextlib.contextmanager
