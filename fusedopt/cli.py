@@ -48,7 +48,7 @@ def _write(figure: Figure, out: Path) -> None:
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Prints what the user can put right as one line and exits with 1; other errors are bugs, with a traceback."""
     from fusedopt.data import DataError
     from fusedopt.files import FileError
@@ -80,7 +80,7 @@ def demo(
     """Learn Rock-Paper-Scissors from drawn hands, time fused against native steps, report on both. Needs no network."""
     from fusedopt.commands.checks import use_threads
 
-    with _one_line_errors():
+    with one_line_errors():
         from fusedopt.examples.demo import run_demo
 
         use_threads(threads)
@@ -106,7 +106,7 @@ def find_learning_rate(
     from fusedopt.commands.checks import use_threads
     from fusedopt.examples.tasks import find_task
 
-    with _one_line_errors():
+    with one_line_errors():
         from tqdm import tqdm
 
         from fusedopt.examples.find_lr import draw, find_on, in_options, report
@@ -145,7 +145,7 @@ def show_augmentations(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("augmentations.png"),
 ) -> None:
     """Draw a contact sheet: a row of images, and what each augmentation makes of them."""
-    with _one_line_errors():
+    with one_line_errors():
         from fusedopt.examples.contact_sheet import draw_augmentations
         from fusedopt.examples.tasks import find_task
 
@@ -166,7 +166,7 @@ def plot_schedule(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("schedule.png"),
 ) -> None:
     """Draw learning-rate schedules, torch's and this package's."""
-    with _one_line_errors():
+    with one_line_errors():
         from fusedopt.schedulers.gallery import GALLERY, OURS, simulate_named
         from fusedopt.schedulers.plot import plot_simulations
 

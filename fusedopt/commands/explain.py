@@ -23,9 +23,9 @@ def explain(
 
     The pictures go into the run's folder. Those without a named layer are then part of `fusedopt report`.
     """
-    from fusedopt.cli import _one_line_errors
+    from fusedopt.cli import one_line_errors
 
-    with _one_line_errors():
+    with one_line_errors():
         from fusedopt.reports import evaluate, plot_activations, plot_attributions, plot_filters, write_picture
         from fusedopt.training import RunFolder
 

@@ -18,9 +18,9 @@ def export(
 
     What is written has been compared with the run's network on random images, and agrees with it.
     """
-    from fusedopt.cli import _one_line_errors
+    from fusedopt.cli import one_line_errors
 
-    with _one_line_errors():
+    with one_line_errors():
         import torch
 
         from fusedopt.inference import FORMATS

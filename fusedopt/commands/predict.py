@@ -16,9 +16,9 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print a list with an object for each file.")] = False,
 ) -> None:
     """Classify image files. One that cannot be read is named, the others go on, and the exit code is 1."""
-    from fusedopt.cli import _one_line_errors
+    from fusedopt.cli import one_line_errors
 
-    with _one_line_errors():
+    with one_line_errors():
         from fusedopt.data import DataError
         from fusedopt.inference import classify
         from fusedopt.training import RunFolder

@@ -13,9 +13,9 @@ def report(
     data_dir: Annotated[Path | None, typer.Option(help="As for train.")] = None,
 ) -> None:
     """Draw a run: curves, confusion matrix, accuracy of each class, Grad-CAM, and a page that holds them all."""
-    from fusedopt.cli import _one_line_errors
+    from fusedopt.cli import one_line_errors
 
-    with _one_line_errors():
+    with one_line_errors():
         from fusedopt.reports import write_report
         from fusedopt.training import RunFolder
 

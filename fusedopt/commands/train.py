@@ -103,7 +103,7 @@ def train(
     """
     import torch
 
-    from fusedopt.cli import _one_line_errors
+    from fusedopt.cli import one_line_errors
     from fusedopt.data import compose, hold_out
     from fusedopt.examples.tasks import find_task
     from fusedopt.training import (
@@ -126,7 +126,7 @@ def train(
     if resume and out is None:
         raise typer.BadParameter("--resume needs --out, the folder of the run to go on with")
     ours = not optimizer.startswith("torch.")
-    with _one_line_errors():
+    with one_line_errors():
         progress = None if quiet else ProgressBar()
         with usage_errors():
             numbers = {"lr": rate_of(lr), "momentum": momentum, "weight_decay": weight_decay}

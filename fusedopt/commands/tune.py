@@ -42,10 +42,10 @@ def tune(
 
     After Ctrl-C, or with more --trials, the same command goes on with what --study holds.
     """
-    from fusedopt.cli import _one_line_errors
+    from fusedopt.cli import one_line_errors
     from fusedopt.commands.checks import use_threads
 
-    with _one_line_errors():
+    with one_line_errors():
         from fusedopt.data import hold_out
         from fusedopt.examples.tasks import find_task
         from fusedopt.training.run import make_folder
