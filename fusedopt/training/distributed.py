@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -167,9 +168,17 @@ def parallel(model: nn.Module, world: World, device: torch.device, *, fsdp: bool
 def join_gloo(**options: Any) -> None:
     """Joins the other processes over gloo, with the options of `torch.distributed.init_process_group`."""
     dist.init_process_group("gloo", **options)
-    # Whoever lets go of the group last waits for its threads, which may wait for the GIL to free a tensor. Python gives
-    # the GIL up for that, a DistributedDataParallel with PyTorch 2.13 does not: Python has to be the last.
-    atexit.register(lambda group: None, dist.group.WORLD)
+    atexit.register(_leave, dist.group.WORLD)
+
+
+def _leave(group: dist.ProcessGroup | None) -> None:
+    """Lets go of a group over gloo, at the end of Python.
+
+    Whoever lets go of it last waits for its threads, which may wait for the GIL to free a tensor. Python gives the GIL
+    up for that, a DistributedDataParallel with PyTorch 2.13 does not: Python has to be the last. And it has to be soon:
+    threads that ask for the GIL of a Python that has ended abort the process. What is left of a model is a cycle.
+    """
+    gc.collect()
 
 
 @contextmanager
