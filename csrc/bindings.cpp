@@ -2,6 +2,8 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <array>
+
 #include "cpu/cpu.h"
 #include "plan.h"
 #include "walk.h"
@@ -14,16 +16,20 @@ PYBIND11_MODULE(_C, m) {
   using namespace fusedopt;
 
   py::dict rules;
-  py::list states, transfers;
+  py::list states, scopes, transfers, late_transfers;
   for (const RuleInfo& rule : kRuleInfo) {
     rules[rule.name] = rules.size();
     states.append(std::vector<std::string>(rule.states, rule.states + rule.state_count));
-    transfers.append(rule.operands.transfers());
+    scopes.append(std::array{py::object(py::none()), py::object(py::str("tensor")),
+                             py::object(py::str("group"))}[size_t(rule.scope)]);
+    transfers.append(rule.operands.transfers() + rule.second.transfers());
+    late_transfers.append(rule.late.transfers());
   }
-  transfers[size_t(RuleId::lamb)] = Lamb<float>::kOperands.transfers() + Lamb<float>::kUpdateOperands.transfers();
   m.attr("RULES") = rules;
   m.attr("STATES") = states;
+  m.attr("SCOPES") = scopes;        // over what they take sums
   m.attr("TRANSFERS") = transfers;  // of an element in one step, reads and writes
+  m.attr("LATE_TRANSFERS") = late_transfers;
 
   m.attr("GPU") = kHasGpu ? py::object(py::str(c10::DeviceTypeName(gpu::kDeviceType, true))) : py::none();
   m.def("is_capturing", &gpu::is_capturing, "Whether the current stream of the GPU is being captured.");

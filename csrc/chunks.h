@@ -41,6 +41,7 @@ enum class Pass { kBoth, kFirst, kSecond };  // what of a step
 
 struct Row {  // what a rule is made from: a group's hyper-parameters at one step count
   const double* numbers;
+  double* memory;  // what the group remembers, where the rule says so
   const void* lr;  // where a learning rate lies on a GPU, else null
   double count;
   RuleId rule;
@@ -51,8 +52,9 @@ struct Row {  // what a rule is made from: a group's hyper-parameters at one ste
 struct Table {
   std::vector<Tensor> tensors;
   std::vector<Chunk> chunks;
-  std::vector<double> rows;  // rule objects, kMaxRowBytes apart
-  std::vector<double> sums;  // two per chunk: partial sums of squares
+  std::vector<double> rows;       // rule objects, kMaxRowBytes apart
+  std::vector<double*> memories;  // by row, what its group remembers
+  std::vector<double> sums;       // two per chunk, of those rules that take sums
   // Where each tensor's sums stand among those that processes share, -1 of one that is all here. Empty if all are.
   std::vector<int32_t> slots;
   int64_t elements = 0;

@@ -1,5 +1,4 @@
 // What the plan's walk learns of the param groups: their hyper-parameters as numbers.
-#include <bit>
 #include <cmath>
 #include <map>
 #include <string>
@@ -55,37 +54,64 @@ const char* odd_number(const char* name) {
   return reason.c_str();
 }
 
+py::value_error wrong_names(const RuleInfo& rule) {
+  std::string names;
+  for (int i = 0; i < rule.number_count; ++i) names += (i ? ", " : "") + std::string(rule.numbers[i].name);
+  return py::value_error("the hyper-parameters of " + std::string(rule.name) + " are " + names);
+}
+
 }  // namespace
 
-void Plan::read_group(Group& group, PyObject* rule_and_numbers, bool counted) {
-  if (PyTuple_GET_SIZE(rule_and_numbers) < 1) throw py::value_error("a group needs a rule");
-  group.rule = static_cast<RuleId>(PyLong_AsLong(PyTuple_GET_ITEM(rule_and_numbers, 0)));
+// Interned once, so that equal names are identical.
+const Names& names_of(RuleId id) {
+  static Names names[int(RuleId::kCount)];
+  Names& known = names[int(id)];
+  if (known.step) return known;
+  const RuleInfo& rule = info(id);
+  for (int i = 0; i < rule.number_count; ++i) known.numbers[i] = interned(rule.numbers[i].name);
+  for (int i = 0; i < rule.state_count; ++i) known.states[i] = interned(rule.states[i]);
+  known.step = interned("step");
+  return known;
+}
+
+void Plan::read_group(Group& group, PyObject* declared, bool counted) {
+  const Py_ssize_t size = PyTuple_Check(declared) ? PyTuple_GET_SIZE(declared) : 0;
+  PyObject* numbers = size > 1 ? PyTuple_GET_ITEM(declared, 1) : nullptr;
+  const long id = numbers && PyDict_Check(numbers) ? PyLong_AsLong(PyTuple_GET_ITEM(declared, 0)) : -1;
+  if (id < 0 || id >= long(RuleId::kCount))
+    throw py::value_error("a group needs a rule, its hyper-parameters by name, and what it remembers where it does");
+  group.rule = static_cast<RuleId>(id);
   const RuleInfo& rule = info(group.rule);
-  if (PyTuple_GET_SIZE(rule_and_numbers) != 1 + rule.number_count)
-    throw py::value_error("wrong number of hyper-parameters");
-  group.lr = nullptr, group.odd = nullptr, group.joint = false, group.counted = counted;
+  group.names = &names_of(group.rule);
+  group.lr = nullptr, group.odd = nullptr, group.counted = counted;
+  if (PyDict_GET_SIZE(numbers) != rule.number_count) throw wrong_names(rule);
+  Py_ssize_t cursor = 0;
   for (int i = 0; i < rule.number_count; ++i) {
     const auto [name, domain] = rule.numbers[i];
-    PyObject* object = PyTuple_GET_ITEM(rule_and_numbers, 1 + i);
+    PyObject* object = find(numbers, group.names->numbers[i], cursor);
+    if (!object) throw wrong_names(rule);
     double& number = group.numbers[i];
     if (domain == Domain::kFlag) {
       number = object == Py_True || (object != Py_False && is_flag(object));
-    } else if (domain == Domain::kMemory) {
-      const at::Tensor& t = THPVariable_Unpack(object);
-      TORCH_CHECK_VALUE(t.numel() == 3 && t.is_contiguous(), "a group's switch must be three float64 numbers");
-      group.joint = true, group.device = kNoDevice;
-      if (!is_plain(*t.unsafeGetTensorImpl())) continue;
-      group.device = gpu_index(t.device());
-      number = std::bit_cast<double>(t.data_ptr<double>());
     } else if (i == 0 && THPVariable_Check(object) && is_gpu_number(THPVariable_Unpack(object))) {
       group.lr = object;
     } else if (!read(object, i == 0, number) || !is_within(domain, number)) {
       group.odd = odd_number(name);
     }
   }
-  group.keys[0] = interned("step");
-  for (int i = 0; i < rule.state_count; ++i) group.keys[1 + i] = interned(rule.states[i]);
+  group.joint = rule.scope == Scope::kGroup, group.memory = nullptr, group.device = kNoDevice;
+  if (rule.memory) read_memory(group, size > 2 ? PyTuple_GET_ITEM(declared, 2) : Py_None);
   for (int32_t& row : group.last_rows) row = -1;
+}
+
+void Plan::read_memory(Group& group, PyObject* tensor) {
+  TORCH_CHECK_VALUE(THPVariable_Check(tensor), "the rule needs what its group remembers, a tensor");
+  const at::Tensor& t = THPVariable_Unpack(tensor);
+  TORCH_CHECK_VALUE(t.numel() == info(group.rule).memory && t.is_contiguous() && t.scalar_type() == at::kDouble,
+                    "what a group remembers must be ", info(group.rule).memory, " float64 numbers");
+  if (!is_plain(*t.unsafeGetTensorImpl())) return;
+  group.device = gpu_index(t.device());
+  group.memory = t.data_ptr<double>();
 }
 
 bool Plan::has_odd_numbers() const {

@@ -198,8 +198,12 @@ void Plan::run_gpus(double scale, const Scalings& scalings, double max_norm, dou
 // Makes the rules of the CPU.
 void Plan::fold(double scale) {
   table_.rows.resize(rows_.size() * kMaxRowBytes / sizeof(double));
-  for (size_t r = 0; r < rows_.size(); ++r)
-    info(rows_[r].rule).fold[rows_[r].is_double](table_.row(int32_t(r)), rows_[r].numbers, rows_[r].count, scale);
+  table_.memories.clear();
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    const Row& row = rows_[r];
+    info(row.rule).fold[row.is_double](table_.row(int32_t(r)), row.numbers, row.count, scale, row.memory);
+    table_.memories.push_back(row.memory);
+  }
 }
 
 // Keeps every operand alive while other Python threads run.

@@ -15,6 +15,11 @@
 
 namespace fusedopt {
 
+struct Names {  // of a rule, as Python objects
+  PyObject *numbers[kMaxNumbers], *states[kMaxStates], *step;
+};
+const Names& names_of(RuleId rule);
+
 class Plan {
  public:
   using Indices = std::vector<int64_t>;
@@ -24,13 +29,13 @@ class Plan {
   using MaybeTensor = std::optional<at::Tensor>;
   using Scalings = std::map<int, std::tuple<MaybeTensor, MaybeTensor, MaybeTensor>>;
 
-  // Looks at every parameter, gradient and state; writes nothing. `numbers` has for each group a tuple of the rule and
-  // its hyper-parameters, `counted` whether a GPU is to count its steps. Returns the indices of the parameters that
-  // torch has to update, of those without a state, of those whose `step` has to be moved to their device, and of the
-  // DTensors whose gradient or state is placed otherwise than they are. Once states have been made, `initialized` says
-  // so, and the coming step is their first; once DTensors have been placed, `placed` says so: until then the plan waits
-  // and cannot run; `done` are the parameters that torch has updated by then. `at_once`, a step that leaves nothing of
-  // this to do is done with a scale of 1, and nothing is returned.
+  // Looks at every parameter, gradient and state; writes nothing. `numbers` has for each group a tuple of the rule, its
+  // hyper-parameters by name and, for some, what the group remembers; `counted` whether a GPU is to count its steps.
+  // Returns the indices of the parameters that torch has to update, of those without a state, of those whose `step` has
+  // to be moved to their device, and of the DTensors whose gradient or state is placed otherwise than they are. Once
+  // states have been made, `initialized` says so, and the coming step is their first; once DTensors have been placed,
+  // `placed` says so: until then the plan waits and cannot run; `done` are the parameters that torch has updated by
+  // then. `at_once`, a step that leaves nothing of this to do is done with a scale of 1, and nothing is returned.
   using Found = std::tuple<Indices, Indices, Indices, Indices>;
   std::optional<Found> refresh(py::object groups, py::object state, py::list numbers, py::list counted,
                                bool initialized, bool placed, bool at_once, const Indices& done);
@@ -97,17 +102,19 @@ class Plan {
   struct Group {
     RuleId rule;
     double numbers[kMaxNumbers];
-    PyObject* keys[1 + kMaxStates];  // of the step and of the states, in the order in which torch makes them
-    PyObject* lr;                    // where it is a tensor on a GPU, else null
-    const char* odd;                 // why its hyper-parameters are not for its rule, or null
-    bool joint;                      // what becomes of one of its parameters depends on all
-    int8_t device;                   // where it is decided then
-    bool counted;                    // by a GPU
-    int32_t last_rows[4];            // of each compute type on the CPU and on a GPU
+    const Names* names;    // the rule's
+    PyObject* lr;          // where it is a tensor on a GPU, else null
+    const char* odd;       // why its hyper-parameters are not for its rule, or null
+    double* memory;        // what it remembers, where its rule says so
+    bool joint;            // what becomes of one of its parameters depends on all
+    int8_t device;         // where it is decided then
+    bool counted;          // by a GPU
+    int32_t last_rows[4];  // of each compute type on the CPU and on a GPU
   };
   using RowKey = std::tuple<int32_t, bool, int, double>;  // group, whether it computes in double, device, step count
 
-  void read_group(Group& group, PyObject* rule_and_numbers, bool counted);
+  void read_group(Group& group, PyObject* declared, bool counted);
+  static void read_memory(Group& group, PyObject* tensor);
   void visit(size_t index, PyObject* param, int32_t group, PyObject* state, Py_ssize_t& cursor, bool initialized);
   void place(Entry& e, PyObject* dtensor);
   static const at::Tensor* local(Shard& shard, int k, PyObject* value, const char*& reason);

@@ -90,10 +90,13 @@ void Plan::end(double scale, const Scalings& scalings, double max_norm, double e
     const at::Tensor sums = total(g, parts);
     if (!sums.defined()) continue;
     if (groups_[g].device < 0) {
-      cpu::decide(groups_[g].numbers, sums[0].item<double>(), sums[1].item<double>());
+      double rule[kMaxRowBytes / sizeof(double)];
+      const RuleInfo& declared = info(groups_[g].rule);
+      declared.fold[1](rule, groups_[g].numbers, 1, 1, groups_[g].memory);
+      declared.decide[1](rule, sums[0].item<double>(), sums[1].item<double>());
       continue;
     }
-    Row row{groups_[g].numbers, nullptr, 1, groups_[g].rule, true, false, groups_[g].device};
+    Row row{groups_[g].numbers, groups_[g].memory, nullptr, 1, groups_[g].rule, true, false, groups_[g].device};
     if (groups_[g].lr) {
       const at::Tensor& lr = THPVariable_Unpack(groups_[g].lr);
       row.lr = lr.data_ptr(), row.double_lr = lr.scalar_type() == at::kDouble;

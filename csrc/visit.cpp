@@ -141,11 +141,11 @@ INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, 
   if (values && !is_ordinary(values)) return "the state of the parameter is not a dict";
   if (rule.state_count && (!values || PyDict_GET_SIZE(values) == 0)) return e.fresh = true, kNoState;
   double count = 0;
-  PyObject* step = rule.counts_steps || (t.device >= 0 && values) ? find(values, group.keys[0], cursor) : nullptr;
+  PyObject* step = rule.counts_steps || (t.device >= 0 && values) ? find(values, group.names->step, cursor) : nullptr;
   if (rule.counts_steps || step)
     if (const char* reason = this->step(e, t, step, count)) return reason;
   for (int i = 0; i < rule.state_count; ++i) {
-    PyObject* value = find(values, group.keys[1 + i], cursor);
+    PyObject* value = find(values, group.names->states[i], cursor);
     if (!rule.counts_steps && (!value || value == Py_None)) return e.fresh = true, kNoState;
     if (!value || !THPVariable_Check(value)) return "the state lacks a tensor that the rule needs";
     const at::Tensor* here = &THPVariable_Unpack(value);
@@ -194,7 +194,7 @@ INLINE int32_t Plan::row(int32_t g, const Tensor& t, double count) {
   const auto [it, is_new] = row_of_.try_emplace({g, is_double, t.device, count}, int32_t(rows_.size()));
   row = it->second;
   if (!is_new) return row;
-  rows_.push_back({group.numbers, nullptr, count, group.rule, is_double, false, t.device});
+  rows_.push_back({group.numbers, group.memory, nullptr, count, group.rule, is_double, false, t.device});
   if (!group.lr) return row;
   const at::Tensor& lr = THPVariable_Unpack(group.lr);
   if (t.device != gpu_index(lr.device())) return group.numbers[0] = lr.item<double>(), row;

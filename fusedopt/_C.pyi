@@ -5,7 +5,9 @@ from torch import Tensor
 
 RULES: dict[str, int]
 STATES: list[list[str]]
+SCOPES: list[Literal["tensor", "group"] | None]
 TRANSFERS: list[int]
+LATE_TRANSFERS: list[int]
 
 GPU: str | None
 FUNCTION_MODE: str

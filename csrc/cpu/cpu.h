@@ -10,8 +10,6 @@ void step(Table& table);
 // process has, become what all have.
 void first_pass(Table& table);
 void second_pass(Table& table);
-// SWATS's decision on a group of such tensors, by its hyper-parameters and sums.
-void decide(const double* numbers, double square, double dot);
 // The sum of squares of all gradients, the same for any number of threads.
 double square_sum(Table& table);
 // The instruction set in use: default, avx2, avx512. The machine's best, or what FUSEDOPT_ISA or ATEN_CPU_CAPABILITY
@@ -20,10 +18,10 @@ const char* isa();
 
 // The loops over one chunk, compiled once per instruction set.
 struct Kernels {
-  // Applies a rule to n elements. LAMB's first pass adds the squares of parameter and update to sums[0] and sums[1],
-  // SWATS in its Adam phase p.p and p.g.
+  // Applies a rule to n elements, and adds to its two sums; its second pass, null where it has none.
   void (*apply[int(RuleId::kCount)][int(Dtype::kCount)])(void* const* addr, int64_t n, const void* rule, double* sums);
-  void (*lamb_update[int(Dtype::kCount)])(void* const* addr, int64_t n, const void* rule, double step_size);
+  void (*second[int(RuleId::kCount)][int(Dtype::kCount)])(void* const* addr, int64_t n, const void* rule,
+                                                          double number);
   void (*square_sum[int(Dtype::kCount)])(void* const* addr, int64_t n, double* sums);  // of the gradient
 };
 namespace baseline { extern const Kernels kKernels; }

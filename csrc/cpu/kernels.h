@@ -105,12 +105,12 @@ void apply(void* const* addr, int64_t n, const void* row, double* sums) {
   const auto rule = *static_cast<const Rule<F>*>(row);
   constexpr Operands operands = Rule<F>::kOperands;
   constexpr bool kSums = kTakesSums<Rule<F>>;
-  if constexpr (std::is_same_v<Rule<F>, Swats<F>>) {
-    if (rule.group.is_sgd()) {
-      constexpr Operands sgd = Rule<F>::kSgdOperands;
-      const auto body = [=, rate = F(rule.group.step_size())](double&, double&, F& param, F& grad, F&, F&, F& buffer)
-                            INLINED { rule.descend(rate, param, grad, buffer); };
-      return sweep<false, sgd.reads, sgd.writes, D>(addr, n, body);
+  if constexpr (scope_of<Rule<F>>() == Scope::kGroup) {
+    if (rule.is_late()) {
+      constexpr Operands late = Rule<F>::kLateOperands;
+      const auto body = [=, rate = rule.late_rate()](double&, double&, F& param, F& grad, F& a, F& b, F& c)
+                            INLINED { rule.late(rate, param, grad, a, b, c); };
+      return sweep<false, late.reads, late.writes, D>(addr, n, body);
     }
   }
   const auto body = [=](double& s0, double& s1, F& param, F& grad, F& a, F& b, F& c) INLINED {
@@ -120,14 +120,20 @@ void apply(void* const* addr, int64_t n, const void* row, double* sums) {
   sweep<kSums, operands.reads, operands.writes, D>(addr, n, body, sums);
 }
 
-template <int D>
-void lamb_update(void* const* addr, int64_t n, const void* row, double step_size) {
+template <template <class> class Rule, int D>
+void second(void* const* addr, int64_t n, const void* row, double number) {
   using F = Compute<D>;
-  const auto rule = *static_cast<const Lamb<F>*>(row);
-  constexpr Operands operands = Lamb<F>::kUpdateOperands;
-  const auto body = [=](double&, double&, F& param, F&, F& exp_avg, F& exp_avg_sq, F&)
-                        INLINED { param = madd(-F(step_size), rule.update(param, exp_avg, exp_avg_sq), param); };
+  const auto rule = *static_cast<const Rule<F>*>(row);
+  constexpr Operands operands = Rule<F>::kSecondOperands;
+  const auto body = [=, number = F(number)](double&, double&, F& param, F& grad, F& a, F& b, F& c)
+                        INLINED { rule.second(number, param, grad, a, b, c); };
   sweep<false, operands.reads, operands.writes, D>(addr, n, body);
+}
+
+template <template <class> class Rule, int D>
+constexpr auto second_of() -> void (*)(void* const*, int64_t, const void*, double) {
+  if constexpr (scope_of<Rule<float>>() == Scope::kTensor) return second<Rule, D>;
+  else return nullptr;
 }
 
 template <int D>
@@ -140,9 +146,12 @@ void square_sum(void* const* addr, int64_t n, double* sums) {
 
 #define X(name, ...) \
   {apply<by_name::name, 0>, apply<by_name::name, 1>, apply<by_name::name, 2>, apply<by_name::name, 3>},
-extern const Kernels kKernels = {{FUSEDOPT_RULES(X)},
-                                 {lamb_update<0>, lamb_update<1>, lamb_update<2>, lamb_update<3>},
-                                 {square_sum<0>, square_sum<1>, square_sum<2>, square_sum<3>}};
+#define Y(name, ...)                                                                            \
+  {second_of<by_name::name, 0>(), second_of<by_name::name, 1>(), second_of<by_name::name, 2>(), \
+   second_of<by_name::name, 3>()},
+extern const Kernels kKernels = {
+    {FUSEDOPT_RULES(X)}, {FUSEDOPT_RULES(Y)}, {square_sum<0>, square_sum<1>, square_sum<2>, square_sum<3>}};
 #undef X
+#undef Y
 
 }  // namespace fusedopt::cpu::FUSEDOPT_ISA

@@ -45,14 +45,15 @@ void for_each_chunk(Table& table, bool backwards, F f) {
   else at::parallel_for(0, threads, 1, share);
 }
 
-// From the partial sums of a tensor's chunks, in their order.
-double lamb_step_size(Table& table, const Tensor& t, int64_t chunk) {
-  double param = 0, update = 0;
+const RuleInfo& rule_of(const Tensor& t) { return info(t.rule); }
+bool has_second(const Tensor& t) { return rule_of(t).scope == Scope::kTensor; }
+
+// From the sums of a tensor's chunks, in their order, the number that its second pass is called with.
+double settle(Table& table, const Tensor& t, int64_t chunk) {
+  double first = 0, second = 0;
   for (const auto last = chunk + (t.numel - 1) / kChunkSize; chunk <= last; ++chunk)
-    param += table.sums[2 * chunk], update += table.sums[2 * chunk + 1];
-  const void* row = table.row(t.row);
-  return t.dtype == Dtype::kFloat64 ? static_cast<const Lamb<double>*>(row)->step_size(param, update)
-                                    : static_cast<const Lamb<float>*>(row)->step_size(param, update);
+    first += table.sums[2 * chunk], second += table.sums[2 * chunk + 1];
+  return rule_of(t).settle[t.dtype == Dtype::kFloat64](table.row(t.row), first, second);
 }
 
 // Whether a tensor needs no second pass: it is one chunk, and its sums are all here.
@@ -60,19 +61,18 @@ bool ends_early(const Table& table, int32_t tensor) {
   return table.tensors[tensor].numel <= kChunkSize && !table.is_shared(tensor);
 }
 
-// SWATS: what the chunks of a group have left, in their order, decides on its phase. A group's are neighbours.
+// What the chunks of a group have left, in their order, decides on it. A group's are neighbours.
 void decide(Table& table) {
-  const Switch* group = nullptr;
-  double square = 0, dot = 0;
+  const Tensor* of = nullptr;  // one of the group's
+  double first = 0, second = 0;
   for (size_t c = 0; c <= table.chunks.size(); ++c) {
     const Tensor* t = c < table.chunks.size() ? &table.tensors[table.chunks[c].tensor] : nullptr;
-    const bool decides = t && t->rule == RuleId::swats && !table.is_shared(table.chunks[c].tensor);
-    const auto* next = decides ? static_cast<const Switch*>(table.row(t->row)) : nullptr;
-    if (group && (!next || next->memory != group->memory)) {
-      if (!group->is_sgd()) group->decide(square, dot);
-      square = dot = 0;
+    if (t && (rule_of(*t).scope != Scope::kGroup || table.is_shared(table.chunks[c].tensor))) t = nullptr;
+    if (of && (!t || table.memories[t->row] != table.memories[of->row])) {
+      rule_of(*of).decide[of->dtype == Dtype::kFloat64](table.row(of->row), first, second);
+      first = second = 0;
     }
-    if ((group = next)) square += table.sums[2 * c], dot += table.sums[2 * c + 1];
+    if ((of = t)) first += table.sums[2 * c], second += table.sums[2 * c + 1];
   }
 }
 
@@ -92,35 +92,28 @@ void first_pass(Table& table) {
     double* sums = &table.sums[2 * c];
     sums[0] = sums[1] = 0;
     k.apply[int(t.rule)][int(t.dtype)](addr, n, table.row(t.row), sums);
-    if (t.rule == RuleId::lamb && ends_early(table, table.chunks[c].tensor))  // still in the first-level cache
-      k.lamb_update[int(t.dtype)](addr, n, table.row(t.row), lamb_step_size(table, t, c));
+    if (has_second(t) && ends_early(table, table.chunks[c].tensor))  // still in the first-level cache
+      k.second[int(t.rule)][int(t.dtype)](addr, n, table.row(t.row), settle(table, t, c));
   });
 }
 
 void second_pass(Table& table) {
   const Kernels& k = kKernels;
   decide(table);
-  bool second_pass = false;  // for LAMB's larger tensors; their step size goes where their first chunk's sums were
+  bool is_needed = false;  // for larger tensors; what it is called with goes where their first chunk's sums were
   for (size_t c = 0; c < table.chunks.size(); ++c) {
     const Tensor& t = table.tensors[table.chunks[c].tensor];
-    if (t.rule != RuleId::lamb || table.chunks[c].begin || ends_early(table, table.chunks[c].tensor)) continue;
-    table.sums[2 * c] = lamb_step_size(table, t, int64_t(c));
-    second_pass = true;
+    if (!has_second(t) || table.chunks[c].begin || ends_early(table, table.chunks[c].tensor)) continue;
+    table.sums[2 * c] = settle(table, t, int64_t(c));
+    is_needed = true;
   }
-  if (!second_pass) return;
+  if (!is_needed) return;
   // Backwards: what the first pass touched last is still in the cache.
   for_each_chunk(table, true, [&](int64_t c, const Tensor& t, void** addr) {
-    if (t.rule != RuleId::lamb || ends_early(table, table.chunks[c].tensor)) return;
-    const double step_size = table.sums[2 * (c - table.chunks[c].begin / kChunkSize)];
-    k.lamb_update[int(t.dtype)](addr, table.chunks[c].count, table.row(t.row), step_size);
+    if (!has_second(t) || ends_early(table, table.chunks[c].tensor)) return;
+    const double number = table.sums[2 * (c - table.chunks[c].begin / kChunkSize)];
+    k.second[int(t.rule)][int(t.dtype)](addr, table.chunks[c].count, table.row(t.row), number);
   });
-}
-
-void decide(const double* numbers, double square, double dot) {
-  Swats<double>::Numbers n;
-  __builtin_memcpy(&n, numbers, sizeof n);
-  const Switch group = Swats<double>(n, 1, 1).group;
-  if (!group.is_sgd()) group.decide(square, dot);
 }
 
 double square_sum(Table& table) {

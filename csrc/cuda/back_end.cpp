@@ -73,13 +73,13 @@ void BackEnd::build(DeviceTable& table, const std::vector<Tensor>& tensors) {
   const size_t chunks_at = append(chunks_.data(), chunks_.size() * sizeof(Chunk));
   const size_t first_chunks_at = append(first_chunks_.data(), first_chunks_.size() * sizeof(int32_t));
   const size_t square_sum_at = append(nullptr, sizeof(double)), done_at = append(nullptr, sizeof(unsigned));
-  const size_t sums_at = bytes.size(), step_sizes_at = sums_at + chunks_.size() * 2 * sizeof(double);
-  table.memory = copy(bytes, step_sizes_at + tensors.size() * sizeof(double) - bytes.size());
+  const size_t sums_at = bytes.size(), settled_at = sums_at + chunks_.size() * 2 * sizeof(double);
+  table.memory = copy(bytes, settled_at + tensors.size() * sizeof(double) - bytes.size());
   char* base = static_cast<char*>(table.memory.data_ptr());
   const auto at = [&]<class T>(T*& pointer, size_t offset) { pointer = reinterpret_cast<T*>(base + offset); };
   at(table.view.tensors, tensors_at), at(table.view.chunks, chunks_at), at(table.view.first_chunks, first_chunks_at);
   at(table.view.square_sum, square_sum_at), at(table.view.done, done_at);
-  at(table.view.sums, sums_at), at(table.view.step_sizes, step_sizes_at);
+  at(table.view.sums, sums_at), at(table.view.settled, settled_at);
   table.view.chunk_size = int32_t(chunk_size_);
   table.square_sum = scalar(table.memory, square_sum_at);
   table.tensors = tensors;
@@ -145,9 +145,9 @@ void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling, Pass 
       char* at = &bytes[r * stride];
       if (row.rule != batch.rule || row.is_double != is_double) continue;  // another launch's
       if (folded) {
-        rule.fold[is_double](at, row.numbers, row.count, rescaled ? 1 : scaling.scale);
+        rule.fold[is_double](at, row.numbers, row.count, rescaled ? 1 : scaling.scale, row.memory);
       } else {
-        const DeviceRow unfolded{row.count, row.lr, row.double_lr};
+        const DeviceRow unfolded{row.count, row.memory, row.lr, row.double_lr};
         std::memcpy(at, &unfolded, sizeof unfolded);
         std::memcpy(at + sizeof unfolded, row.numbers, rule.number_count * sizeof(double));
       }
@@ -194,9 +194,9 @@ void BackEnd::spread(const std::vector<int32_t>& slots, const at::Tensor& totals
 
 void BackEnd::decide(const Row& row, const Scaling& scaling, const at::Tensor& sums) {
   const DeviceGuard guard(static_cast<c10::DeviceIndex>(device_));
-  WholeRow unfolded{{row.count, row.lr, row.double_lr}, {}};
+  WholeRow unfolded{{row.count, row.memory, row.lr, row.double_lr}, {}};
   std::copy_n(row.numbers, kMaxNumbers, unfolded.numbers);
-  cuda::decide(unfolded, scaling, sums.data_ptr<double>(), current_stream());
+  cuda::decide(row.rule, unfolded, scaling, sums.data_ptr<double>(), current_stream());
 }
 
 size_t BackEnd::memory() const {

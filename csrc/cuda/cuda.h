@@ -33,8 +33,8 @@ struct View {
   const Tensor* tensors;
   const Chunk* chunks;
   const int32_t* first_chunks;  // of every tensor that takes part, in the order of the batches
-  double* sums;                 // two per chunk: partial sums of squares
-  double* step_sizes;           // LAMB's, by tensor
+  double* sums;                 // two per chunk, of those rules that take sums
+  double* settled;              // what became of them, by tensor
   double *square_sum, *norm;    // of all gradients as they are; their norm, unscaled
   unsigned* done;               // blocks that have finished; zero between launches
   const char* rows;             // those that do not fit into the arguments of a launch
@@ -52,6 +52,7 @@ struct Scaling {
 
 struct DeviceRow {  // a Row as a block needs it to make a rule, with the rule's numbers behind it
   double count;
+  double* memory;
   const void* lr;
   bool double_lr;
 };
@@ -76,15 +77,16 @@ struct Slots {
   int32_t count;
 };
 
-// One launch, of LAMB three. With `counts`, the last block to finish adds one to the steps that lie on the device. The
-// second pass is LAMB's last two launches; in between the sums may be made those of all processes.
+// One launch, or three of a rule that takes sums over tensors. With `counts`, the last block to finish adds one to the
+// steps that lie on the device. The second pass is the last two; in between the sums may be made those of all
+// processes.
 void update(const View& view, const Batch& batch, const Rows& rows, const Scaling& scaling, bool counts, Pass pass,
             Stream stream);
 // Adds up view.sums by slot, two totals each; and puts totals in their place.
 void gather(const View& view, const Slots& slots, double* totals, Stream stream);
 void spread(const View& view, const Slots& slots, const double* totals, Stream stream);
-// SWATS's decision on a group whose sums several processes share.
-void decide(const WholeRow& row, const Scaling& scaling, const double* sums, Stream stream);
+// What becomes of a joint group whose sums several processes share.
+void decide(RuleId rule, const WholeRow& row, const Scaling& scaling, const double* sums, Stream stream);
 // view.square_sum and view.norm, of the gradients of all chunks. One launch.
 void gradient_norm(const View& view, int32_t chunks, const Scaling& scaling, Stream stream);
 

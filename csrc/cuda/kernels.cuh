@@ -81,7 +81,7 @@ __device__ __forceinline__ Rule rule_of(const Args& args, const Tensor& t) {
       auto numbers = *reinterpret_cast<const typename Rule::Numbers*>(row + sizeof(DeviceRow));
       if (source.lr) numbers.lr = number(source.lr, source.double_lr);
       const double count = t.step ? number(t.step, t.double_step) + 1 : source.count;
-      new (folded) Rule(numbers, count, gradient_scale(args.scaling));
+      new (folded) Rule(make<Rule>(numbers, count, gradient_scale(args.scaling), source.memory));
     }
   }
   __syncthreads();
@@ -191,19 +191,19 @@ __device__ __forceinline__ bool is_last_block(unsigned* done) {
   return last[0];
 }
 
-// The end of a step: one block, when all others are through, decides for SWATS and adds one to the step counts.
+// The end of a step: one block, when all others are through, decides on a joint group and adds one to the step counts.
 template <class Rule, class Args>
 __device__ __forceinline__ void finish(const Args& args, bool decides = false) {
   if (!(args.counts || decides) || !is_last_block(args.view.done)) return;
-  if constexpr (requires(const Rule& rule) { rule.group; })
+  if constexpr (scope_of<Rule>() == Scope::kGroup)
     if (decides) {
-      double square = 0, dot = 0;
+      double first = 0, second = 0;
       for (int c = args.batch.decides_from + int(threadIdx.x); c < args.batch.chunk + args.batch.chunks; c += kThreads)
-        square += __ldcg(args.view.sums + 2 * c), dot += __ldcg(args.view.sums + 2 * c + 1);
-      block_sum(square, dot);
+        first += __ldcg(args.view.sums + 2 * c), second += __ldcg(args.view.sums + 2 * c + 1);
+      block_sum(first, second);
       // That of any tensor of the group, made once more: in registers it would be in the way of the sweep.
       const auto rule = rule_of<Rule>(args, args.view.tensors[args.view.chunks[args.batch.chunk].tensor]);
-      if (threadIdx.x == 0) rule.group.decide(square, dot);
+      if (threadIdx.x == 0) rule.decide(first, second);
     }
   for (int i = threadIdx.x; i < args.batch.tensors; i += kThreads) {
     const Tensor& t = args.view.tensors[args.view.chunks[args.view.first_chunks[args.batch.tensor + i]].tensor];
@@ -213,7 +213,7 @@ __device__ __forceinline__ void finish(const Args& args, bool decides = false) {
   }
 }
 
-// Applies a rule; of LAMB the first pass, which leaves sums for the second, as SWATS does for its decision.
+// Applies a rule, and leaves the sums that it takes for its second pass or its decision.
 template <template <class> class Rule, int D, int Bytes>
 __global__ void __launch_bounds__(kThreads,
                                   kBlocksPerSm<D, (4u << Rule<float>::kStateCount) - 1, kTakesSums<Rule<float>>>)
@@ -226,13 +226,12 @@ __global__ void __launch_bounds__(kThreads,
   if (skips) return;
   const auto rule = rule_of<Rule<F>>(args, t);
   constexpr Operands operands = Rule<F>::kOperands;
-  constexpr bool kSwats = std::is_same_v<Rule<F>, Swats<F>>;
-  if constexpr (kSwats) {
-    if (rule.group.is_sgd()) {
-      constexpr Operands sgd = Rule<F>::kSgdOperands;
-      const F rate = F(rule.group.step_size());
-      const auto body = [&](F& param, F& grad, F&, F&, F& buffer) { rule.descend(rate, param, grad, buffer); };
-      sweep<sgd.reads, sgd.writes, D>(t, chunk, body);
+  constexpr bool kDecides = scope_of<Rule<F>>() == Scope::kGroup;
+  if constexpr (kDecides) {
+    if (rule.is_late()) {
+      constexpr Operands late = Rule<F>::kLateOperands;
+      const F rate = rule.late_rate();
+      sweep<late.reads, late.writes, D>(t, chunk, [&](auto&... x) { rule.late(rate, x...); });
       return finish<Rule<F>>(args);
     }
   }
@@ -242,7 +241,7 @@ __global__ void __launch_bounds__(kThreads,
     sweep<operands.reads, operands.writes, D>(t, chunk, body);
     block_sum(first, second);
     if (threadIdx.x == 0) args.view.sums[2 * c] = first, args.view.sums[2 * c + 1] = second;
-    if constexpr (kSwats) finish<Rule<F>>(args, args.batch.decides_from >= 0);
+    if constexpr (kDecides) finish<Rule<F>>(args, args.batch.decides_from >= 0);
   } else {
     sweep<operands.reads, operands.writes, D>(t, chunk, rule);
     finish<Rule<F>>(args);

@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "lamb.cuh"
+#include "second.cuh"
 #include "shards.cuh"
 
 namespace fusedopt::cuda {
@@ -36,7 +36,7 @@ void start(void (*kernel)(P...), unsigned grid, Stream stream, A&&... args) {
 
 template <template <class> class Rule, int D, int Bytes>
 void update(const Header& header, const Rows& rows, Pass pass, Stream stream) {
-  constexpr bool kTwoPasses = std::is_same_v<Rule<float>, Lamb<float>>;
+  constexpr bool kTwoPasses = scope_of<Rule<float>>() == Scope::kTensor;
   if (!kTwoPasses && pass == Pass::kSecond) return;
   Arguments<Bytes> args;
   static_cast<Header&>(args) = header;
@@ -44,8 +44,8 @@ void update(const Header& header, const Rows& rows, Pass pass, Stream stream) {
   if (pass != Pass::kSecond) start(apply<Rule, D, Bytes>, header.batch.chunks, stream, args);
   if (pass == Pass::kFirst) return;
   if constexpr (kTwoPasses) {
-    start(lamb_step_sizes<D, Bytes>, header.batch.tensors, stream, args);
-    start(lamb_update<D, Bytes>, header.batch.chunks, stream, args);
+    start(settle<Rule, D, Bytes>, header.batch.tensors, stream, args);
+    start(second_pass<Rule, D, Bytes>, header.batch.chunks, stream, args);
   }
 }
 
@@ -61,6 +61,19 @@ void update(const Header& header, const Rows& rows, Pass pass, Stream stream) {
   {update<by_name::name, 0>, update<by_name::name, 1>, update<by_name::name, 2>, update<by_name::name, 3>},
 using Update = void (*)(const Header&, const Rows&, Pass, Stream);
 constexpr Update kUpdates[][int(Dtype::kCount)] = {FUSEDOPT_RULES(X)};
+#undef X
+
+using Decide = void (*)(const WholeRow&, const Scaling&, const double* sums, Stream);
+template <template <class> class Rule>
+constexpr Decide decide_of() {
+  if constexpr (scope_of<Rule<double>>() != Scope::kGroup) return nullptr;
+  else
+    return [](const WholeRow& row, const Scaling& scaling, const double* sums, Stream stream) {
+      start(decide_group<Rule>, 1, stream, row, scaling, sums);
+    };
+}
+#define X(name, ...) decide_of<by_name::name>(),
+constexpr Decide kDecides[] = {FUSEDOPT_RULES(X)};
 #undef X
 
 template <int Capacity>
@@ -90,8 +103,8 @@ void spread(const View& view, const Slots& slots, const double* totals, Stream s
   start(spread_sums, slots.count, stream, view, slots, totals);
 }
 
-void decide(const WholeRow& row, const Scaling& scaling, const double* sums, Stream stream) {
-  start(decide_group, 1, stream, row, scaling, sums);
+void decide(RuleId rule, const WholeRow& row, const Scaling& scaling, const double* sums, Stream stream) {
+  kDecides[int(rule)](row, scaling, sums, stream);
 }
 
 void gradient_norm(const View& view, int32_t chunks, const Scaling& scaling, Stream stream) {

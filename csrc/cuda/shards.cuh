@@ -20,13 +20,15 @@ __global__ void __launch_bounds__(kThreads) spread_sums(const View view, const S
     for (int k = 0; k < 2; ++k) view.sums[2 * slots.chunks[i] + k] = i == begin ? totals[2 * blockIdx.x + k] : 0;
 }
 
+// What becomes of a joint group.
+template <template <class> class Rule>
 __global__ void __launch_bounds__(kThreads)
     decide_group(const WholeRow row, const Scaling scaling, const double* sums) {
   if (threadIdx.x || skipped(scaling)) return;
-  auto numbers = *reinterpret_cast<const Swats<double>::Numbers*>(row.numbers);
+  auto numbers = *reinterpret_cast<const typename Rule<double>::Numbers*>(row.numbers);
   if (row.lr) numbers.lr = number(row.lr, row.double_lr);
-  const Switch group = Swats<double>(numbers, 1, 1).group;
-  if (!group.is_sgd()) group.decide(sums[0], sums[1]);
+  const auto rule = make<Rule<double>>(numbers, 1, 1, row.memory);
+  if (!rule.is_late()) rule.decide(sums[0], sums[1]);
 }
 
 }  // namespace fusedopt::cuda

@@ -39,24 +39,44 @@ struct RuleInfo {
   const Number* numbers;
   int state_count, number_count, bytes[2];  // of the rule in float and in double
   bool counts_steps;
-  Operands operands;
-  // Constructs the rule, in float or in double, from a group's numbers, a step count and the gradient's factor.
-  void (*fold[2])(void* row, const double* numbers, double count, double scale);
+  Scope scope;
+  int memory;
+  Operands operands, second, late;  // of its passes, none of a pass that it has not
+  // Of the rule in float and in double. Constructs it, from a group's numbers, a step count, the gradient's factor and
+  // what the group remembers; and what becomes of sums over a tensor, or over a group.
+  void (*fold[2])(void* row, const double* numbers, double count, double scale, double* memory);
+  double (*settle[2])(const void* row, double first, double second);
+  void (*decide[2])(const void* row, double first, double second);
 };
 
 template <class Rule>
-void fold(void* row, const double* numbers, double count, double scale) {
+void fold(void* row, const double* numbers, double count, double scale, double* memory) {
   typename Rule::Numbers n;
   static_assert(sizeof n <= sizeof(double[kMaxNumbers]) && sizeof(Rule) <= kMaxRowBytes &&
                 Rule::kStateCount <= kMaxStates);
   __builtin_memcpy(&n, numbers, sizeof n);
-  new (row) Rule(n, count, scale);
+  new (row) Rule(make<Rule>(n, count, scale, memory));
+}
+
+template <class Rule>
+double settle(const void* row, double first, double second) {
+  if constexpr (scope_of<Rule>() == Scope::kTensor) return static_cast<const Rule*>(row)->settle(first, second);
+  else return 0;
+}
+
+template <class Rule>
+void decide(const void* row, double first, double second) {
+  if constexpr (scope_of<Rule>() == Scope::kGroup)
+    if (const auto& rule = *static_cast<const Rule*>(row); !rule.is_late()) rule.decide(first, second);
 }
 
 template <template <class> class Rule, class R = Rule<double>>
 constexpr RuleInfo rule_info(const char* name) {
   constexpr int numbers = sizeof R::kNumbers / sizeof(Number);
   static_assert(numbers * sizeof(double) == sizeof(typename R::Numbers));
+  Operands second{}, late{};
+  if constexpr (scope_of<R>() == Scope::kTensor) second = R::kSecondOperands;
+  if constexpr (scope_of<R>() == Scope::kGroup) late = R::kLateOperands;
   return {name,
           R::kStates,
           R::kNumbers,
@@ -64,8 +84,14 @@ constexpr RuleInfo rule_info(const char* name) {
           numbers,
           {sizeof(Rule<float>), sizeof(R)},
           R::kCountsSteps,
+          scope_of<R>(),
+          memory_of<R>(),
           R::kOperands,
-          {fold<Rule<float>>, fold<R>}};
+          second,
+          late,
+          {fold<Rule<float>>, fold<R>},
+          {settle<Rule<float>>, settle<R>},
+          {decide<Rule<float>>, decide<R>}};
 }
 
 namespace by_name {

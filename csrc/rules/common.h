@@ -26,7 +26,6 @@ enum class Domain : unsigned char {
   kFraction,     // at least 0, below 1
   kBound,        // a number, or infinity
   kFlag,         // anything that is true or false
-  kMemory,       // no number: the address of what a group remembers, three doubles in a tensor of its own
 };
 struct Number {  // a hyper-parameter
   const char* name;
@@ -41,9 +40,34 @@ struct Operands {
   constexpr int transfers() const { return __builtin_popcount(reads) + __builtin_popcount(writes); }
 };
 
-// A rule that takes sums is called with two doubles to add to, the operands, and what gives a value as it is stored.
+// What a rule may declare beyond one pass over memory.
+//
+// Sums: with a kScope its pass is called with two doubles to add to, the operands, and what gives a value as it is
+// stored. What is added up over a tensor, settle(sum, sum) makes a number of, with which a second pass is called,
+// second(number, operands...), on kSecondOperands. By what is added up over a group, decide(sum, sum) changes what the
+// group remembers; once is_late() says so, its parameters take another pass, late(late_rate(), operands...), on
+// kLateOperands and without sums.
+//
+// Memory that outlives a step: kMemory doubles in a tensor of the group, on the device of its parameters. Their address
+// is the last argument of the constructor.
+enum class Scope : unsigned char { kNone, kTensor, kGroup };
 template <class Rule>
-constexpr bool kTakesSums = requires { requires Rule::kSums; };
+constexpr Scope scope_of() {
+  if constexpr (requires { Rule::kScope; }) return Rule::kScope;
+  else return Scope::kNone;
+}
+template <class Rule>
+constexpr bool kTakesSums = scope_of<Rule>() != Scope::kNone;
+template <class Rule>
+constexpr int memory_of() {
+  if constexpr (requires { Rule::kMemory; }) return Rule::kMemory;
+  else return 0;
+}
+template <class Rule>
+FUSEDOPT_HD Rule make(const typename Rule::Numbers& numbers, double count, double scale, double* memory) {
+  if constexpr (memory_of<Rule>() != 0) return Rule(numbers, count, scale, memory);
+  else return Rule(numbers, count, scale);
+}
 
 // a * b + c, rounded once where the target has the instruction. Elsewhere a call to fma() would cost 35 times as much.
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__CUDA_ARCH__)

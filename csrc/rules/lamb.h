@@ -10,9 +10,10 @@ template <class F>
 struct Lamb {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq"};
   static constexpr int kStateCount = 2;
-  static constexpr bool kCountsSteps = true, kSums = true;
+  static constexpr bool kCountsSteps = true;
+  static constexpr Scope kScope = Scope::kTensor;
   static constexpr Operands kOperands{0b1111, 0b1100};        // first pass: moments and norms
-  static constexpr Operands kUpdateOperands{0b1101, 0b0001};  // second pass: the step
+  static constexpr Operands kSecondOperands{0b1101, 0b0001};  // second pass: the step
   static constexpr Number kNumbers[] = {{"lr"},
                                         {"beta1", Domain::kFraction},
                                         {"beta2", Domain::kFraction},
@@ -62,8 +63,12 @@ struct Lamb {
     return madd(decay, decay != 0 ? param : F(0), adam);
   }
 
+  FUSEDOPT_HD void second(F step_size, F& param, F, F exp_avg, F exp_avg_sq, F&) const {
+    param = madd(-step_size, update(param, exp_avg, exp_avg_sq), param);
+  }
+
   // lr * trust ratio, from the squared norms of a tensor and of its update. The ratio is 1 where either norm is 0.
-  FUSEDOPT_HD double step_size(double param_square_sum, double update_square_sum) const {
+  FUSEDOPT_HD double settle(double param_square_sum, double update_square_sum) const {
     double param_norm = square_root(param_square_sum);
     if (param_norm < phi_low) param_norm = phi_low;
     if (param_norm > phi_high) param_norm = phi_high;

@@ -5,56 +5,35 @@
 
 namespace fusedopt {
 
-// When a group goes over to SGD. What it remembers lies in the group's own tensor, on the device of its parameters.
-struct Switch {
-  struct Memory {
-    double count, average;  // k and lambda_k
-    double ratio;           // Lambda / lr where it switched, 0 before
-  };
-  Memory* memory;
-  double lr, beta1, beta2, eps;
-
-  FUSEDOPT_HD bool is_sgd() const { return memory->ratio != 0; }
-  FUSEDOPT_HD double step_size() const { return (1 - beta1) * memory->ratio * lr; }
-
-  // The end of a step of Adam, given p.p and p.g over the group. Where nothing has moved, as with a rate of 0, there
-  // was no step.
-  FUSEDOPT_HD void decide(double step_square, double step_dot_grad) const {
-    if (step_square == 0) return;
-    memory->count += 1;
-    if (step_dot_grad == 0) return;
-    const double projection = step_square / -step_dot_grad;
-    memory->average = beta2 * memory->average + (1 - beta2) * projection;
-    const double settled = memory->average / bias_correction<double>(beta2, memory->count),
-                 error = settled - projection;
-    if (memory->count > 1 && -eps < error && error < eps && settled > 0) memory->ratio = settled / lr;
-  }
-};
-
 template <class F>
 struct Swats {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq", "momentum_buffer"};
   static constexpr int kStateCount = 3;
-  static constexpr bool kCountsSteps = true, kSums = true;
-  static constexpr Operands kOperands{0b01111, 0b01101}, kSgdOperands{0b10011, 0b10001};
+  static constexpr bool kCountsSteps = true;
+  static constexpr Scope kScope = Scope::kGroup;
+  static constexpr Operands kOperands{0b01111, 0b01101}, kLateOperands{0b10011, 0b10001};
   static constexpr Number kNumbers[] = {
       {"lr"},           {"beta1", Domain::kFraction}, {"beta2", Domain::kFraction}, {"eps"},
-      {"weight_decay"}, {"maximize", Domain::kFlag},  {"switch", Domain::kMemory}};
+      {"weight_decay"}, {"maximize", Domain::kFlag}};
   struct Numbers {
     double lr, beta1, beta2, eps, weight_decay, maximize;
-    Switch::Memory* memory;
   };
+  struct Memory {           // a group's
+    double count, average;  // k and lambda_k
+    double ratio;           // Lambda / lr where it switched, 0 before
+  };
+  static constexpr int kMemory = sizeof(Memory) / sizeof(double);
 
-  Switch group;  // first, where it is found whatever F is
   Gradient<F> gradient;
   SecondMoment<F> square;
   F beta1, rate1, step_size, eps;
+  Memory* memory;
+  Numbers numbers;  // to decide by, in double
 
-  FUSEDOPT_HD Swats(const Numbers& n, double count, double scale)
-      : group{n.memory, n.lr, n.beta1, n.beta2, n.eps}, gradient(scale, n.maximize != 0, n.weight_decay),
-        square(n.beta2), beta1(F(n.beta1)), rate1(F(1 - n.beta1)),
+  FUSEDOPT_HD Swats(const Numbers& n, double count, double scale, double* group)
+      : gradient(scale, n.maximize != 0, n.weight_decay), square(n.beta2), beta1(F(n.beta1)), rate1(F(1 - n.beta1)),
         step_size(F(n.lr * square_root(bias_correction<F>(n.beta2, count)) / bias_correction<F>(n.beta1, count))),
-        eps(F(n.eps)) {}
+        eps(F(n.eps)), memory(reinterpret_cast<Memory*>(group)), numbers(n) {}
 
   // Adam, with epsilon beside the root that is not corrected, as in the paper. Adds to p.p and p.g.
   FUSEDOPT_HD void operator()(double& step_square, double& step_dot_grad, F& param, F grad, F& exp_avg, F& exp_avg_sq,
@@ -67,7 +46,25 @@ struct Swats {
     param += step;
   }
 
-  FUSEDOPT_HD void descend(F rate, F& param, F grad, F& momentum_buffer) const {
+  // The end of a step of Adam, given p.p and p.g over the group: whether it goes over to SGD. Where nothing has moved,
+  // as with a rate of 0, there was no step.
+  FUSEDOPT_HD void decide(double step_square, double step_dot_grad) const {
+    if (step_square == 0) return;
+    memory->count += 1;
+    if (step_dot_grad == 0) return;
+    const double projection = step_square / -step_dot_grad, beta2 = numbers.beta2;
+    memory->average = beta2 * memory->average + (1 - beta2) * projection;
+    const double settled = memory->average / bias_correction<double>(beta2, memory->count),
+                 error = settled - projection;
+    if (memory->count > 1 && -numbers.eps < error && error < numbers.eps && settled > 0)
+      memory->ratio = settled / numbers.lr;
+  }
+
+  FUSEDOPT_HD bool is_late() const { return memory->ratio != 0; }
+  FUSEDOPT_HD F late_rate() const { return F((1 - numbers.beta1) * memory->ratio * numbers.lr); }
+
+  // SGD with momentum.
+  FUSEDOPT_HD void late(F rate, F& param, F grad, F&, F&, F& momentum_buffer) const {
     momentum_buffer = madd(beta1, momentum_buffer, gradient(grad, param));
     param = madd(-rate, momentum_buffer, param);
   }

@@ -19,7 +19,10 @@ from fusedopt import _C
 __all__ = ["clip_grad_norm_", "clip_grad_value_"]
 
 # Plain SGD: the rule that reads nothing but the gradient, and needs no state. Only its norm is asked for.
-_GRADIENT_ONLY = (_C.RULES["sgd"], 0.0, 0.0, 0.0, False, 0.0, False, False)
+_GRADIENT_ONLY = (
+    _C.RULES["sgd"],
+    dict.fromkeys(("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize", "classic"), 0.0),
+)
 
 
 @torch.no_grad()

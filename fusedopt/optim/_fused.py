@@ -54,7 +54,8 @@ class FusedStep(Options):
     """`step()` as one fused pass over memory.
 
     A subclass derives from this and from the torch class it replaces, which validates the arguments and makes the
-    state. It adds `_numbers`, which turns a group into the number of a rule and the rule's hyper-parameters.
+    state. It adds `_numbers`, which turns a group into the number of a rule, the rule's hyper-parameters by name and,
+    for a rule that has a memory, the tensor in which the group remembers.
     """
 
     _torch_class: ClassVar[type[Optimizer]]

@@ -68,7 +68,7 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
         self._options(max_grad_norm, norm_group, capturable=capturable)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (_RULE, group["lr"], group["lr_decay"], group["eps"], group["weight_decay"], group["maximize"])
+        return _RULE, {name: group[name] for name in ("lr", "lr_decay", "eps", "weight_decay", "maximize")}
 
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         if group["weight_decay"] != 0:

@@ -20,16 +20,15 @@ _PLAIN, _AMSGRAD = _C.RULES["adam"], _C.RULES["adam_amsgrad"]
 class _FusedAdam(FusedStep):
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         beta1, beta2 = group["betas"]
-        return (
-            _AMSGRAD if group["amsgrad"] else _PLAIN,
-            group["lr"],
-            beta1,
-            beta2,
-            group["eps"],
-            group["weight_decay"],
-            group["decoupled_weight_decay"],
-            group["maximize"],
-        )
+        return _AMSGRAD if group["amsgrad"] else _PLAIN, {
+            "lr": group["lr"],
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "decoupled": group["decoupled_weight_decay"],
+            "maximize": group["maximize"],
+        }
 
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         return "Adam does not support sparse gradients, please consider SparseAdam instead"

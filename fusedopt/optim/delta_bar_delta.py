@@ -162,16 +162,15 @@ class DeltaBarDelta(FusedStep, _TorchDeltaBarDelta):
         self._options(max_grad_norm, norm_group, fused=fused)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (
-            _MOMENTUM if group["momentum"] != 0 else _PLAIN,
-            group["lr"],
-            group["beta"],
-            group["momentum"],
-            group["min_gain"],
-            group["max_gain"],
-            group["weight_decay"],
-            group["maximize"],
-        )
+        return _MOMENTUM if group["momentum"] != 0 else _PLAIN, {
+            "lr": group["lr"],
+            "beta": group["beta"],
+            "momentum": group["momentum"],
+            "min_gain": group["min_gain"],
+            "max_gain": group["max_gain"],
+            "weight_decay": group["weight_decay"],
+            "maximize": group["maximize"],
+        }
 
     def _needs_count(self, group: dict[str, Any]) -> bool:
         return False

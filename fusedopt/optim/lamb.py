@@ -165,7 +165,7 @@ class LAMB(FusedStep, _TorchLAMB):
     _torch_class = _TorchLAMB
     _own_options = (*FusedStep._own_options, "fused")
     _clip_epsilon = 0.0  # apex's
-    _sum_scope = "tensor"
+    _sum_scope = _C.SCOPES[_RULE]
 
     def __init__(
         self,
@@ -210,22 +210,21 @@ class LAMB(FusedStep, _TorchLAMB):
         beta1, beta2 = group["betas"]
         low, high = _ANY_NORM if group["phi"] is None else group["phi"]
         trust_clip = group["trust_clip"]
-        return (
-            _RULE,
-            group["lr"],
-            beta1,
-            beta2,
-            group["eps"],
-            group["weight_decay"],
-            group["decoupled_weight_decay"],
-            group["maximize"],
-            group["bias_correction"],
-            group["grad_averaging"],
-            group["always_adapt"],
-            math.inf if trust_clip is None else trust_clip,
-            low,
-            high,
-        )
+        return _RULE, {
+            "lr": group["lr"],
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "decoupled": group["decoupled_weight_decay"],
+            "maximize": group["maximize"],
+            "bias_correction": group["bias_correction"],
+            "grad_averaging": group["grad_averaging"],
+            "always_adapt": group["always_adapt"],
+            "trust_clip": math.inf if trust_clip is None else trust_clip,
+            "phi_low": low,
+            "phi_high": high,
+        }
 
     def _sums_tensors(self, group: dict[str, Any]) -> bool:
         return _adapts(group)

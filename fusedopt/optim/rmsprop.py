@@ -73,15 +73,14 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         momentum = group["momentum"]
         plain, with_momentum = (_CENTERED, _CENTERED_MOMENTUM) if group["centered"] else (_PLAIN, _MOMENTUM)
-        return (
-            with_momentum if momentum > 0 else plain,
-            group["lr"],
-            group["alpha"],
-            group["eps"],
-            momentum,
-            group["weight_decay"],
-            group["maximize"],
-        )
+        return with_momentum if momentum > 0 else plain, {
+            "lr": group["lr"],
+            "alpha": group["alpha"],
+            "eps": group["eps"],
+            "momentum": momentum,
+            "weight_decay": group["weight_decay"],
+            "maximize": group["maximize"],
+        }
 
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         return "RMSprop does not support sparse gradients"

@@ -139,16 +139,15 @@ class SGD(FusedStep, torch.optim.SGD):
         super().__setstate__(state)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (
-            _MOMENTUM if group["momentum"] != 0 else _PLAIN,
-            group["lr"],
-            group["momentum"],
-            group["dampening"],
-            group["nesterov"],
-            group["weight_decay"],
-            group["maximize"],
-            _is_classic(group),
-        )
+        return _MOMENTUM if group["momentum"] != 0 else _PLAIN, {
+            "lr": group["lr"],
+            "momentum": group["momentum"],
+            "dampening": group["dampening"],
+            "nesterov": group["nesterov"],
+            "weight_decay": group["weight_decay"],
+            "maximize": group["maximize"],
+            "classic": _is_classic(group),
+        }
 
     def _needs_count(self, group: dict[str, Any]) -> bool:
         # From a buffer of zeros, the first step is like any other unless the others are dampened.

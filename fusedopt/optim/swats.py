@@ -19,7 +19,7 @@ from fusedopt.sharding import is_dtensor
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_RULE, _SGD = _C.RULES["swats"], _C.RULES["sgd_momentum"]
+_RULE = _C.RULES["swats"]
 
 
 class _TorchSWATS(PlainOptimizer):
@@ -185,7 +185,7 @@ class SWATS(FusedStep, _TorchSWATS):
     """
 
     _torch_class = _TorchSWATS
-    _sum_scope = "group"
+    _sum_scope = _C.SCOPES[_RULE]
     _own_options = (*FusedStep._own_options, "fused")
 
     def __init__(
@@ -251,18 +251,20 @@ class SWATS(FusedStep, _TorchSWATS):
         first = next(iter(group["params"]), None)
         if first is not None and group["switch"].device != first.device:
             group["switch"] = group["switch"].to(first.device)
-        return (
-            _RULE,
-            group["lr"],
-            *group["betas"],
-            group["eps"],
-            group["weight_decay"],
-            group["maximize"],
-            group["switch"],
-        )
+        beta1, beta2 = group["betas"]
+        numbers = {
+            "lr": group["lr"],
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "maximize": group["maximize"],
+        }
+        return _RULE, numbers, group["switch"]
 
     def _transfers(self, group: dict[str, Any]) -> int:
-        return _C.TRANSFERS[_RULE if group["switch"][2].item() == 0 else _SGD]
+        transfers = _C.TRANSFERS if group["switch"][2].item() == 0 else _C.LATE_TRANSFERS
+        return transfers[_RULE]
 
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         return "SWATS does not support sparse gradients"

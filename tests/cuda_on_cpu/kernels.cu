@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "cuda/lamb.cuh"
+#include "cuda/second.cuh"
 
 namespace {
 
@@ -43,19 +43,19 @@ class Step {
     chunks_ = cut(kTensors, [](int32_t t) { return kNumels[t]; }, kChunkSize);
     for (int32_t c = 0; c < int32_t(chunks_.size()); ++c)
       if (!chunks_[c].begin) first_chunks_.push_back(c);
-    sums_.reset(new double[2 * chunks_.size()]), step_sizes_.reset(new double[kTensors]);
-    args_.view = {tensors_.get(), chunks_.data(),     first_chunks_.data(), sums_.get(), step_sizes_.get(),
+    sums_.reset(new double[2 * chunks_.size()]), settled_.reset(new double[kTensors]);
+    args_.view = {tensors_.get(), chunks_.data(),     first_chunks_.data(), sums_.get(), settled_.get(),
                   scalars_.get(), scalars_.get() + 1, done_.get(),          nullptr,     int32_t(kChunkSize)};
     args_.batch = {RuleId{}, Dtype(D), 0, int32_t(chunks_.size()), 0, kTensors};
     args_.scaling = {1, grad_scale_.get(), found_inf_.get(), scalars_.get(), kMaxNorm, 1e-6};
     args_.rows = nullptr, args_.folded = args_.rescaled = folded, args_.counts = true;
     typename Rule<F>::Numbers numbers{};
     numbers.lr = 0.1, numbers.beta1 = 0.5, numbers.beta2 = 0.9, numbers.eps = 1e-3, numbers.weight_decay = 0.1;
-    if constexpr (std::is_same_v<Rule<F>, Swats<F>>) numbers.memory = &memory_, args_.batch.decides_from = 0;
-    const DeviceRow row{};
+    if (scope_of<Rule<F>>() == Scope::kGroup) args_.batch.decides_from = 0;
+    const DeviceRow row{0, memory_, nullptr, false};
     std::memcpy(args_.inlined, &row, sizeof row);
     std::memcpy(args_.inlined + sizeof row, &numbers, sizeof numbers);
-    if (folded) new (args_.inlined) Rule<F>(numbers, 5, 1);  // the host knows all but the scale
+    if (folded) new (args_.inlined) Rule<F>(make<Rule<F>>(numbers, 5, 1, memory_));  // the host knows all but the scale
     numbers_ = numbers;
   }
 
@@ -70,7 +70,8 @@ class Step {
     const double norm = square_root(square_sum) / kGradScale;
     CHECK(std::abs(scalars_[0] / square_sum - 1) < 1e-12 && std::abs(scalars_[1] / norm - 1) < 1e-12);
 
-    const Rule<F> rule(numbers_, 5, clip_coefficient(scalars_[1], kMaxNorm, 1e-6) / kGradScale);
+    const double scale = clip_coefficient(scalars_[1], kMaxNorm, 1e-6) / kGradScale;
+    const auto rule = make<Rule<F>>(numbers_, 5, scale, memory_);
     std::vector<F> expected;
     F unused = 0;
     [[maybe_unused]] double sums[2] = {};
@@ -88,23 +89,24 @@ class Step {
       for (int i = 0; i < kNumels[t]; ++i)
         for (const int k : {0, 2, 3}) CHECK(std::abs(widen(at(t, k, i)) - *value++) <= F(1e-6));
 
-    if constexpr (std::is_same_v<Rule<F>, Swats<F>>) {
-      const Switch::Memory found = std::exchange(memory_, {});
-      rule.group.decide(sums[0], sums[1]);
-      CHECK(found.count == 1 && std::abs(found.average / memory_.average - 1) < 1e-6 && found.ratio == 0);
+    if constexpr (scope_of<Rule<F>>() == Scope::kGroup) {
+      double found[3] = {};
+      std::swap_ranges(found, found + 3, memory_);
+      rule.decide(sums[0], sums[1]);
+      CHECK(found[0] == 1 && std::abs(found[1] / memory_[1] - 1) < 1e-6 && found[2] == 0);
     }
-    if constexpr (std::is_same_v<Rule<F>, Lamb<F>>) {
+    if constexpr (scope_of<Rule<F>>() == Scope::kTensor) {
       for (int t = 0; t < kTensors; ++t) {
         double param = 0, update = 0;
         for (int i = 0; i < kNumels[t]; ++i) {
           const F p = widen(at(t, 0, i)), u = rule.update(p, widen(at(t, 2, i)), widen(at(t, 3, i)));
           param += double(p) * double(p), update += double(u) * double(u);
         }
-        expected.push_back(F(rule.step_size(param, update)));
+        expected.push_back(F(rule.settle(param, update)));
       }
-      launch(lamb_step_sizes<D, 1024>, kTensors, kThreads, nullptr, args_);
-      for (int t = 0; t < kTensors; ++t) CHECK(std::abs(F(step_sizes_[t]) - *value++) <= F(1e-6));
-      launch(lamb_update<D, 1024>, blocks, kThreads, nullptr, args_);
+      launch(settle<Rule, D, 1024>, kTensors, kThreads, nullptr, args_);
+      for (int t = 0; t < kTensors; ++t) CHECK(std::abs(F(settled_[t]) - *value++) <= F(1e-6));
+      launch(second_pass<Rule, D, 1024>, blocks, kThreads, nullptr, args_);
     }
     for (int t = 0; t < kTensors; ++t) CHECK(*steps_[t] == 5);
     CHECK(*done_ == 0);
@@ -118,12 +120,12 @@ class Step {
   std::unique_ptr<float> steps_[kTensors];
   std::vector<Chunk> chunks_;
   std::vector<int32_t> first_chunks_;
-  std::unique_ptr<double[]> sums_, step_sizes_, scalars_{new double[2]{}};
+  std::unique_ptr<double[]> sums_, settled_, scalars_{new double[2]{}};
   std::unique_ptr<float> grad_scale_{new float(kGradScale)}, found_inf_{new float(0)};
   std::unique_ptr<unsigned> done_{new unsigned(0)};
   Arguments<1024> args_;
   typename Rule<F>::Numbers numbers_;
-  Switch::Memory memory_{};
+  double memory_[3] = {};
 };
 
 void patch() {
