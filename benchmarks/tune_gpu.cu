@@ -63,17 +63,19 @@ struct Set {
   char* memory = nullptr;
   int64_t elements = 0;
 
-  Set(const std::vector<int64_t>& numels, RuleId rule, Dtype dtype) {
+  Set(const std::vector<int64_t>& numels, RuleId rule, Storage storage) {
     for (const int64_t n : numels) elements += n;
     const int operands = 2 + info(rule).state_count;
-    const int64_t item = kItemSize[int(dtype)], padding = 256;
+    const int64_t item = item_size(storage), padding = 256;
+    const Form form = storage == Storage::kFloat32 ? Form::kFloat : Form::kCoded;
     CHECK(cudaMalloc(&memory, (elements * item + int64_t(numels.size()) * padding) * operands));
     CHECK(cudaMemset(memory, 0x11, elements * item * operands));  // small positive numbers in every dtype
     char* next = memory;
     for (const int64_t n : numels) {
       Tensor t;
       for (int k = 0; k < operands; ++k) t.addr[k] = next, next += (n * item + padding - 1) / padding * padding;
-      t.numel = n, t.row = 0, t.rule = rule, t.dtype = dtype, t.device = 0;
+      t.numel = n, t.row = 0, t.rule = rule, t.form = form, t.device = 0;
+      std::fill(std::begin(t.storage), std::end(t.storage), storage);
       tensors.push_back(t);
     }
     view.chunk_size = int32_t(chunk_size(elements, processors));
@@ -82,17 +84,16 @@ struct Set {
       if (!chunks[c].begin) first_chunks.push_back(c);
     view.tensors = upload(tensors), view.chunks = upload(chunks), view.first_chunks = upload(first_chunks);
     view.sums = upload(std::vector<double>(2 * chunks.size())),
-    view.step_sizes = upload(std::vector<double>(numels.size()));
+    view.settled = upload(std::vector<double>(numels.size()));
     view.square_sum = upload(std::vector<double>(2)), view.norm = view.square_sum + 1;
     view.done = upload(std::vector<unsigned>(1));
-    batch = {rule, dtype, 0, int32_t(chunks.size()), 0, int32_t(numels.size())};
+    batch = {rule, form, 0, int32_t(chunks.size()), 0, int32_t(numels.size())};
   }
   ~Set() { cudaFree(memory); }
 
   int64_t bytes() const {
-    int transfers = info(batch.rule).operands.transfers();
-    if (batch.rule == RuleId::lamb) transfers += Lamb<float>::kUpdateOperands.transfers();
-    return elements * kItemSize[int(batch.dtype)] * transfers;
+    const RuleInfo& rule = info(batch.rule);
+    return elements * item_size(tensors[0].storage[0]) * (rule.operands.transfers() + rule.second.transfers());
   }
 };
 
@@ -122,19 +123,19 @@ void fill(RuleId rule) {
   else std::copy(std::begin(adam), std::end(adam), numbers);
 }
 
-double share(const std::vector<int64_t>& sizes, RuleId rule, Dtype dtype, bool clip, double copy) {
-  Set set(sizes, rule, dtype);
+double share(const std::vector<int64_t>& sizes, RuleId rule, Storage storage, bool clip, double copy) {
+  Set set(sizes, rule, storage);
   fill(rule);
   std::vector<char> row((info(rule).bytes[0] + 7) / 8 * 8);
-  info(rule).fold[0](row.data(), numbers, 5, 1);
+  info(rule).fold[0](row.data(), numbers, 5, 1, nullptr);
   const Rows rows{row.data(), int32_t(row.size()), int32_t(row.size()), true, clip};
   Scaling scaling;
   if (clip) scaling.square_sum = set.view.square_sum, scaling.max_norm = 1e9, scaling.epsilon = 1e-6;
   const double taken = seconds([&] {
     if (clip) gradient_norm(set.view, int32_t(set.chunks.size()), Scaling{}, nullptr);
-    update(set.view, set.batch, rows, scaling, false, nullptr);
+    update(set.view, set.batch, rows, scaling, false, Pass::kBoth, nullptr);
   });
-  const double bytes = double(set.bytes()) + (clip ? double(set.elements) * kItemSize[int(dtype)] : 0);
+  const double bytes = double(set.bytes()) + (clip ? double(set.elements) * item_size(storage) : 0);
   return bytes / taken / copy;
 }
 
@@ -160,21 +161,21 @@ int main() {
     const char* name;
     const std::vector<int64_t>& sizes;
     RuleId rule;
-    Dtype dtype;
+    Storage storage;
     bool clip;
   } cases[] = {
-      {"AdamW large", large, RuleId::adam, Dtype::kFloat32, false},
-      {"SGD large", large, RuleId::sgd_momentum, Dtype::kFloat32, false},
-      {"RMSprop large", large, RuleId::rmsprop, Dtype::kFloat32, false},
-      {"AdamW clip large", large, RuleId::adam, Dtype::kFloat32, true},
-      {"LAMB clip large", large, RuleId::lamb, Dtype::kFloat32, true},
-      {"AdamW bfloat16", large, RuleId::adam, Dtype::kBFloat16, false},
-      {"AdamW ResNet-50", resnet50(), RuleId::adam, Dtype::kFloat32, false},
-      {"AdamW 1,000", thousand, RuleId::adam, Dtype::kFloat32, false},
-      {"AdamW LeNet", lenet, RuleId::adam, Dtype::kFloat32, false},
+      {"AdamW large", large, RuleId::adam, Storage::kFloat32, false},
+      {"SGD large", large, RuleId::sgd_momentum, Storage::kFloat32, false},
+      {"RMSprop large", large, RuleId::rmsprop, Storage::kFloat32, false},
+      {"AdamW clip large", large, RuleId::adam, Storage::kFloat32, true},
+      {"LAMB clip large", large, RuleId::lamb, Storage::kFloat32, true},
+      {"AdamW bfloat16", large, RuleId::adam, Storage::kBFloat16, false},
+      {"AdamW ResNet-50", resnet50(), RuleId::adam, Storage::kFloat32, false},
+      {"AdamW 1,000", thousand, RuleId::adam, Storage::kFloat32, false},
+      {"AdamW LeNet", lenet, RuleId::adam, Storage::kFloat32, false},
   };
   std::printf("{\"copy_gb_per_s\": %.1f", copy * 1e-9);
   for (const auto& c : cases)
-    std::printf(", \"%s\": %.4f", c.name, share(c.sizes, c.rule, c.dtype, c.clip, copy)), std::fflush(stdout);
+    std::printf(", \"%s\": %.4f", c.name, share(c.sizes, c.rule, c.storage, c.clip, copy)), std::fflush(stdout);
   std::puts("}");
 }

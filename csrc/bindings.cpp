@@ -16,20 +16,16 @@ PYBIND11_MODULE(_C, m) {
   using namespace fusedopt;
 
   py::dict rules;
-  py::list states, scopes, transfers, late_transfers;
+  py::list states, scopes;
   for (const RuleInfo& rule : kRuleInfo) {
     rules[rule.name] = rules.size();
     states.append(std::vector<std::string>(rule.states, rule.states + rule.state_count));
     scopes.append(std::array{py::object(py::none()), py::object(py::str("tensor")),
                              py::object(py::str("group"))}[size_t(rule.scope)]);
-    transfers.append(rule.operands.transfers() + rule.second.transfers());
-    late_transfers.append(rule.late.transfers());
   }
   m.attr("RULES") = rules;
   m.attr("STATES") = states;
-  m.attr("SCOPES") = scopes;        // over what they take sums
-  m.attr("TRANSFERS") = transfers;  // of an element in one step, reads and writes
-  m.attr("LATE_TRANSFERS") = late_transfers;
+  m.attr("SCOPES") = scopes;  // over what they take sums
 
   m.attr("GPU") = kHasGpu ? py::object(py::str(c10::DeviceTypeName(gpu::kDeviceType, true))) : py::none();
   m.def("is_capturing", &gpu::is_capturing, "Whether the current stream of the GPU is being captured.");
@@ -64,6 +60,7 @@ PYBIND11_MODULE(_C, m) {
       .def("end", &Plan::end)
       .def("reasons", &Plan::reasons)
       .def_property_readonly("has_odd_numbers", &Plan::has_odd_numbers)
+      .def("bytes_per_step", &Plan::bytes_per_step)
       .def("memory", &Plan::memory);
 #ifdef FUSEDOPT_CUDA_ON_CPU
   bind_executor(m);

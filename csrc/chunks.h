@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "rules/all.h"
+#include "storage.h"
 
 namespace fusedopt {
 
@@ -12,12 +13,13 @@ struct Tensor {  // one parameter with all its operands, in host and in device m
   void* step = nullptr;  // where a device counts the steps itself, else null
   int64_t numel = 0;     // 0 also where this step leaves the parameter alone
   int32_t row = -1;      // its hyper-parameters, -1 where this step leaves it alone
+  Storage storage[kMaxOperands] = {};
   RuleId rule{};
-  Dtype dtype{};
+  Form form{};
   int8_t device = -1;  // -1 is the CPU
   bool double_step = false;
 };
-static_assert(sizeof(Tensor) == 64);
+static_assert(sizeof(Tensor) % sizeof(uint64_t) == 0);
 
 struct Chunk {
   int64_t begin;

@@ -1,5 +1,5 @@
-// What a tensor is stored in and what it is computed in; bfloat16 and float16 to float and back, rounded to nearest
-// even, in arithmetic that compilers vectorize. Included inside the namespace of an instruction set or of the GPU.
+// bfloat16 and float16 to float and back, rounded to nearest even, in arithmetic that compilers vectorize. Included
+// inside the namespace of an instruction set or of the GPU.
 
 template <int>
 struct Half {
@@ -37,21 +37,4 @@ FUSEDOPT_HD Float16 narrow(float x, Float16) {
   const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
   const uint32_t rest = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;  // NaN, infinity
   return {uint16_t((magnitude < 0x47800000u ? finite : rest) | (u >> 16 & 0x8000u))};
-}
-
-FUSEDOPT_HD float widen(float x) { return x; }
-FUSEDOPT_HD double widen(double x) { return x; }
-FUSEDOPT_HD float narrow(float x, float) { return x; }
-FUSEDOPT_HD double narrow(double x, double) { return x; }
-
-// By Dtype.
-template <int D>
-using Storage = std::tuple_element_t<D, std::tuple<float, double, BFloat16, Float16>>;
-template <int D>
-using Compute = std::conditional_t<D == 1, double, float>;
-
-// A computed value as it will be read back.
-template <int D>
-FUSEDOPT_HD Compute<D> stored(Compute<D> x) {
-  return widen(narrow(x, Storage<D>{}));
 }

@@ -232,6 +232,21 @@ void Plan::finish() {
   held_.clear();
 }
 
+int64_t Plan::bytes_per_step(bool clips, const std::vector<bool>& late) const {
+  int64_t bytes = 0;
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    const Tensor& t = table_.tensors[i];
+    const RuleInfo& rule = info(t.rule);
+    std::vector<Operands> passes{rule.operands, rule.second};
+    if (late.at(size_t(entries_[i].group))) passes = {rule.late};
+    if (clips) passes.push_back({0b10, 0});
+    for (const Operands& pass : passes)
+      for (int k = 0; k < kMaxOperands; ++k)
+        bytes += ((pass.reads >> k & 1) + (pass.writes >> k & 1)) * item_size(t.storage[k]) * t.numel;
+  }
+  return bytes;
+}
+
 size_t Plan::memory() const {
   size_t bytes = entries_.capacity() * sizeof(Entry) + table_.tensors.capacity() * sizeof(Tensor) +
                  table_.chunks.capacity() * sizeof(Chunk) + table_.sums.capacity() * sizeof(double);

@@ -65,6 +65,9 @@ class Plan {
   std::vector<const char*> reasons() const;
   // Whether a group takes torch's path for its hyper-parameters, which torch may refuse half way.
   bool has_odd_numbers() const;
+  // What the last step had to read and write on the fused path at least, in bytes; `late` says of each group whether it
+  // takes its rule's other pass.
+  int64_t bytes_per_step(bool clips, const std::vector<bool>& late) const;
   // What the plan itself takes in host memory, in bytes.
   size_t memory() const;
 

@@ -10,7 +10,17 @@
 
 namespace fusedopt {
 
-constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};  // in the order of Dtype
+// Why an operand is not for the rules, or null and what it is stored in.
+INLINE const char* stored_in(const at::TensorImpl& t, Storage& storage, bool& changed) {
+  switch (t.dtype().toScalarType()) {
+    case at::kFloat: patch(storage, Storage::kFloat32, changed); break;
+    case at::kDouble: patch(storage, Storage::kFloat64, changed); break;
+    case at::kBFloat16: patch(storage, Storage::kBFloat16, changed); break;
+    case at::kHalf: patch(storage, Storage::kFloat16, changed); break;
+    default: return "the rules compute in real floating-point types only";
+  }
+  return nullptr;
+}
 
 void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state, Py_ssize_t& cursor, bool initialized) {
   if (index == entries_.size()) {
@@ -112,12 +122,13 @@ INLINE const char* Plan::gradient(Entry& e, Tensor& t, const at::Tensor& param, 
   const at::TensorImpl& g = *grad.unsafeGetTensorImpl();
   const Match same = match(*param.unsafeGetTensorImpl(), g, t.device);
   if (same == Match::kNo) return "the gradient does not match the parameter";
+  if (const char* reason = stored_in(g, t.storage[1], changed_)) return reason;
   e.impl[1] = grad.unsafeGetTensorImpl();
   t.addr[1] =
       static_cast<char*>(const_cast<void*>(g.unsafe_storage().data())) + g.storage_offset() * int64_t(g.itemsize());
   if (same == Match::kSizes) {
     at::NoGradGuard no_grad;
-    held_.push_back(at::empty_like(param).copy_(grad));
+    held_.push_back(at::empty_like(param, grad.options()).copy_(grad));
     t.addr[1] = held_.back().data_ptr();
   }
   return nullptr;
@@ -128,10 +139,8 @@ INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, 
   Group& group = groups_[e.group];
   const RuleInfo& rule = info(group.rule);
   const at::TensorImpl& p = *param.unsafeGetTensorImpl();
-  const auto* type = std::find(std::begin(kDtypes), std::end(kDtypes), p.dtype().toScalarType());
-  if (type == std::end(kDtypes)) return "the rules compute in real floating-point types only";
+  if (const char* reason = stored_in(p, t.storage[0], changed_)) return reason;
   if (group.joint && group.device != t.device) return "it is on another device than the first of its group";
-  patch(t.dtype, static_cast<Dtype>(type - kDtypes), changed_);
   patch(t.rule, group.rule, changed_);
   patch(t.addr[0], address(p), changed_);
   for (int k = 2; k <= kStep; ++k) e.impl[k] = nullptr;
@@ -156,9 +165,15 @@ INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, 
     const Match same = match(p, s, t.device);
     if (same == Match::kNo) return "the state does not match the parameter";
     if (same == Match::kSizes) return "the state's memory layout is not the parameter's";
+    if (const char* reason = stored_in(s, t.storage[2 + i], changed_)) return reason;
     patch(t.addr[2 + i], address(s), changed_);
     e.impl[2 + i] = &s;
   }
+  const Storage *first = t.storage, *last = first + 2 + rule.state_count;
+  const bool alike = std::all_of(first, last, [&](Storage storage) { return storage == t.storage[0]; });
+  if (!alike && std::find(first, last, Storage::kFloat64) != last) return "float64 beside other dtypes";
+  const Form native = t.storage[0] == Storage::kFloat64 ? Form::kDouble : Form::kFloat;
+  patch(t.form, alike && t.storage[0] <= Storage::kFloat64 ? native : Form::kCoded, changed_);
   if (!initialized) e.fresh = false;
   if (!rule.counts_steps) count = e.fresh ? 1 : 2;
   // A rule that keeps states but no count starts from the count, too, where the host does not know whether it started.
@@ -188,7 +203,7 @@ INLINE const char* Plan::step(Entry& e, Tensor& t, PyObject* value, double& coun
 // The row of a tensor: that of the tensor before, as a rule.
 INLINE int32_t Plan::row(int32_t g, const Tensor& t, double count) {
   Group& group = groups_[g];
-  const bool is_double = t.dtype == Dtype::kFloat64;
+  const bool is_double = t.form == Form::kDouble;
   int32_t& row = group.last_rows[2 * (t.device >= 0) + is_double];
   if (row >= 0 && rows_[row].count == count && rows_[row].device == t.device) return row;
   const auto [it, is_new] = row_of_.try_emplace({g, is_double, t.device, count}, int32_t(rows_.size()));

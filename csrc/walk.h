@@ -71,11 +71,11 @@ inline std::pair<const char*, const char*> extent(const at::TensorImpl& t) {
 
 enum class Match { kNo, kSizes, kLayout };  // nothing alike; all but the memory layout; everything
 
-// Compares an operand with its parameter, which is on the GPU of that number, -1 for the CPU. Strides must agree
-// wherever a dimension has more than one element.
+// Compares an operand with its parameter, which is on the GPU of that number, -1 for the CPU: all but what the two are
+// stored in. Strides must agree wherever a dimension has more than one element.
 INLINE Match match(const at::TensorImpl& a, const at::TensorImpl& b, int8_t gpu) {
   const auto sizes = a.sizes(), others = b.sizes(), x = a.strides(), y = b.strides();
-  if (b.key_set() != a.key_set() || a.dtype() != b.dtype() || sizes.size() != others.size()) return Match::kNo;
+  if (b.key_set() != a.key_set() || sizes.size() != others.size()) return Match::kNo;
   if (gpu >= 0 && gpu_index(b.device()) != gpu) return Match::kNo;
   bool layout = true;
   for (size_t i = 0; i < sizes.size(); ++i) {

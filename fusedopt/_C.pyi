@@ -6,8 +6,6 @@ from torch import Tensor
 RULES: dict[str, int]
 STATES: list[list[str]]
 SCOPES: list[Literal["tensor", "group"] | None]
-TRANSFERS: list[int]
-LATE_TRANSFERS: list[int]
 
 GPU: str | None
 FUNCTION_MODE: str
@@ -81,4 +79,5 @@ class Plan:
     @property
     def has_odd_numbers(self) -> bool: ...
     def reasons(self) -> list[str | None]: ...
+    def bytes_per_step(self, clips: bool, late: list[bool]) -> int: ...
     def memory(self) -> int: ...

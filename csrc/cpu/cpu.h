@@ -16,13 +16,18 @@ double square_sum(Table& table);
 // asks for, if the machine has it.
 const char* isa();
 
+// A chunk as its loops see it: n elements of each operand, where they lie and what they are stored in.
+struct Span {
+  void* addr[kMaxOperands];
+  const Storage* storage;
+  int64_t n;
+};
 // The loops over one chunk, compiled once per instruction set.
 struct Kernels {
-  // Applies a rule to n elements, and adds to its two sums; its second pass, null where it has none.
-  void (*apply[int(RuleId::kCount)][int(Dtype::kCount)])(void* const* addr, int64_t n, const void* rule, double* sums);
-  void (*second[int(RuleId::kCount)][int(Dtype::kCount)])(void* const* addr, int64_t n, const void* rule,
-                                                          double number);
-  void (*square_sum[int(Dtype::kCount)])(void* const* addr, int64_t n, double* sums);  // of the gradient
+  // Applies a rule, and adds to its two sums; its second pass, null where it has none.
+  void (*apply[int(RuleId::kCount)][int(Form::kCount)])(const Span& span, const void* rule, double* sums);
+  void (*second[int(RuleId::kCount)][int(Form::kCount)])(const Span& span, const void* rule, double number);
+  void (*square_sum[int(Form::kCount)])(const Span& span, double* sums);  // of the gradient
 };
 namespace baseline { extern const Kernels kKernels; }
 namespace avx2 { extern const Kernels kKernels; }

@@ -2,94 +2,118 @@
 // setup.py compiles them, and include this.
 // Everything lives in an anonymous namespace inside that set's own, so that no function compiled for AVX-512 can be
 // picked by the linker for the others; of std there are only types.
-#ifdef __F16C__
-#include <immintrin.h>
-#endif
-#include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "cpu.h"
 
+#include "codecs.h"
+
 namespace fusedopt::cpu::FUSEDOPT_ISA {
 namespace {
 
-#include "../half.h"
-
-inline void widen(const auto* in, float* out, int n, int i = 0) {
-  for (; i < n; ++i) out[i] = widen(in[i]);
-}
-inline void narrow(const float* in, auto* out, int n, int i = 0) {
-  for (; i < n; ++i) out[i] = narrow(in[i], out[i]);
-}
-
-#ifdef __F16C__
-inline void widen(const Float16* in, float* out, int n) {
-  for (int i = 0; i + 8 <= n; i += 8)
-    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
-  widen<Float16>(in, out, n, n & ~7);
-}
-inline void narrow(const float* in, Float16* out, int n) {
-  for (int i = 0; i + 8 <= n; i += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(in + i), 0));
-  narrow<Float16>(in, out, n, n & ~7);
-}
-#endif
-
 #define INLINED __attribute__((always_inline))  // before the loops are vectorized, or their sums live in memory
-constexpr int kBlock = 64;  // half-precision operands are widened this many at a time, in the first-level cache
 
 // Sums are taken in lanes, element i in lane i % kLanes, which are added in pairs at the end: in the same order
 // whatever the instruction set.
 constexpr int kLanes = 16;
 using Lanes = double[2][kLanes];
+static_assert(kLanes % kWidth == 0);
 
-// Loads the operands that are read, calls `body` on registers, stores those that are written: over n elements. With
-// Sums, the body adds to its first two arguments.
-template <bool Sums, unsigned Reads, unsigned Writes, class F, class Body, int... I>
-FUSEDOPT_HD void loop(F* const (&addr)[kMaxOperands], int64_t n, Body body, Lanes& sums,
-                      std::integer_sequence<int, I...>) {
-  F* const p[] = {addr[I]...};
+// What is done to an element: `body` to its operands in registers, and then, unless it is nothing, `after` to what has
+// been stored of them. The last of the two that there is gets, with Sums, two to add to before the operands.
+struct Nothing {};
+template <class After>
+constexpr bool kFollows = !std::is_same_v<After, Nothing>;
+
+// n elements of operands that are stored as they are computed in: loads those that are read, stores those that are
+// written.
+template <bool Sums, Operands Ops, class F, class Body, class After, int... I>
+FUSEDOPT_HD void in_place(const Span& span, Body body, After after, Lanes& sums, std::integer_sequence<int, I...>) {
+  F* const p[] = {static_cast<F*>(span.addr[I])...};
   const auto element = [=](int64_t i, double& s0, double& s1) INLINED {
-    F x[] = {(Reads >> I & 1 ? p[I][i] : F(0))...};
-    body(s0, s1, x[I]...);
-    ((Writes >> I & 1 ? void(p[I][i] = x[I]) : void()), ...);
+    F x[] = {(Ops.reads >> I & 1 ? p[I][i] : F(0))...};
+    if constexpr (Sums && !kFollows<After>) body(s0, s1, x[I]...);
+    else body(x[I]...);
+    ((Ops.writes >> I & 1 ? void(p[I][i] = x[I]) : void()), ...);
+    if constexpr (kFollows<After>) after(s0, s1, x[I]...);
   };
   int64_t i = 0;
   if constexpr (Sums) {
-    for (; i + kLanes <= n; i += kLanes) {
+    for (; i + kLanes <= span.n; i += kLanes) {
 #pragma omp simd
       for (int l = 0; l < kLanes; ++l) element(i + l, sums[0][l], sums[1][l]);
     }
-    for (int l = 0; i < n; ++l, ++i) element(i, sums[0][l], sums[1][l]);
+    for (int l = 0; i < span.n; ++l, ++i) element(i, sums[0][l], sums[1][l]);
   } else {
     double unused;
 #pragma omp simd
-    for (i = 0; i < n; ++i) element(i, unused, unused);
+    for (i = 0; i < span.n; ++i) element(i, unused, unused);
   }
 }
 
-// Applies `body` to n elements in storage type D. Its sums are added to `total`.
-template <bool Sums, unsigned Reads, unsigned Writes, int D, class Body>
-inline void sweep(void* const* addr, int64_t n, Body body, double* total = nullptr) {
-  using T = Storage<D>;
-  using F = Compute<D>;
+// The same of operands each of which has a storage of its own, a vector at a time: to ask for the storage each time
+// costs a few per cent of decoding, where a pass over a block in the cache would cost as much as all the rest. n is a
+// multiple of kWidth.
+template <bool Sums, Operands Ops, class Body, class After, int... I>
+__attribute__((noinline)) void coded(const Span& span, Body body, After after, Lanes& sums,
+                                     std::integer_sequence<int, I...>) {
+  void* const p[] = {span.addr[I]...};
+  const Storage storage[] = {span.storage[I]...};
+  for (int64_t i = 0; i < span.n; i += kWidth) {
+    union {
+      Vector whole;
+      float at[kWidth];
+    } x[kMaxOperands];
+    ((x[I].whole = Ops.reads >> I & 1 ? load(storage[I], p[I], i) : Vector{}), ...);
+    double *const s0 = sums[0] + i % kLanes, *const s1 = sums[1] + i % kLanes;
+#pragma omp simd
+    for (int l = 0; l < kWidth; ++l) {
+      if constexpr (Sums && !kFollows<After>) body(s0[l], s1[l], x[I].at[l]...);
+      else body(x[I].at[l]...);
+    }
+    ((Ops.writes >> I & 1 ? store(x[I].whole, storage[I], p[I], i) : void()), ...);
+    if constexpr (kFollows<After>) {
+      ((Ops.writes >> I & 1 ? void(x[I].whole = load(storage[I], p[I], i)) : void()), ...);
+#pragma omp simd
+      for (int l = 0; l < kWidth; ++l) after(s0[l], s1[l], x[I].at[l]...);
+    }
+  }
+}
+
+// The last elements of a chunk, fewer than kWidth, among others that do not count.
+template <bool Sums, Operands Ops, class Body, class After, class Sequence>
+void coded_rest(const Span& span, Body body, After after, Lanes& sums, Sequence operands) {
+  alignas(64) char bytes[kMaxOperands][sizeof(float[kWidth])] = {};
+  const int64_t done = span.n / kWidth * kWidth;
+  const int rest = int(span.n - done);
+  Span padded{{}, span.storage, kWidth};
+  const auto each = [&](unsigned which, auto move) {
+    for (int k = 0; k < kMaxOperands; ++k)
+      if (const int size = item_size(span.storage[k]); which >> k & 1)
+        move(bytes[k], static_cast<char*>(span.addr[k]) + done * size, unsigned(rest * size));
+  };
+  for (int k = 0; k < kMaxOperands; ++k) padded.addr[k] = bytes[k];
+  each(Ops.reads, [](char* here, char* there, unsigned size) { __builtin_memcpy(here, there, size); });
+  Lanes rests = {};
+  coded<Sums, Ops>(padded, body, after, rests, operands);
+  each(Ops.writes, [](char* here, char* there, unsigned size) { __builtin_memcpy(there, here, size); });
+  for (int s = 0; s < 2; ++s)
+    for (int l = 0; l < rest; ++l) sums[s][done % kLanes + l] += rests[s][l];
+}
+
+// One pass over a chunk. Its sums are added to `total`.
+template <bool Sums, Operands Ops, Form form, class Body, class After = Nothing>
+inline void sweep(const Span& span, Body body, double* total = nullptr, After after = {}) {
   constexpr auto operands = std::make_integer_sequence<int, kMaxOperands>{};
   Lanes sums = {};
-  F* p[kMaxOperands];
-  if constexpr (sizeof(T) == sizeof(F)) {
-    for (int k = 0; k < kMaxOperands; ++k) p[k] = static_cast<F*>(addr[k]);
-    loop<Sums, Reads, Writes>(p, n, body, sums, operands);
+  if constexpr (form == Form::kCoded) {
+    Span whole = span;
+    whole.n = span.n / kWidth * kWidth;
+    coded<Sums, Ops>(whole, body, after, sums, operands);
+    if (whole.n < span.n) coded_rest<Sums, Ops>(span, body, after, sums, operands);
   } else {
-    alignas(64) F block[kMaxOperands][kBlock];
-    for (int k = 0; k < kMaxOperands; ++k) p[k] = block[k];
-    for (int64_t begin = 0; begin < n; begin += kBlock) {
-      const int m = int(n - begin < kBlock ? n - begin : kBlock);
-      for (int k = 0; k < kMaxOperands; ++k)
-        if (Reads >> k & 1) widen(static_cast<const T*>(addr[k]) + begin, p[k], m);
-      loop<Sums, Reads, Writes>(p, m, body, sums, operands);
-      for (int k = 0; k < kMaxOperands; ++k)
-        if (Writes >> k & 1) narrow(p[k], static_cast<T*>(addr[k]) + begin, m);
-    }
+    in_place<Sums, Ops, Compute<form>>(span, body, after, sums, operands);
   }
   if constexpr (!Sums) return;
   for (double (&lanes)[kLanes] : sums) {
@@ -99,58 +123,56 @@ inline void sweep(void* const* addr, int64_t n, Body body, double* total = nullp
   }
 }
 
-template <template <class> class Rule, int D>
-void apply(void* const* addr, int64_t n, const void* row, double* sums) {
-  using F = Compute<D>;
-  const auto rule = *static_cast<const Rule<F>*>(row);
-  constexpr Operands operands = Rule<F>::kOperands;
-  constexpr bool kSums = kTakesSums<Rule<F>>;
-  if constexpr (scope_of<Rule<F>>() == Scope::kGroup) {
-    if (rule.is_late()) {
-      constexpr Operands late = Rule<F>::kLateOperands;
-      const auto body = [=, rate = rule.late_rate()](double&, double&, F& param, F& grad, F& a, F& b, F& c)
-                            INLINED { rule.late(rate, param, grad, a, b, c); };
-      return sweep<false, late.reads, late.writes, D>(addr, n, body);
-    }
+template <template <class> class Rule, Form form>
+void apply(const Span& span, const void* row, double* sums) {
+  using R = Rule<Compute<form>>;
+  const auto rule = *static_cast<const R*>(row);
+  const auto body = [=](auto&... x) INLINED { rule(x...); };
+  if constexpr (scope_of<R>() == Scope::kNone) {
+    sweep<false, R::kOperands, form>(span, body);
+  } else if constexpr (scope_of<R>() == Scope::kTensor) {
+    sweep<true, R::kOperands, form>(span, body, sums,
+                                    [=](double& s0, double& s1, auto&... x) INLINED { rule.add(s0, s1, x...); });
+  } else if (rule.is_late()) {
+    sweep<false, R::kLateOperands, form>(span,
+                                         [=, rate = rule.late_rate()](auto&... x) INLINED { rule.late(rate, x...); });
+  } else {
+    sweep<true, R::kOperands, form>(
+        span, [=](double& s0, double& s1, auto&... x) INLINED { rule(s0, s1, x...); }, sums);
   }
-  const auto body = [=](double& s0, double& s1, F& param, F& grad, F& a, F& b, F& c) INLINED {
-    if constexpr (kSums) rule(s0, s1, param, grad, a, b, c, [](F x) INLINED { return stored<D>(x); });
-    else rule(param, grad, a, b, c);
-  };
-  sweep<kSums, operands.reads, operands.writes, D>(addr, n, body, sums);
 }
 
-template <template <class> class Rule, int D>
-void second(void* const* addr, int64_t n, const void* row, double number) {
-  using F = Compute<D>;
+template <template <class> class Rule, Form form>
+void second(const Span& span, const void* row, double number) {
+  using F = Compute<form>;
   const auto rule = *static_cast<const Rule<F>*>(row);
-  constexpr Operands operands = Rule<F>::kSecondOperands;
-  const auto body = [=, number = F(number)](double&, double&, F& param, F& grad, F& a, F& b, F& c)
-                        INLINED { rule.second(number, param, grad, a, b, c); };
-  sweep<false, operands.reads, operands.writes, D>(addr, n, body);
+  sweep<false, Rule<F>::kSecondOperands, form>(
+      span, [=, number = F(number)](auto&... x) INLINED { rule.second(number, x...); });
 }
 
-template <template <class> class Rule, int D>
-constexpr auto second_of() -> void (*)(void* const*, int64_t, const void*, double) {
-  if constexpr (scope_of<Rule<float>>() == Scope::kTensor) return second<Rule, D>;
+template <template <class> class Rule, Form form>
+constexpr auto second_of() -> void (*)(const Span&, const void*, double) {
+  if constexpr (scope_of<Rule<float>>() == Scope::kTensor) return second<Rule, form>;
   else return nullptr;
 }
 
-template <int D>
-void square_sum(void* const* addr, int64_t n, double* sums) {
-  const auto body = [](double& s0, double&, auto&, auto& grad, auto&...) INLINED { s0 += double(grad) * double(grad); };
-  sweep<true, 0b10, 0, D>(addr, n, body, sums);
+template <Form form>
+void square_sum(const Span& span, double* sums) {
+  using F = Compute<form>;
+  const auto body = [](double& s0, double&, F&, F& grad, F&, F&, F&) INLINED { s0 += double(grad) * double(grad); };
+  sweep<true, Operands{0b10, 0}, form>(span, body, sums);
 }
 
 }  // namespace
 
 #define X(name, ...) \
-  {apply<by_name::name, 0>, apply<by_name::name, 1>, apply<by_name::name, 2>, apply<by_name::name, 3>},
-#define Y(name, ...)                                                                            \
-  {second_of<by_name::name, 0>(), second_of<by_name::name, 1>(), second_of<by_name::name, 2>(), \
-   second_of<by_name::name, 3>()},
-extern const Kernels kKernels = {
-    {FUSEDOPT_RULES(X)}, {FUSEDOPT_RULES(Y)}, {square_sum<0>, square_sum<1>, square_sum<2>, square_sum<3>}};
+  {apply<by_name::name, Form::kFloat>, apply<by_name::name, Form::kDouble>, apply<by_name::name, Form::kCoded>},
+#define Y(name, ...)                                                                    \
+  {second_of<by_name::name, Form::kFloat>(), second_of<by_name::name, Form::kDouble>(), \
+   second_of<by_name::name, Form::kCoded>()},
+extern const Kernels kKernels = {{FUSEDOPT_RULES(X)},
+                                 {FUSEDOPT_RULES(Y)},
+                                 {square_sum<Form::kFloat>, square_sum<Form::kDouble>, square_sum<Form::kCoded>}};
 #undef X
 #undef Y
 

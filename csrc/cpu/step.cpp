@@ -26,7 +26,7 @@ const auto [kIsaName, kKernels] = []() -> Isa {
   return {"default", baseline::kKernels};
 }();
 
-// f(chunk index, tensor, addresses of the chunk's operands), for a contiguous share of the chunks in each thread.
+// f(chunk index, tensor, the chunk), for a contiguous share of the chunks in each thread.
 template <class F>
 void for_each_chunk(Table& table, bool backwards, F f) {
   const auto chunks = static_cast<int64_t>(table.chunks.size());
@@ -35,10 +35,10 @@ void for_each_chunk(Table& table, bool backwards, F f) {
     for (int64_t i = chunks * first / threads, end = chunks * last / threads; i < end; ++i) {
       const int64_t c = backwards ? chunks - 1 - i : i;
       const Tensor& t = table.tensors[table.chunks[c].tensor];
-      void* addr[kMaxOperands];
+      Span span{{}, t.storage, table.chunks[c].count};
       for (int k = 0; k < kMaxOperands; ++k)
-        addr[k] = static_cast<char*>(t.addr[k]) + table.chunks[c].begin * kItemSize[int(t.dtype)];
-      f(c, t, addr);
+        span.addr[k] = static_cast<char*>(t.addr[k]) + table.chunks[c].begin * item_size(t.storage[k]);
+      f(c, t, span);
     }
   };
   if (threads == 1) share(0, 1);
@@ -53,7 +53,7 @@ double settle(Table& table, const Tensor& t, int64_t chunk) {
   double first = 0, second = 0;
   for (const auto last = chunk + (t.numel - 1) / kChunkSize; chunk <= last; ++chunk)
     first += table.sums[2 * chunk], second += table.sums[2 * chunk + 1];
-  return rule_of(t).settle[t.dtype == Dtype::kFloat64](table.row(t.row), first, second);
+  return rule_of(t).settle[t.form == Form::kDouble](table.row(t.row), first, second);
 }
 
 // Whether a tensor needs no second pass: it is one chunk, and its sums are all here.
@@ -69,7 +69,7 @@ void decide(Table& table) {
     const Tensor* t = c < table.chunks.size() ? &table.tensors[table.chunks[c].tensor] : nullptr;
     if (t && (rule_of(*t).scope != Scope::kGroup || table.is_shared(table.chunks[c].tensor))) t = nullptr;
     if (of && (!t || table.memories[t->row] != table.memories[of->row])) {
-      rule_of(*of).decide[of->dtype == Dtype::kFloat64](table.row(of->row), first, second);
+      rule_of(*of).decide[of->form == Form::kDouble](table.row(of->row), first, second);
       first = second = 0;
     }
     if ((of = t)) first += table.sums[2 * c], second += table.sums[2 * c + 1];
@@ -87,13 +87,12 @@ void step(Table& table) {
 
 void first_pass(Table& table) {
   const Kernels& k = kKernels;
-  for_each_chunk(table, false, [&](int64_t c, const Tensor& t, void** addr) {
-    const int64_t n = table.chunks[c].count;
+  for_each_chunk(table, false, [&](int64_t c, const Tensor& t, const Span& span) {
     double* sums = &table.sums[2 * c];
     sums[0] = sums[1] = 0;
-    k.apply[int(t.rule)][int(t.dtype)](addr, n, table.row(t.row), sums);
+    k.apply[int(t.rule)][int(t.form)](span, table.row(t.row), sums);
     if (has_second(t) && ends_early(table, table.chunks[c].tensor))  // still in the first-level cache
-      k.second[int(t.rule)][int(t.dtype)](addr, n, table.row(t.row), settle(table, t, c));
+      k.second[int(t.rule)][int(t.form)](span, table.row(t.row), settle(table, t, c));
   });
 }
 
@@ -109,17 +108,17 @@ void second_pass(Table& table) {
   }
   if (!is_needed) return;
   // Backwards: what the first pass touched last is still in the cache.
-  for_each_chunk(table, true, [&](int64_t c, const Tensor& t, void** addr) {
+  for_each_chunk(table, true, [&](int64_t c, const Tensor& t, const Span& span) {
     if (!has_second(t) || ends_early(table, table.chunks[c].tensor)) return;
     const double number = table.sums[2 * (c - table.chunks[c].begin / kChunkSize)];
-    k.second[int(t.rule)][int(t.dtype)](addr, table.chunks[c].count, table.row(t.row), number);
+    k.second[int(t.rule)][int(t.form)](span, table.row(t.row), number);
   });
 }
 
 double square_sum(Table& table) {
-  for_each_chunk(table, false, [&](int64_t c, const Tensor& t, void** addr) {
+  for_each_chunk(table, false, [&](int64_t c, const Tensor& t, const Span& span) {
     table.sums[2 * c] = table.sums[2 * c + 1] = 0;
-    kKernels.square_sum[int(t.dtype)](addr, table.chunks[c].count, &table.sums[2 * c]);
+    kKernels.square_sum[int(t.form)](span, &table.sums[2 * c]);
   });
   double sum = 0;
   for (size_t c = 0; c < table.chunks.size(); ++c) sum += table.sums[2 * c];

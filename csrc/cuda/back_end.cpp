@@ -21,7 +21,7 @@ void BackEnd::recut(const std::vector<Tensor>& tensors, const std::vector<int32_
   std::vector<int32_t> order;
   for (size_t t = 0; t < tensors.size(); ++t)
     if (tensors[t].device == device_ && tensors[t].row >= 0) order.push_back(int32_t(t));
-  const auto kind = [&](int32_t t) { return std::tuple(tensors[t].rule, joint[t], tensors[t].dtype); };
+  const auto kind = [&](int32_t t) { return std::tuple(tensors[t].rule, joint[t], tensors[t].form); };
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return kind(a) < kind(b); });
 
   batches_.clear(), first_chunks_.clear();
@@ -40,7 +40,7 @@ void BackEnd::recut(const std::vector<Tensor>& tensors, const std::vector<int32_
       if (!i || kind(t) != kind(before)) {
         const bool goes_on = i && joint[t] >= 0 && joint[t] == joint[before];
         const int32_t first = joint[t] == -2 ? -1 : goes_on ? std::exchange(batches_.back().decides_from, -1) : c;
-        batches_.push_back({tensors[t].rule, tensors[t].dtype, c, 0, i, 0, first});
+        batches_.push_back({tensors[t].rule, tensors[t].form, c, 0, i, 0, first});
       }
       ++batches_.back().tensors;
       first_chunks_.push_back(c);
@@ -135,7 +135,7 @@ void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling, Pass 
   const bool rescaled = folded && (scaling.grad_scale || scaling.square_sum);
   std::vector<char> bytes;
   for (const Batch& batch : batches_) {
-    const bool is_double = batch.dtype == Dtype::kFloat64;
+    const bool is_double = batch.form == Form::kDouble;
     const RuleInfo& rule = info(batch.rule);
     const int32_t stride =
         folded ? (rule.bytes[is_double] + 7) / 8 * 8 : int32_t(sizeof(DeviceRow) + rule.number_count * sizeof(double));

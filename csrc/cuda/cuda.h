@@ -9,10 +9,10 @@ namespace fusedopt::cuda {
 
 using Stream = void*;  // cudaStream_t
 
-// Chunks of one rule and one dtype, neighbours in the table: one launch. Its tensors begin at `first_chunks`[tensor].
+// Chunks of one rule and one form, neighbours in the table: one launch. Its tensors begin at `first_chunks`[tensor].
 struct Batch {
   RuleId rule;
-  Dtype dtype;
+  Form form;
   int32_t chunk, chunks, tensor, tensors;
   int32_t decides_from = -1;  // of a joint group's last batch the group's first chunk
 };

@@ -1,32 +1,14 @@
 // The kernels. A block takes one chunk; what it does to an element stands in rules/.
 #pragma once
-#ifdef FUSEDOPT_CUDA_ON_CPU
-#include "executor.h"
-#else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#define SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
-#endif
-#include <bit>
-#include <tuple>
-#include <type_traits>
-
-#include "cuda.h"
-
-#ifndef FUSEDOPT_CUDA_THREADS
-#define FUSEDOPT_CUDA_THREADS 512
-#endif
+#include "sweep.cuh"
 
 namespace fusedopt::cuda {
 
-#include "../half.h"
-
-constexpr int kThreads = FUSEDOPT_CUDA_THREADS, kWarps = kThreads / 32;
 // Registers are shared out so that this many blocks fit on a multiprocessor: half of its threads, or a quarter. Double
-// needs more of them, and so do eight elements of five half-precision operands, and sums beside five operands.
-template <int D, unsigned Reads, bool Sums = false>
-constexpr int kBlocksPerSm = (D == 1 || (Reads == 0b11111 && (D > 1 || Sums)) ? 512 : 1024) / kThreads;
+// needs more of them, and so do eight elements of five coded operands, and sums beside five operands or coded ones.
+template <Form form, unsigned Reads, bool Sums = false>
+constexpr int kBlocksPerSm =
+    (form == Form::kDouble || (Reads == 0b11111) + (form == Form::kCoded) + Sums > 1 ? 512 : 1024) / kThreads;
 constexpr int kArguments = 32764;  // bytes that a launch carries at most, since CUDA 12.1
 
 // What travels with a launch, with room for rows. Two sizes, because the driver copies all of it.
@@ -42,11 +24,6 @@ template <int Bytes>
 struct Arguments : Header {
   static constexpr int kCapacity = (Bytes - int(sizeof(Header))) / 8 * 8;
   alignas(8) char inlined[kCapacity];
-};
-
-template <class T, int N, int Alignment>
-struct alignas(Alignment) Pack {
-  T x[N];
 };
 
 __device__ __forceinline__ double number(const void* at, bool is_double) {
@@ -86,80 +63,6 @@ __device__ __forceinline__ Rule rule_of(const Args& args, const Tensor& t) {
   }
   __syncthreads();
   return *reinterpret_cast<const Rule*>(folded);
-}
-
-// What one access moves: 16 bytes, or an element where the addresses are not aligned to that. It is asked for by name:
-// that keeps the compiler from merging the two cases, and says that the memory is global. What a step touches it
-// touches once, so it goes past the first-level cache.
-template <size_t Bytes>
-using Access = std::tuple_element_t<std::bit_width(Bytes) - 2, std::tuple<unsigned short, float, double, uint4>>;
-template <class T, class A = Access<alignof(T)>>
-using Accesses = Pack<A, sizeof(T) / sizeof(A), alignof(A)>;
-
-template <class T>
-__device__ __forceinline__ T load(const T* at) {
-  Accesses<T> parts;
-  for (int i = 0; auto& part : parts.x) part = __ldcg(reinterpret_cast<const Access<alignof(T)>*>(at) + i++);
-  return __builtin_bit_cast(T, parts);
-}
-template <class T>
-__device__ __forceinline__ void store(T* at, const T& value) {
-  const auto parts = __builtin_bit_cast(Accesses<T>, value);
-  for (int i = 0; const auto& part : parts.x) __stcg(reinterpret_cast<Access<alignof(T)>*>(at) + i++, part);
-}
-
-// Loads N neighbours of every operand that is read, for U places kThreads * N apart, before it computes on any of them;
-// then stores those that are written.
-template <unsigned Reads, unsigned Writes, int N, int U, int Alignment, class T, class Body>
-__device__ __forceinline__ void visit(T* const (&p)[kMaxOperands], int begin, int end, Body& body) {
-  using F = decltype(widen(T{}));
-  using Neighbours = Pack<T, N, Alignment>;
-  for (int first = begin + int(threadIdx.x) * N; first < end; first += kThreads * N * U) {
-    Neighbours pack[U][kMaxOperands];
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-      const int i = first + u * kThreads * N;
-#pragma unroll
-      for (int k = 0; k < kMaxOperands; ++k)
-        if ((Reads >> k & 1) && i < end) pack[u][k] = load(reinterpret_cast<const Neighbours*>(p[k] + i));
-    }
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-      const int i = first + u * kThreads * N;
-      if (i >= end) break;
-#pragma unroll
-      for (int n = 0; n < N; ++n) {
-        F x[kMaxOperands];
-#pragma unroll
-        for (int k = 0; k < kMaxOperands; ++k) x[k] = Reads >> k & 1 ? widen(pack[u][k].x[n]) : F(0);
-        body(x[0], x[1], x[2], x[3], x[4]);
-        for (int k = 0; k < kMaxOperands; ++k)
-          if (Writes >> k & 1) pack[u][k].x[n] = narrow(x[k], T{});
-      }
-      for (int k = 0; k < kMaxOperands; ++k)
-        if (Writes >> k & 1) store(reinterpret_cast<Neighbours*>(p[k] + i), pack[u][k]);
-    }
-  }
-}
-
-// A chunk, in groups of 16 bytes, each one access where the addresses allow, and the rest element by element. Which
-// thread takes an element does not depend on the address, so that sums do not.
-template <unsigned Reads, unsigned Writes, int D, class Body>
-__device__ __forceinline__ void sweep(const Tensor& t, const Chunk& chunk, Body body) {
-  using T = Storage<D>;
-  constexpr int kNumber = 16 / sizeof(T), kReads = __builtin_popcount(Reads);
-  // Enough loads in flight to cover their latency, and no more than there are registers for.
-  constexpr int kUnroll = kReads == 1 ? 4 : kReads == 2 || (kReads == 3 && sizeof(T) > 2) ? 2 : 1;
-  T* p[kMaxOperands];
-  uintptr_t address = 0;
-  for (int k = 0; k < kMaxOperands; ++k) {
-    p[k] = static_cast<T*>(t.addr[k]) + chunk.begin;
-    if ((Reads | Writes) >> k & 1) address |= reinterpret_cast<uintptr_t>(p[k]);
-  }
-  const int grouped = chunk.count / kNumber * kNumber;
-  if (address % 16 == 0) visit<Reads, Writes, kNumber, kUnroll, 16>(p, 0, grouped, body);
-  else visit<Reads, Writes, kNumber, kUnroll, sizeof(T)>(p, 0, grouped, body);
-  visit<Reads, Writes, 1, 1, sizeof(T)>(p, grouped, chunk.count, body);
 }
 
 // Adds x and y over the threads of a block, in a fixed order. Valid in thread 0.
@@ -214,58 +117,58 @@ __device__ __forceinline__ void finish(const Args& args, bool decides = false) {
 }
 
 // Applies a rule, and leaves the sums that it takes for its second pass or its decision.
-template <template <class> class Rule, int D, int Bytes>
+template <template <class> class Rule, Form form, int Bytes>
 __global__ void __launch_bounds__(kThreads,
-                                  kBlocksPerSm<D, (4u << Rule<float>::kStateCount) - 1, kTakesSums<Rule<float>>>)
+                                  kBlocksPerSm<form, (4u << Rule<float>::kStateCount) - 1, kTakesSums<Rule<float>>>)
     apply(const __grid_constant__ Arguments<Bytes> args) {
-  using F = Compute<D>;
+  using F = Compute<form>;
+  using R = Rule<F>;
   const bool skips = skipped(args.scaling);
   const int c = args.batch.chunk + blockIdx.x;
   const Chunk chunk = args.view.chunks[c];
   const Tensor t = args.view.tensors[chunk.tensor];  // all of it at once, and not again after the barrier
   if (skips) return;
-  const auto rule = rule_of<Rule<F>>(args, t);
-  constexpr Operands operands = Rule<F>::kOperands;
-  constexpr bool kDecides = scope_of<Rule<F>>() == Scope::kGroup;
-  if constexpr (kDecides) {
-    if (rule.is_late()) {
-      constexpr Operands late = Rule<F>::kLateOperands;
-      const F rate = rule.late_rate();
-      sweep<late.reads, late.writes, D>(t, chunk, [&](auto&... x) { rule.late(rate, x...); });
-      return finish<Rule<F>>(args);
+  const auto rule = rule_of<R>(args, t);
+  constexpr Scope scope = scope_of<R>();
+  if constexpr (scope == Scope::kNone) {
+    sweep<R::kOperands, form>(t, chunk, rule);
+    finish<R>(args);
+  } else {
+    if constexpr (scope == Scope::kGroup) {
+      if (rule.is_late()) {
+        const F rate = rule.late_rate();
+        sweep<R::kLateOperands, form>(t, chunk, [&](auto&... x) { rule.late(rate, x...); });
+        return finish<R>(args);
+      }
     }
-  }
-  if constexpr (kTakesSums<Rule<F>>) {
     double first = 0, second = 0;
-    const auto body = [&](auto&... x) { rule(first, second, x..., [](F value) { return stored<D>(value); }); };
-    sweep<operands.reads, operands.writes, D>(t, chunk, body);
+    if constexpr (scope == Scope::kGroup)
+      sweep<R::kOperands, form>(t, chunk, [&](auto&... x) { rule(first, second, x...); });
+    else sweep<R::kOperands, form>(t, chunk, rule, [&](auto&... x) { rule.add(first, second, x...); });
     block_sum(first, second);
     if (threadIdx.x == 0) args.view.sums[2 * c] = first, args.view.sums[2 * c + 1] = second;
-    if constexpr (kDecides) finish<Rule<F>>(args, args.batch.decides_from >= 0);
-  } else {
-    sweep<operands.reads, operands.writes, D>(t, chunk, rule);
-    finish<Rule<F>>(args);
+    if constexpr (scope == Scope::kGroup) finish<R>(args, args.batch.decides_from >= 0);
   }
 }
 
-template <int D>
+template <Form form>
 __device__ __forceinline__ double square_sum(const Tensor& t, const Chunk& chunk) {
   double sum = 0;
-  sweep<0b10, 0, D>(t, chunk, [&](auto&, auto& grad, auto&...) { sum = madd(double(grad), double(grad), sum); });
+  const auto body = [&](auto&, auto& grad, auto&...) { sum = madd(double(grad), double(grad), sum); };
+  sweep<Operands{0b10, 0}, form>(t, chunk, body);
   return sum;
 }
 
-// The chunks' sums of squares; the last block adds them up in their order. A chunk a block: over several, the four
-// dtypes' loops spill registers.
+// The chunks' sums of squares; the last block adds them up in their order. A chunk a block: over several, the loops
+// spill registers.
 __global__ void __launch_bounds__(kThreads) sum_squares(const View view, const Scaling scaling) {
   const Chunk chunk = view.chunks[blockIdx.x];
   const Tensor t = view.tensors[chunk.tensor];
   double sum = 0, unused = 0;
-  switch (t.dtype) {
-    case Dtype::kFloat32: sum = square_sum<0>(t, chunk); break;
-    case Dtype::kFloat64: sum = square_sum<1>(t, chunk); break;
-    case Dtype::kBFloat16: sum = square_sum<2>(t, chunk); break;
-    default: sum = square_sum<3>(t, chunk);
+  switch (t.form) {
+    case Form::kFloat: sum = square_sum<Form::kFloat>(t, chunk); break;
+    case Form::kDouble: sum = square_sum<Form::kDouble>(t, chunk); break;
+    default: sum = square_sum<Form::kCoded>(t, chunk);
   }
   block_sum(sum, unused);
   if (threadIdx.x == 0) view.sums[2 * blockIdx.x] = sum;

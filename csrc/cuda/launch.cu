@@ -34,33 +34,33 @@ void start(void (*kernel)(P...), unsigned grid, Stream stream, A&&... args) {
   check(cudaGetLastError());
 }
 
-template <template <class> class Rule, int D, int Bytes>
+template <template <class> class Rule, Form form, int Bytes>
 void update(const Header& header, const Rows& rows, Pass pass, Stream stream) {
   constexpr bool kTwoPasses = scope_of<Rule<float>>() == Scope::kTensor;
   if (!kTwoPasses && pass == Pass::kSecond) return;
   Arguments<Bytes> args;
   static_cast<Header&>(args) = header;
   if (!header.rows) std::memcpy(args.inlined, rows.bytes, rows.size);
-  if (pass != Pass::kSecond) start(apply<Rule, D, Bytes>, header.batch.chunks, stream, args);
+  if (pass != Pass::kSecond) start(apply<Rule, form, Bytes>, header.batch.chunks, stream, args);
   if (pass == Pass::kFirst) return;
   if constexpr (kTwoPasses) {
-    start(settle<Rule, D, Bytes>, header.batch.tensors, stream, args);
-    start(second_pass<Rule, D, Bytes>, header.batch.chunks, stream, args);
+    start(settle<Rule, form, Bytes>, header.batch.tensors, stream, args);
+    start(second_pass<Rule, form, Bytes>, header.batch.chunks, stream, args);
   }
 }
 
-template <template <class> class Rule, int D>
+template <template <class> class Rule, Form form>
 void update(const Header& header, const Rows& rows, Pass pass, Stream stream) {
   if (header.rows || rows.size <= Arguments<kFewBytes>::kCapacity)
-    update<Rule, D, kFewBytes>(header, rows, pass, stream);
-  else if (rows.size <= Arguments<kSomeBytes>::kCapacity) update<Rule, D, kSomeBytes>(header, rows, pass, stream);
-  else update<Rule, D, kArguments>(header, rows, pass, stream);
+    update<Rule, form, kFewBytes>(header, rows, pass, stream);
+  else if (rows.size <= Arguments<kSomeBytes>::kCapacity) update<Rule, form, kSomeBytes>(header, rows, pass, stream);
+  else update<Rule, form, kArguments>(header, rows, pass, stream);
 }
 
 #define X(name, ...) \
-  {update<by_name::name, 0>, update<by_name::name, 1>, update<by_name::name, 2>, update<by_name::name, 3>},
+  {update<by_name::name, Form::kFloat>, update<by_name::name, Form::kDouble>, update<by_name::name, Form::kCoded>},
 using Update = void (*)(const Header&, const Rows&, Pass, Stream);
-constexpr Update kUpdates[][int(Dtype::kCount)] = {FUSEDOPT_RULES(X)};
+constexpr Update kUpdates[][int(Form::kCount)] = {FUSEDOPT_RULES(X)};
 #undef X
 
 using Decide = void (*)(const WholeRow&, const Scaling&, const double* sums, Stream);
@@ -92,7 +92,7 @@ void update(const View& view, const Batch& batch, const Rows& rows, const Scalin
             Stream stream) {
   const char* on_device = fit_in_arguments(rows) ? nullptr : view.rows;
   const Header header{view, batch, scaling, on_device, rows.stride, rows.folded, rows.rescaled, counts};
-  kUpdates[int(batch.rule)][int(batch.dtype)](header, rows, pass, stream);
+  kUpdates[int(batch.rule)][int(batch.form)](header, rows, pass, stream);
 }
 
 void gather(const View& view, const Slots& slots, double* totals, Stream stream) {

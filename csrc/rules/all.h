@@ -30,8 +30,6 @@ namespace fusedopt {
 #define X(name, ...) name,
 enum class RuleId : unsigned char { FUSEDOPT_RULES(X) kCount };
 #undef X
-enum class Dtype : unsigned char { kFloat32, kFloat64, kBFloat16, kFloat16, kCount };
-constexpr int kItemSize[] = {4, 8, 2, 2};
 
 struct RuleInfo {
   const char* name;

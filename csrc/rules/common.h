@@ -42,11 +42,11 @@ struct Operands {
 
 // What a rule may declare beyond one pass over memory.
 //
-// Sums: with a kScope its pass is called with two doubles to add to, the operands, and what gives a value as it is
-// stored. What is added up over a tensor, settle(sum, sum) makes a number of, with which a second pass is called,
-// second(number, operands...), on kSecondOperands. By what is added up over a group, decide(sum, sum) changes what the
-// group remembers; once is_late() says so, its parameters take another pass, late(late_rate(), operands...), on
-// kLateOperands and without sums.
+// Sums, of the kScope that it says. Over a tensor: add(sum, sum, operands...) follows the pass, on the operands as they
+// are stored; settle(sum, sum) makes a number of the two, with which a second pass is called, second(number,
+// operands...), on kSecondOperands. Over a group: the pass itself is called with two doubles to add to before the
+// operands; by them, decide(sum, sum) changes what the group remembers, and once is_late() says so, its parameters take
+// another pass, late(late_rate(), operands...), on kLateOperands and without sums.
 //
 // Memory that outlives a step: kMemory doubles in a tensor of the group, on the device of its parameters. Their address
 // is the last argument of the constructor.

@@ -47,14 +47,17 @@ struct Lamb {
         trust_clip(n.trust_clip), phi_low(n.phi_low), phi_high(n.phi_high),
         adapts(n.weight_decay != 0 || n.always_adapt != 0) {}
 
-  // The first pass. Adds the squares of the parameter and of its update by the moments as they are stored: that is what
-  // the second pass reads, and in half precision the smallest squares are stored as zero.
-  FUSEDOPT_HD void operator()(double& param_square_sum, double& update_square_sum, F param, F grad, F& exp_avg,
-                              F& exp_avg_sq, F&, auto stored) const {
+  FUSEDOPT_HD void operator()(F param, F grad, F& exp_avg, F& exp_avg_sq, F&) const {
     const F g = gradient(grad, param);
     exp_avg = madd(beta1, exp_avg, rate1 * g);
     exp_avg_sq = square(exp_avg_sq, g);
-    const F u = update(param, stored(exp_avg), stored(exp_avg_sq));
+  }
+
+  // The squares of the parameter and of its update by the moments as they are stored: that is what the second pass
+  // reads, and in half precision the smallest squares are stored as zero.
+  FUSEDOPT_HD void add(double& param_square_sum, double& update_square_sum, F param, F, F exp_avg, F exp_avg_sq,
+                       F) const {
+    const F u = update(param, exp_avg, exp_avg_sq);
     param_square_sum += double(param) * double(param), update_square_sum += double(u) * double(u);
   }
 

@@ -37,7 +37,7 @@ struct Swats {
 
   // Adam, with epsilon beside the root that is not corrected, as in the paper. Adds to p.p and p.g.
   FUSEDOPT_HD void operator()(double& step_square, double& step_dot_grad, F& param, F grad, F& exp_avg, F& exp_avg_sq,
-                              F&, auto) const {
+                              F&) const {
     const F g = gradient(grad, param);
     exp_avg = madd(beta1, exp_avg, rate1 * g);
     exp_avg_sq = square(exp_avg_sq, g);

@@ -18,8 +18,9 @@ from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _glob
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from fusedopt import _C, sharding
+from fusedopt import _C
 from fusedopt.optim._explanation import Explanation, explain
+from fusedopt.optim._formats import check_state_dtype, memory, store
 from fusedopt.optim._options import Options
 from fusedopt.optim._processes import is_partition, refuse_partition
 from fusedopt.optim._scaling import NO_SCALING, Scaling, gradient_scale
@@ -69,10 +70,9 @@ class FusedStep(Options):
         """Whether the rule's arithmetic depends on how many steps there have been."""
         return True
 
-    def _transfers(self, group: dict[str, Any]) -> int:
-        """How often an element is read or written in a step, without clipping."""
-        transfers: int = _C.TRANSFERS[self._numbers(group)[0]]
-        return transfers
+    def _is_late(self, group: dict[str, Any]) -> bool:
+        """Whether a group's rule has gone over to its other pass."""
+        return False
 
     def _torch_class_of(self, group: dict[str, Any]) -> type[Optimizer]:
         """The class that steps what the fused path does not take of this group."""
@@ -110,12 +110,12 @@ class FusedStep(Options):
         """Bytes that the last step's fused path has to read and write at least, by the declarations of its rules."""
         if self._plan is None or self._reasons is not None:
             return 0
-        reasons, total = iter(self._plan.reasons()), 0
-        for group in self.param_groups:
-            transfers = self._transfers(group) + (self.defaults["max_grad_norm"] is not None)
-            fused = [p for p in group["params"] if next(reasons) is None]
-            total += transfers * sum(sharding.local(p).nbytes for p in fused)
-        return total
+        late = [self._is_late(group) for group in self.param_groups]
+        return self._plan.bytes_per_step(self.defaults["max_grad_norm"] is not None, late)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on this process: of the parameters, of their gradients, and of the states by their names."""
+        return memory(self)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, which spends most of its time on telling the profiler: here it is told only when it listens."""
@@ -280,6 +280,10 @@ class FusedStep(Options):
         init = self._torch_class._init_group  # type: ignore[attr-defined]
         lists = len(inspect.signature(init).parameters) - 2
         init(self, {**group, "params": params}, *([] for _ in range(lists)))
+        if "state_dtype" in group:
+            check_state_dtype(group)
+            for p in params:
+                store(self.state[p], p, group["state_dtype"])
 
 
 def _observer() -> str | None:

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices, _use_grad_for_differentiable
 
 from fusedopt import _C
+from fusedopt.optim._formats import in_float32
 from fusedopt.sharding import is_dtensor, local
 
 if TYPE_CHECKING:
@@ -140,14 +141,14 @@ def torch_step(
         if group.get("fused") and not all(_alike(p, optimizer.state.get(p, {})) for p in group["params"]):
             group["fused"] = False
     params = [p for group in groups for p in group["params"]]
-    grads = [p.grad for p in params]
     with contextlib.ExitStack() as undo:
         if refusable:
             undo.enter_context(_restored_on_error(optimizer, params))
+        groups = undo.enter_context(in_float32(optimizer, groups))
         if scale != 1:
-            for p, grad in zip(params, grads, strict=True):
-                undo.callback(setattr, p, "grad", grad)
-                p.grad = None if grad is None else grad * scale
+            for p in (p for group in groups for p in group["params"]):
+                undo.callback(setattr, p, "grad", p.grad)
+                p.grad = None if p.grad is None else p.grad * scale
         classes = [optimizer._torch_class_of(group) for group in groups]
         for cls in dict.fromkeys(classes):
             own = [group for group, its_class in zip(groups, classes, strict=True) if its_class is cls]

@@ -28,13 +28,15 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
         norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
+        state_dtype: what the states are stored in, an option of each group: None, as the parameter; torch.float32; or
+            torch.bfloat16, 2 bytes an element. There is one state.
 
     Raises:
         ValueError: where torch's class does, and for a negative `max_grad_norm`.
     """
 
     _torch_class = torch.optim.Adagrad
-    _group_options: ClassVar[dict[str, Any]] = {"capturable": False}
+    _group_options: ClassVar[dict[str, Any]] = {**FusedStep._group_options, "capturable": False}
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
         capturable: bool = False,
         max_grad_norm: float | None = None,
         norm_group: ProcessGroup | None = None,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -65,7 +68,7 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
             differentiable=differentiable,
             fused=fused,
         )
-        self._options(max_grad_norm, norm_group, capturable=capturable)
+        self._options(max_grad_norm, norm_group, state_dtype=state_dtype, capturable=capturable)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return _RULE, {name: group[name] for name in ("lr", "lr_decay", "eps", "weight_decay", "maximize")}

@@ -154,6 +154,8 @@ class LAMB(FusedStep, _TorchLAMB):
         capturable: whether the step may be captured in a CUDA graph.
         differentiable: whether autograd sees the step.
         norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
+        state_dtype: what the states are stored in, an option of each group: None, as the parameter; torch.float32; or
+            torch.bfloat16, 2 bytes an element. There are two.
         fused: True leaves unscaling under a :class:`torch.amp.GradScaler` to the step, as in torch's fused classes.
 
     Raises:
@@ -187,6 +189,7 @@ class LAMB(FusedStep, _TorchLAMB):
         differentiable: bool = False,
         fused: bool | None = None,
         norm_group: ProcessGroup | None = None,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -204,7 +207,7 @@ class LAMB(FusedStep, _TorchLAMB):
             capturable=capturable,
             differentiable=differentiable,
         )
-        self._options(max_grad_norm, norm_group, fused=fused)
+        self._options(max_grad_norm, norm_group, state_dtype=state_dtype, fused=fused)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         beta1, beta2 = group["betas"]

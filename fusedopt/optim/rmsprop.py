@@ -29,6 +29,8 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
         norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
+        state_dtype: what the states are stored in, an option of each group: None, as the parameter; torch.float32; or
+            torch.bfloat16, 2 bytes an element. There is one, with momentum and centered one more each.
 
     Raises:
         ValueError: where torch's class does, and for a negative `max_grad_norm`.
@@ -54,6 +56,7 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         fused: bool | None = None,
         max_grad_norm: float | None = None,
         norm_group: ProcessGroup | None = None,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -68,7 +71,7 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
             maximize,
             differentiable,
         )
-        self._options(max_grad_norm, norm_group, fused=fused)
+        self._options(max_grad_norm, norm_group, state_dtype=state_dtype, fused=fused)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         momentum = group["momentum"]

@@ -78,6 +78,8 @@ class SGD(FusedStep, torch.optim.SGD):
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
         norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
+        state_dtype: what the states are stored in, an option of each group: None, as the parameter; torch.float32; or
+            torch.bfloat16, 2 bytes an element. There is one, with momentum.
 
     Raises:
         ValueError: where torch's class does, for a negative `max_grad_norm`, for an unknown `momentum_form`, and on
@@ -87,7 +89,11 @@ class SGD(FusedStep, torch.optim.SGD):
     """
 
     _torch_class = torch.optim.SGD
-    _group_options: ClassVar[dict[str, Any]] = {"capturable": False, "momentum_form": "torch"}
+    _group_options: ClassVar[dict[str, Any]] = {
+        **FusedStep._group_options,
+        "capturable": False,
+        "momentum_form": "torch",
+    }
 
     def __init__(
         self,
@@ -106,6 +112,7 @@ class SGD(FusedStep, torch.optim.SGD):
         capturable: bool = False,
         max_grad_norm: float | None = None,
         norm_group: ProcessGroup | None = None,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         _is_classic({"momentum_form": momentum_form})
         super().__init__(
@@ -120,7 +127,9 @@ class SGD(FusedStep, torch.optim.SGD):
             differentiable=differentiable,
             fused=fused,
         )
-        self._options(max_grad_norm, norm_group, capturable=capturable, momentum_form=momentum_form)
+        self._options(
+            max_grad_norm, norm_group, state_dtype=state_dtype, capturable=capturable, momentum_form=momentum_form
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's."""
@@ -128,7 +137,7 @@ class SGD(FusedStep, torch.optim.SGD):
             _is_classic(param_group)
         super().add_param_group(param_group)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def _convert_states(self, state: dict[str, Any]) -> None:
         live = self.__dict__.get("param_groups", [])
         for i, group in enumerate(state["param_groups"]):
             classic = _is_classic(group)
@@ -136,7 +145,6 @@ class SGD(FusedStep, torch.optim.SGD):
             if i < len(live) and classic != _is_classic(live[i]):
                 _convert(state["state"], group, to_classic=not classic)
                 group["momentum_form"] = "torch" if classic else "classic"
-        super().__setstate__(state)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return _MOMENTUM if group["momentum"] != 0 else _PLAIN, {
@@ -156,7 +164,8 @@ class SGD(FusedStep, torch.optim.SGD):
     def _init_states(self, group: dict[str, Any], params: list[Tensor]) -> None:
         # torch's first momentum buffer is a copy of the first gradient. The rule writes it, unread.
         for p in params:
-            self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            buffer = torch.zeros_like(p, memory_format=torch.preserve_format, dtype=group.get("state_dtype"))
+            self.state[p]["momentum_buffer"] = buffer
 
     def _torch_class_of(self, group: dict[str, Any]) -> type[Optimizer]:
         return _ClassicSGD if _is_classic(group) and group["momentum"] != 0 else torch.optim.SGD

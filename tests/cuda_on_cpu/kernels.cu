@@ -22,23 +22,33 @@ constexpr double kGradScale = 8, kMaxNorm = 1;
 
 #define CHECK(condition) ((condition) ? void() : (std::printf("%s:%d: wrong\n", __FILE__, __LINE__), std::exit(1)))
 
-template <template <class> class Rule, int D>
+float widen(float x) { return x; }
+float narrow(float x, float) { return x; }
+template <class T>
+constexpr Storage kStorage = std::is_same_v<T, float>      ? Storage::kFloat32
+                             : std::is_same_v<T, BFloat16> ? Storage::kBFloat16
+                                                           : Storage::kFloat16;
+
+// Of parameters and gradients in P, and states in S.
+template <template <class> class Rule, class P, class S = P>
 class Step {
-  using T = Storage<D>;
-  using F = Compute<D>;
+  using F = float;
+  static constexpr Form form = std::is_same_v<P, float> && std::is_same_v<S, float> ? Form::kFloat : Form::kCoded;
 
  public:
   explicit Step(bool folded = false) {
     for (int t = 0; t < kTensors; ++t) {
       const int offset = t == kMisaligned;
       for (int k = 0; k < 4; ++k) {
-        operands_.emplace_back(new T[kNumels[t] + offset]);
-        tensors_[t].addr[k] = operands_.back().get() + offset;
-        for (int i = 0; i < kNumels[t]; ++i) at(t, k, i) = narrow(F((i * 37 + t * 11 + k) % 101) / F(50), T{});
+        const size_t size = k < 2 ? sizeof(P) : sizeof(S);
+        operands_.emplace_back(new char[(kNumels[t] + offset) * size]);
+        tensors_[t].addr[k] = operands_.back().get() + offset * size;
+        tensors_[t].storage[k] = k < 2 ? kStorage<P> : kStorage<S>;
+        for (int i = 0; i < kNumels[t]; ++i) set(t, k, i, F((i * 37 + t * 11 + k) % 101) / F(50));
       }
       steps_[t].reset(new float(4));
       tensors_[t].step = steps_[t].get(), tensors_[t].numel = kNumels[t], tensors_[t].row = 0;
-      tensors_[t].dtype = Dtype(D);
+      tensors_[t].form = form;
     }
     chunks_ = cut(kTensors, [](int32_t t) { return kNumels[t]; }, kChunkSize);
     for (int32_t c = 0; c < int32_t(chunks_.size()); ++c)
@@ -46,7 +56,7 @@ class Step {
     sums_.reset(new double[2 * chunks_.size()]), settled_.reset(new double[kTensors]);
     args_.view = {tensors_.get(), chunks_.data(),     first_chunks_.data(), sums_.get(), settled_.get(),
                   scalars_.get(), scalars_.get() + 1, done_.get(),          nullptr,     int32_t(kChunkSize)};
-    args_.batch = {RuleId{}, Dtype(D), 0, int32_t(chunks_.size()), 0, kTensors};
+    args_.batch = {RuleId{}, form, 0, int32_t(chunks_.size()), 0, kTensors};
     args_.scaling = {1, grad_scale_.get(), found_inf_.get(), scalars_.get(), kMaxNorm, 1e-6};
     args_.rows = nullptr, args_.folded = args_.rescaled = folded, args_.counts = true;
     typename Rule<F>::Numbers numbers{};
@@ -63,7 +73,7 @@ class Step {
     const unsigned blocks = unsigned(chunks_.size());
     double square_sum = 0;
     for (int t = 0; t < kTensors; ++t)
-      for (int i = 0; i < kNumels[t]; ++i) square_sum += double(widen(at(t, 1, i))) * double(widen(at(t, 1, i)));
+      for (int i = 0; i < kNumels[t]; ++i) square_sum += double(get(t, 1, i)) * double(get(t, 1, i));
     auto unscaled = args_.scaling;
     unscaled.square_sum = nullptr;
     launch(sum_squares, blocks, kThreads, nullptr, args_.view, unscaled);
@@ -77,17 +87,16 @@ class Step {
     [[maybe_unused]] double sums[2] = {};
     for (int t = 0; t < kTensors; ++t)
       for (int i = 0; i < kNumels[t]; ++i) {
-        F x[] = {widen(at(t, 0, i)), widen(at(t, 1, i)), widen(at(t, 2, i)), widen(at(t, 3, i))};
-        if constexpr (kTakesSums<Rule<F>>)
-          rule(sums[0], sums[1], x[0], x[1], x[2], x[3], unused, [](F v) { return v; });
+        F x[] = {get(t, 0, i), get(t, 1, i), get(t, 2, i), get(t, 3, i)};
+        if constexpr (scope_of<Rule<F>>() == Scope::kGroup) rule(sums[0], sums[1], x[0], x[1], x[2], x[3], unused);
         else rule(x[0], x[1], x[2], x[3], unused);
-        for (const int k : {0, 2, 3}) expected.push_back(stored<D>(x[k]));
+        for (const int k : {0, 2, 3}) expected.push_back(k < 2 ? widen(narrow(x[k], P{})) : widen(narrow(x[k], S{})));
       }
-    launch(apply<Rule, D, 1024>, blocks, kThreads, nullptr, args_);
+    launch(apply<Rule, form, 1024>, blocks, kThreads, nullptr, args_);
     auto value = expected.begin();
     for (int t = 0; t < kTensors; ++t)
       for (int i = 0; i < kNumels[t]; ++i)
-        for (const int k : {0, 2, 3}) CHECK(std::abs(widen(at(t, k, i)) - *value++) <= F(1e-6));
+        for (const int k : {0, 2, 3}) CHECK(std::abs(get(t, k, i) - *value++) <= F(1e-6));
 
     if constexpr (scope_of<Rule<F>>() == Scope::kGroup) {
       double found[3] = {};
@@ -99,23 +108,31 @@ class Step {
       for (int t = 0; t < kTensors; ++t) {
         double param = 0, update = 0;
         for (int i = 0; i < kNumels[t]; ++i) {
-          const F p = widen(at(t, 0, i)), u = rule.update(p, widen(at(t, 2, i)), widen(at(t, 3, i)));
+          const F p = get(t, 0, i), u = rule.update(p, get(t, 2, i), get(t, 3, i));
           param += double(p) * double(p), update += double(u) * double(u);
         }
         expected.push_back(F(rule.settle(param, update)));
       }
-      launch(settle<Rule, D, 1024>, kTensors, kThreads, nullptr, args_);
+      launch(settle<Rule, form, 1024>, kTensors, kThreads, nullptr, args_);
       for (int t = 0; t < kTensors; ++t) CHECK(std::abs(F(settled_[t]) - *value++) <= F(1e-6));
-      launch(second_pass<Rule, D, 1024>, blocks, kThreads, nullptr, args_);
+      launch(second_pass<Rule, form, 1024>, blocks, kThreads, nullptr, args_);
     }
     for (int t = 0; t < kTensors; ++t) CHECK(*steps_[t] == 5);
     CHECK(*done_ == 0);
   }
 
  private:
-  T& at(int t, int k, int i) { return static_cast<T*>(tensors_[t].addr[k])[i]; }
+  F get(int t, int k, int i) const {
+    void* const addr = tensors_[t].addr[k];
+    return k < 2 ? widen(static_cast<P*>(addr)[i]) : widen(static_cast<S*>(addr)[i]);
+  }
+  void set(int t, int k, int i, F x) {
+    void* const addr = tensors_[t].addr[k];
+    if (k < 2) static_cast<P*>(addr)[i] = narrow(x, P{});
+    else static_cast<S*>(addr)[i] = narrow(x, S{});
+  }
 
-  std::vector<std::unique_ptr<T[]>> operands_;
+  std::vector<std::unique_ptr<char[]>> operands_;
   std::unique_ptr<Tensor[]> tensors_{new Tensor[kTensors]};
   std::unique_ptr<float> steps_[kTensors];
   std::vector<Chunk> chunks_;
@@ -139,12 +156,15 @@ void patch() {
 }  // namespace
 
 int main() {
-  Step<by_name::adam, 0>().run();
-  Step<by_name::adam, 2>().run();
-  Step<by_name::adam, 0>(/*folded=*/true).run();
-  Step<by_name::adam, 2>(/*folded=*/true).run();
-  Step<Lamb, 0>().run();
-  Step<Lamb, 3>().run();
-  Step<Swats, 0>().run();
+  Step<by_name::adam, float>().run();
+  Step<by_name::adam, BFloat16>().run();
+  Step<by_name::adam, BFloat16, float>().run();
+  Step<by_name::adam, float, Float16>().run();
+  Step<by_name::adam, float>(/*folded=*/true).run();
+  Step<by_name::adam, BFloat16>(/*folded=*/true).run();
+  Step<Lamb, float>().run();
+  Step<Lamb, Float16>().run();
+  Step<Lamb, float, BFloat16>().run();
+  Step<Swats, float>().run();
   patch();
 }
