@@ -41,7 +41,7 @@ std::optional<Plan::Found> Plan::refresh(py::object groups, py::object state, py
     for (size_t i = 0; i < index; ++i)
       if (entries_[i].reason == kUnplaced) unplaced.push_back(int64_t(i));
   waits_ = !unplaced.empty();
-  if (!sharded_) table_.slots.clear();
+  if (!sharded_ || table_.slots.size() != index) table_.slots.clear();  // those of other parameters
   if (waits_) return Found{left_over, stateless, host_steps, unplaced};
 
   if (changed_) find_written();

@@ -252,6 +252,26 @@ def parameters_that_are_sharded_anew_between_steps(places: dict[str, Any], rank:
 
 
 @check
+def parameters_that_are_added_later(places: dict[str, Any], rank: int) -> None:
+    for name in WITH_NORMS:
+        results = []
+        for sharded in True, False:
+            where = [places["fsdp"](i, p) if sharded else None for i, p in enumerate(whole_tensors(-1))]
+            params = [nn.Parameter(place(p, w)) for p, w in zip(whole_tensors(-1), where, strict=True)]
+            optimizer, norms = BY_NAME[name].make([{"params": params[:2]}]), []
+            for step in range(4):
+                if step == 2:
+                    optimizer.add_param_group({"params": params[2:]})
+                known = [p for group in optimizer.param_groups for p in group["params"]]
+                for p, grad, w in zip(known, whole_tensors(step), where, strict=False):
+                    p.grad = place(grad, w)
+                optimizer.step()
+                norms.append(optimizer.grad_norm)
+            results.append((optimizer, params, norms))
+        assert is_as_one_process(compare(*results)), name
+
+
+@check
 def clip_grad_norm(places: dict[str, Any], rank: int) -> None:
     found, expected = [], []
     for clip, norms in ((fusedopt.clip_grad_norm_, found), (nn.utils.clip_grad_norm_, expected)):
