@@ -81,11 +81,17 @@ std::optional<Plan::Found> Plan::refresh(py::object groups, py::object state, py
     recut_gpus();
   }
   Found found{left_over, stateless, host_steps, unplaced};
-  if (at_once && !sharded_ && found == Found() && (devices_.empty() || devices_.back() < 0 || !gpu::is_capturing())) {
+  if (at_once && !(sharded_ && takes_sums()) && found == Found() &&
+      (devices_.empty() || devices_.back() < 0 || !gpu::is_capturing())) {
     run(1, {}, 0, 0);
     return std::nullopt;
   }
   return found;
+}
+
+// Whether a rule takes sums, of which processes may have parts.
+bool Plan::takes_sums() const {
+  return std::any_of(groups_.begin(), groups_.end(), [](const Group& group) { return info(group.rule).takes_sums; });
 }
 
 void Plan::recut_gpus() {

@@ -147,6 +147,7 @@ class Plan {
   static gpu::Scaling scaling_of(int device, double scale, const Scalings& scalings, double max_norm, double epsilon);
   void finish();
   void recut_gpus();
+  bool takes_sums() const;
   // Of the slots on a GPU, one after another by domain: each tensor's, and where each domain's begin, or their number.
   std::pair<std::vector<int32_t>, std::vector<int64_t>> slots_on(int device, const Parts& parts) const;
   at::Tensor total(int32_t group, const Parts& parts) const;

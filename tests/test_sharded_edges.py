@@ -10,6 +10,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial as partial_of
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ranks import environment, gloo_group, run_ranks
 from torch import nn
 
 import fusedopt
+from fusedopt.optim import _fused
 
 if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("this torch has no gloo", allow_module_level=True)
@@ -269,6 +271,44 @@ def parameters_that_are_added_later(places: dict[str, Any], rank: int) -> None:
                 norms.append(optimizer.grad_norm)
             results.append((optimizer, params, norms))
         assert is_as_one_process(compare(*results)), name
+
+
+@check
+def a_step_without_sums_asks_nobody(places: dict[str, Any], rank: int) -> None:
+    """It is one call of the plan's, as of plain tensors, with the same bits as where Python looks at it in between."""
+    asked = []
+
+    def sharded_step(optimizer: Any, *args: Any) -> None:
+        asked.append(optimizer)
+        original(optimizer, *args)
+
+    original = _fused.sharded_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_fused, "sharded_step", sharded_step)
+        for name in (
+            "sgd-nesterov-decay",
+            "rmsprop-decay",
+            "adagrad-decay",
+            "adamw-decay",
+            "lamb-no-clip-decay",
+            "swats",
+        ):
+            for layout in ("fsdp", "2d", "beside-plain"):
+                has_sums = name in ("lamb-no-clip-decay", "swats")
+                asked.clear()
+                optimizer, params, _ = run(BY_NAME[name].make, places[layout])
+                assert len(asked) in ([4] if has_sums else [0, 1]), (name, layout)  # the first step makes the states
+                reasons = [e.reason for e in optimizer.explain()]
+                assert ["hard" in r for r in reasons] == [isinstance(p, DTensor) for p in params], reasons
+                if has_sums:
+                    continue
+                asked.clear()
+                other, others, _ = run(partial_of(BY_NAME[name].make, max_grad_norm=1e30), places[layout])
+                assert len(asked) == 4
+                for p, q in zip(params, others, strict=True):
+                    assert torch.equal(whole(p), whole(q)), (name, layout)
+                    for key, value in optimizer.state[p].items():
+                        assert torch.equal(whole(value), whole(other.state[q][key])), (name, layout, key)
 
 
 @check

@@ -38,7 +38,7 @@ struct RuleInfo {
   const char* const* states;
   const Number* numbers;
   int state_count, number_count, bytes[2];  // of the rule in float and in double
-  bool counts_steps;
+  bool counts_steps, takes_sums;
   Operands operands;
   // Constructs the rule, in float or in double, from a group's numbers, a step count and the gradient's factor.
   void (*fold[2])(void* row, const double* numbers, double count, double scale);
@@ -64,6 +64,7 @@ constexpr RuleInfo rule_info(const char* name) {
           numbers,
           {sizeof(Rule<float>), sizeof(R)},
           R::kCountsSteps,
+          kTakesSums<R>,
           R::kOperands,
           {fold<Rule<float>>, fold<R>}};
 }
