@@ -10,6 +10,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial as partial_of
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import nn
 
 import fusedopt
 from fusedopt.optim import _fused
+from fusedopt.sharding import local
 
 if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("this torch has no gloo", allow_module_level=True)
@@ -251,6 +253,29 @@ def parameters_that_are_sharded_anew_between_steps(places: dict[str, Any], rank:
             optimizer.step()
         found = compare((optimizer, params, []), expected)
         assert is_as_one_process(found), (name, found)
+
+
+@check
+def a_step_that_is_refused_half_way_changes_nothing(places: dict[str, Any], rank: int) -> None:
+    def too_large(optimizer: Any) -> None:
+        optimizer.param_groups[1].update(lr=1e300, weight_decay=1e300)
+
+    def plain_state(optimizer: Any) -> None:
+        p = optimizer.param_groups[1]["params"][-1]
+        optimizer.state[p] = {name: whole(v) if name != "step" else v for name, v in optimizer.state[p].items()}
+
+    for name in ("sgd-nesterov-decay", "adam-clip", "adamw-decay", "lamb-decay", "lamb-no-clip-decay", "swats-decay"):
+        for layout in ("fsdp", "beside-plain"):
+            for native in (False, True):
+                for spoil in (too_large, plain_state):
+                    optimizer, params, _ = run(BY_NAME[name].make, places[layout], steps=1)
+                    spoil(optimizer)
+                    tensors = [*params, *(v for p in params for v in optimizer.state[p].values())]
+                    before = [local(t).clone() for t in tensors]
+                    with fusedopt.native() if native else nullcontext(), pytest.raises((RuntimeError, ValueError)):
+                        optimizer.step()
+                    same = [torch.equal(local(t), b) for t, b in zip(tensors, before, strict=True)]
+                    assert all(same), (name, layout, native, spoil.__name__, same)
 
 
 @check
