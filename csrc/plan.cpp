@@ -20,7 +20,8 @@ std::optional<Plan::Found> Plan::refresh(py::object groups, py::object state, py
   PyObject* states = held_state_ ? held_state_.ptr() : state.ptr();
   rows_.clear();
   row_of_.clear();
-  held_.clear();
+  release();
+  has_company_ = PyThreadState_Next(PyInterpreterState_ThreadHead(PyInterpreterState_Get()));
   for (auto& [device, gpu] : gpus_) gpu.abandon();
   if (!waits_) changed_ = false;
   placed_ = placed, sharded_ = false;
@@ -40,7 +41,7 @@ std::optional<Plan::Found> Plan::refresh(py::object groups, py::object state, py
     for (size_t i = 0; i < index; ++i)
       if (entries_[i].reason == kUnplaced) unplaced.push_back(int64_t(i));
   waits_ = !unplaced.empty();
-  if (!sharded_) table_.slots.clear();
+  if (!sharded_ || table_.slots.size() != index) table_.slots.clear();  // those of other parameters
   if (waits_) return Found{left_over, stateless, host_steps, unplaced};
 
   if (changed_) find_written();
@@ -80,12 +81,18 @@ std::optional<Plan::Found> Plan::refresh(py::object groups, py::object state, py
     recut_gpus();
   }
   Found found{left_over, stateless, host_steps, unplaced};
-  if (at_once && !sharded_ && found == Found() && (devices_.empty() || devices_.back() < 0 || !gpu::is_capturing())) {
+  if (at_once && !(sharded_ && takes_sums()) && found == Found() &&
+      (devices_.empty() || devices_.back() < 0 || !gpu::is_capturing())) {
     run(1, {}, 0, 0);
     return std::nullopt;
   }
-  if (PyThreadState_Next(PyInterpreterState_ThreadHead(PyInterpreterState_Get()))) hold();
   return found;
+}
+
+// Whether a rule takes sums, of which processes may have parts.
+bool Plan::takes_sums() const {
+  return std::any_of(groups_.begin(), groups_.end(),
+                     [](const Group& group) { return info(group.rule).scope != Scope::kNone; });
 }
 
 void Plan::recut_gpus() {
@@ -163,15 +170,18 @@ std::pair<at::Tensor, at::Tensor> Plan::norm(int device, double scale, const May
   gpu::Scaling scaling{scale};
   if (grad_scale) scaling.grad_scale = grad_scale->data_ptr<float>();
   Gpu& gpu = gpus_.at(device);
-  gpu.refresh(table_.tensors);
-  return gpu.norm(scaling);
+  std::pair<at::Tensor, at::Tensor> sums;
+  aside([&] {
+    gpu.refresh(table_.tensors);
+    sums = gpu.norm(scaling);
+  });
+  return sums;
 }
 
 void Plan::run(double scale, const Scalings& scalings, double max_norm, double epsilon) {
   run_gpus(scale, scalings, max_norm, epsilon, Pass::kBoth);
   if (!table_.chunks.empty()) {
     fold(scale);
-    if (table_.elements >= kReleaseGil) hold();
     on_cpu([&] { cpu::step(table_); });
   }
   finish();
@@ -189,10 +199,10 @@ gpu::Scaling Plan::scaling_of(int device, double scale, const Scalings& scalings
 }
 
 void Plan::run_gpus(double scale, const Scalings& scalings, double max_norm, double epsilon, Pass pass) {
-  for (auto& [device, gpu] : gpus_) {
+  for_gpus([&](int device, Gpu& gpu) {
     gpu.refresh(table_.tensors);
     gpu.update(rows_, scaling_of(device, scale, scalings, max_norm, epsilon), pass);
-  }
+  });
 }
 
 // Makes the rules of the CPU.
@@ -206,13 +216,9 @@ void Plan::fold(double scale) {
   }
 }
 
-// Keeps every operand alive while other Python threads run.
-void Plan::hold() {
-  for (const Entry& e : entries_)
-    for (at::TensorImpl* impl : e.impl)
-      if (e.active && impl)
-        held_.emplace_back(
-            c10::intrusive_ptr<at::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(impl));
+void Plan::release() {
+  held_.clear();
+  kept_.clear();
 }
 
 // What is left to do once everything has been written.
@@ -229,7 +235,7 @@ void Plan::finish() {
     if (e.double_step) *static_cast<double*>(e.step) += 1;
     else *static_cast<float*>(e.step) += 1;
   }
-  held_.clear();
+  release();
 }
 
 int64_t Plan::bytes_per_step(bool clips, const std::vector<bool>& late) const {
@@ -249,7 +255,8 @@ int64_t Plan::bytes_per_step(bool clips, const std::vector<bool>& late) const {
 
 size_t Plan::memory() const {
   size_t bytes = entries_.capacity() * sizeof(Entry) + table_.tensors.capacity() * sizeof(Tensor) +
-                 table_.chunks.capacity() * sizeof(Chunk) + table_.sums.capacity() * sizeof(double);
+                 table_.chunks.capacity() * sizeof(Chunk) + table_.sums.capacity() * sizeof(double) +
+                 (held_.capacity() + kept_.capacity()) * sizeof(void*);
   for (const auto& [device, gpu] : gpus_) bytes += gpu.memory();
   return bytes;
 }

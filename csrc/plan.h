@@ -130,16 +130,34 @@ class Plan {
   void mark_conflicts();
   void run_gpus(double scale, const Scalings& scalings, double max_norm, double epsilon, Pass pass);
   void fold(double scale);
-  void hold();
+  // Keeps an operand alive for the length of a step, where another thread of Python might drop it.
+  void keep(PyObject* operand) {
+    if (has_company_) kept_.push_back(py::reinterpret_borrow<py::object>(operand));
+  }
+  void release();
+  // Does work for which the other threads of Python need not wait.
+  template <class F>
+  void aside(F work) {
+    if (!has_company_) return work();
+    const py::gil_scoped_release released;
+    work();
+  }
   template <class F>
   void on_cpu(F pass) {
-    if (table_.elements < kReleaseGil) return pass();
-    const py::gil_scoped_release released;
-    pass();
+    table_.elements < kReleaseGil ? pass() : aside(pass);
+  }
+  // A launch waits where the queue of the device is full, perhaps for what another thread has yet to do.
+  template <class F>
+  void for_gpus(F work) {
+    if (gpus_.empty()) return;
+    aside([&] {
+      for (auto& [device, gpu] : gpus_) work(device, gpu);
+    });
   }
   static gpu::Scaling scaling_of(int device, double scale, const Scalings& scalings, double max_norm, double epsilon);
   void finish();
   void recut_gpus();
+  bool takes_sums() const;
   // Of the slots on a GPU, one after another by domain: each tensor's, and where each domain's begin, or their number.
   std::pair<std::vector<int32_t>, std::vector<int64_t>> slots_on(int device, const Parts& parts) const;
   at::Tensor total(int32_t group, const Parts& parts) const;
@@ -152,9 +170,11 @@ class Plan {
   std::vector<std::pair<int32_t, int32_t>> conflicts_;  // of gradients with what is written: the two owners
   std::vector<int32_t> domains_;
   py::object held_state_;         // a copy of the optimizer's state where that is not a dict, for the length of a step
-  std::vector<at::Tensor> held_;  // copies of gradients in the parameter's layout, for the length of a step
-  Table table_;                   // all tensors; the chunks are the CPU's
-  std::map<int, Gpu> gpus_;       // by device
+  std::vector<at::Tensor> held_;  // gradients, or copies in the parameter's layout, for the length of a step
+  std::vector<py::object> kept_;  // operands, where there are other threads of Python
+  bool has_company_ = false;
+  Table table_;              // all tensors; the chunks are the CPU's
+  std::map<int, Gpu> gpus_;  // by device
   std::vector<int> devices_;
   bool changed_ = false;
   bool foreign_ = false;  // memory is written that torch did not allocate

@@ -21,14 +21,14 @@ void Plan::add_square_sums(Parts parts) {
   if (!table_.chunks.empty()) cpu::square_sum(table_);
   for (size_t c = 0; c < table_.chunks.size(); ++c)
     parts.at(domains_[table_.chunks[c].tensor]).data_ptr<double>()[0] += table_.sums[2 * c];
-  for (auto& [device, gpu] : gpus_) {
+  for_gpus([&](int device, Gpu& gpu) {
     gpu.refresh(table_.tensors);
-    if (!gpu.works()) continue;
+    if (!gpu.works()) return;
     gpu.norm({});
     const at::Tensor totals = gpu.gather(Gpu::kSquares, domains_, int32_t(parts.size()));
     for (size_t d = 0; d < parts.size(); ++d)
       if (gpu_index(parts[d].device()) == device) parts[d].add_(totals[int64_t(d)][0]);
-  }
+  });
 }
 
 std::pair<std::vector<int32_t>, std::vector<int64_t>> Plan::slots_on(int device, const Parts& parts) const {
@@ -42,16 +42,15 @@ std::pair<std::vector<int32_t>, std::vector<int64_t>> Plan::slots_on(int device,
 }
 
 void Plan::begin(double scale, const Scalings& scalings, double max_norm, double epsilon, Parts parts) {
-  hold();  // Python runs between this and end()
   run_gpus(scale, scalings, max_norm, epsilon, Pass::kFirst);
-  for (auto& [device, gpu] : gpus_) {
+  for_gpus([&](int device, Gpu& gpu) {
     const auto [slots, first] = slots_on(device, parts);
-    if (!gpu.works() || !first.back()) continue;
+    if (!gpu.works() || !first.back()) return;
     const at::Tensor totals = gpu.gather(Gpu::kSums, slots, int32_t(first.back()));
     for (size_t d = 0; d < parts.size(); ++d)
       if (const int64_t size = first[d + 1] - first[d])
         parts[d].add_(totals.narrow(0, first[d], size).reshape({2 * size}));
-  }
+  });
   if (table_.chunks.empty()) return;
   fold(scale);
   on_cpu([&] { cpu::first_pass(table_); });
@@ -66,16 +65,16 @@ void Plan::begin(double scale, const Scalings& scalings, double max_norm, double
 // A tensor's whole sums take the place of those of its first chunk, and nothing that of the others': what the second
 // pass adds up is then right.
 void Plan::end(double scale, const Scalings& scalings, double max_norm, double epsilon, Parts parts) {
-  for (auto& [device, gpu] : gpus_) {
+  for_gpus([&](int device, Gpu& gpu) {
     const auto [slots, first] = slots_on(device, parts);
-    if (!gpu.works() || !first.back()) continue;
+    if (!gpu.works() || !first.back()) return;
     at::Tensor totals =
         at::zeros({first.back(), 2}, at::device(at::Device(gpu::kDeviceType, device)).dtype(at::kDouble));
     for (size_t d = 0; d < parts.size(); ++d)
       if (const int64_t size = first[d + 1] - first[d])
         totals.narrow(0, first[d], size).copy_(parts[d].reshape({size, 2}));
     gpu.spread(slots, totals);
-  }
+  });
   for (size_t c = 0; c < table_.chunks.size(); ++c) {
     const int32_t tensor = table_.chunks[c].tensor, slot = table_.slots[tensor];
     if (slot < 0) continue;
@@ -85,16 +84,15 @@ void Plan::end(double scale, const Scalings& scalings, double max_norm, double e
   }
   if (!table_.chunks.empty()) on_cpu([&] { cpu::second_pass(table_); });
   // Every process decides alike on a joint group, whatever of it is there.
-  for (int32_t g = 0; g < int32_t(groups_.size()); ++g) {
-    if (!groups_[g].joint) continue;
+  const auto decide = [&](int32_t g) {
     const at::Tensor sums = total(g, parts);
-    if (!sums.defined()) continue;
+    if (!sums.defined()) return;
     if (groups_[g].device < 0) {
       double rule[kMaxRowBytes / sizeof(double)];
       const RuleInfo& declared = info(groups_[g].rule);
       declared.fold[1](rule, groups_[g].numbers, 1, 1, groups_[g].memory);
       declared.decide[1](rule, sums[0].item<double>(), sums[1].item<double>());
-      continue;
+      return;
     }
     Row row{groups_[g].numbers, groups_[g].memory, nullptr, 1, groups_[g].rule, true, false, groups_[g].device};
     if (groups_[g].lr) {
@@ -103,6 +101,11 @@ void Plan::end(double scale, const Scalings& scalings, double max_norm, double e
     }
     const auto scaling = scaling_of(groups_[g].device, scale, scalings, max_norm, epsilon);
     gpus_.try_emplace(groups_[g].device, groups_[g].device).first->second.decide(row, scaling, sums);
+  };
+  for (int32_t g = 0; g < int32_t(groups_.size()); ++g) {
+    if (!groups_[g].joint) continue;
+    if (groups_[g].device < 0) decide(g);
+    else aside([&] { decide(g); });
   }
   run_gpus(scale, scalings, max_norm, epsilon, Pass::kSecond);
   finish();

@@ -36,6 +36,7 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
   Tensor& t = table_.tensors[index];
   if (!THPVariable_Check(object)) throw py::type_error("optimizer can only optimize Tensors");
   if (e.group != group) e.group = group, changed_ = resharded_ = true;
+  keep(object);
   PyObject* values = find(state, object, cursor);
   const at::Tensor& whole = THPVariable_Unpack(object);
   const auto* autograd =
@@ -113,6 +114,7 @@ const at::Tensor* Plan::local(Shard& shard, int k, PyObject* value, const char*&
 
 INLINE const char* Plan::gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& whole) {
   const at::Tensor* here = &whole;
+  if (has_company_) held_.push_back(whole);
   if (e.shard) {
     const char* reason;
     const auto value = py::reinterpret_steal<py::object>(THPVariable_Wrap(whole));
@@ -157,6 +159,7 @@ INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, 
     PyObject* value = find(values, group.names->states[i], cursor);
     if (!rule.counts_steps && (!value || value == Py_None)) return e.fresh = true, kNoState;
     if (!value || !THPVariable_Check(value)) return "the state lacks a tensor that the rule needs";
+    keep(value);
     const at::Tensor* here = &THPVariable_Unpack(value);
     const char* reason;
     if (e.shard)
@@ -185,6 +188,7 @@ INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, 
 // The step count: where it lies, and, where the host keeps it, what the coming step's is.
 INLINE const char* Plan::step(Entry& e, Tensor& t, PyObject* value, double& count) {
   if (!value || !THPVariable_Check(value)) return "the state has no `step` tensor";
+  keep(value);
   at::TensorImpl& s = *THPVariable_Unpack(value).unsafeGetTensorImpl();
   e.double_step = s.dtype().toScalarType() == at::kDouble;
   const bool on_gpu = t.device >= 0 && gpu::counts(s, t.device, groups_[e.group].counted);

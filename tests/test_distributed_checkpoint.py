@@ -14,7 +14,8 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict as states
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import fusedopt
 
@@ -40,16 +41,39 @@ WAYS = {
 }
 
 
-def make_model(sharded):
+def fsdp2(model):
+    return fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+
+
+def fsdp1(model):
+    return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+
+
+def tensor_parallel(model, mesh=None):
+    mesh = mesh or init_device_mesh("cpu", (dist.get_world_size(),))
+    return parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+
+def two_dimensions(model):
+    inner = min(dist.get_world_size(), 2)
+    mesh = init_device_mesh("cpu", (dist.get_world_size() // inner, inner), mesh_dim_names=("outer", "inner"))
+    return fully_shard(tensor_parallel(model, mesh["inner"]), mesh=mesh["outer"])
+
+
+def unsharded(engine):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
-    return fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),))) if sharded else model
+    width = 8 if engine in (tensor_parallel, two_dimensions) else 7  # those cut a layer's outputs in equal parts
+    return nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 3))
+
+
+def make_model(engine):
+    return engine(unsharded(engine)) if engine else unsharded(engine)
 
 
 def make(module, case, model):
     name, options = {**CASES, **OURS_ALONE}[case]
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() == 1]
+    decay = [p for name, p in model.named_parameters() if name.endswith("weight")]
+    others = [p for name, p in model.named_parameters() if name.endswith("bias")]
     return getattr(module, name)([{"params": decay}, {"params": others, "lr": 0.02}], **options)
 
 
@@ -62,12 +86,15 @@ def train(model, opt, steps):
 
 
 def whole(model):
+    if isinstance(model, FullyShardedDataParallel):
+        with FullyShardedDataParallel.summon_full_params(model):
+            return [p.detach().clone() for p in model.parameters()]
     return [p.detach().full_tensor() if hasattr(p, "full_tensor") else p.detach() for p in model.parameters()]
 
 
-def expected(case, steps):
+def expected(case, steps, engine):
     """One run of torch's class, or of ours where there is none, without any of this."""
-    model = make_model(sharded=False)
+    model = unsharded(engine)
     train(model, make(torch.optim if case in CASES else fusedopt, case, model), range(steps))
     return whole(model)
 
@@ -93,31 +120,31 @@ def load(folder, model, opt, way):
     states.set_state_dict(model, opt, model_state_dict=model_state, optim_state_dict=state, options=options)
 
 
-def check_switch(sharded, case, way, carry):
+def check_switch(engine, case, way, carry):
     """Two steps of torch's class, two of ours, two of torch's again, are six of torch's."""
     modules = (torch.optim, fusedopt, torch.optim) if case in CASES else (fusedopt, fusedopt, fusedopt)
-    model = make_model(sharded)
+    model = make_model(engine)
     opt = make(modules[0], case, model)
     train(model, opt, range(2))
     for number, module in enumerate(modules[1:], 1):
-        other = make_model(sharded)
+        other = make_model(engine)
         other_opt = make(module, case, other)
         carry(model, opt, other, other_opt, way)
         model, opt = other, other_opt
         train(model, opt, range(2 * number, 2 * number + 2))
-    torch.testing.assert_close(whole(model), expected(case, 6), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(whole(model), expected(case, 6, engine), rtol=1e-5, atol=1e-6)
 
 
-def check_resharding(folder, case, way, first, second):
+def check_resharding(folder, engine, case, way, first, second):
     """Each number of ranks loads what the one before has saved, into the other class, and goes on."""
     stage = WORLDS.index(dist.get_world_size())
-    model = make_model(sharded=True)
+    model = make_model(engine)
     opt = make((first, second, first)[stage], case, model)
-    path = folder / f"{case}, {way}, {first.__name__}"
+    path = folder / f"{engine.__name__}, {case}, {way}, {first.__name__}"
     if stage:
         load(path / str(stage - 1), model, opt, way)
     train(model, opt, range(2 * stage, 2 * stage + 2))
-    torch.testing.assert_close(whole(model), expected(case, 2 * stage + 2), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(whole(model), expected(case, 2 * stage + 2, engine), rtol=1e-5, atol=1e-6)
     model_state, state = states.get_state_dict(model, opt, options=states.StateDictOptions(**WAYS[way]))
     dcp.save({"model": model_state, "optim": state}, checkpoint_id=path / str(stage))
 
@@ -126,17 +153,19 @@ def checks(folder):
     """All of them, by name."""
     for case in [*CASES, *OURS_ALONE]:
         for way in WAYS:
-            for sharded in True, False:
-                name = f"{case}, {way}, {'sharded' if sharded else 'plain'}"
-                yield f"memory, {name}", partial(check_switch, sharded, case, way, through_memory)
+            for engine in fsdp2, None:
+                name = f"{case}, {way}, {'sharded' if engine else 'plain'}"
+                yield f"memory, {name}", partial(check_switch, engine, case, way, through_memory)
             if not way.startswith("full"):
                 path = folder / f"{case}, {way}"
-                yield f"file, {case}, {way}", partial(check_switch, True, case, way, partial(through_a_file, path))
-    for case in CASES:
-        for way in "nested", "flat":
-            for modules in (torch.optim, fusedopt), (fusedopt, torch.optim):
-                name = f"resharding, {case}, {way}, {modules[0].__name__} first"
-                yield name, partial(check_resharding, folder, case, way, *modules)
+                yield f"file, {case}, {way}", partial(check_switch, fsdp2, case, way, partial(through_a_file, path))
+    for engine in fsdp2, fsdp1, tensor_parallel, two_dimensions:
+        for case in CASES if engine is fsdp2 else ("sgd", "adamw"):
+            # torch cannot load FSDP1's nested states itself: "Missing key ... optim.param_groups".
+            for way in ("flat",) if engine is fsdp1 else ("nested", "flat"):
+                for modules in (torch.optim, fusedopt), (fusedopt, torch.optim):
+                    name = f"resharding, {engine.__name__}, {case}, {way}, {modules[0].__name__} first"
+                    yield name, partial(check_resharding, folder, engine, case, way, *modules)
 
 
 @pytest.fixture(scope="module")

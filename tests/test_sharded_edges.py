@@ -10,6 +10,8 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial as partial_of
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from ranks import environment, gloo_group, run_ranks
 from torch import nn
 
 import fusedopt
+from fusedopt.optim import _fused
+from fusedopt.sharding import local
 
 if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("this torch has no gloo", allow_module_level=True)
@@ -249,6 +253,87 @@ def parameters_that_are_sharded_anew_between_steps(places: dict[str, Any], rank:
             optimizer.step()
         found = compare((optimizer, params, []), expected)
         assert is_as_one_process(found), (name, found)
+
+
+@check
+def a_step_that_is_refused_half_way_changes_nothing(places: dict[str, Any], rank: int) -> None:
+    def too_large(optimizer: Any) -> None:
+        optimizer.param_groups[1].update(lr=1e300, weight_decay=1e300)
+
+    def plain_state(optimizer: Any) -> None:
+        p = optimizer.param_groups[1]["params"][-1]
+        optimizer.state[p] = {name: whole(v) if name != "step" else v for name, v in optimizer.state[p].items()}
+
+    for name in ("sgd-nesterov-decay", "adam-clip", "adamw-decay", "lamb-decay", "lamb-no-clip-decay", "swats-decay"):
+        for layout in ("fsdp", "beside-plain"):
+            for native in (False, True):
+                for spoil in (too_large, plain_state):
+                    optimizer, params, _ = run(BY_NAME[name].make, places[layout], steps=1)
+                    spoil(optimizer)
+                    tensors = [*params, *(v for p in params for v in optimizer.state[p].values())]
+                    before = [local(t).clone() for t in tensors]
+                    with fusedopt.native() if native else nullcontext(), pytest.raises((RuntimeError, ValueError)):
+                        optimizer.step()
+                    same = [torch.equal(local(t), b) for t, b in zip(tensors, before, strict=True)]
+                    assert all(same), (name, layout, native, spoil.__name__, same)
+
+
+@check
+def parameters_that_are_added_later(places: dict[str, Any], rank: int) -> None:
+    for name in WITH_NORMS:
+        results = []
+        for sharded in True, False:
+            where = [places["fsdp"](i, p) if sharded else None for i, p in enumerate(whole_tensors(-1))]
+            params = [nn.Parameter(place(p, w)) for p, w in zip(whole_tensors(-1), where, strict=True)]
+            optimizer, norms = BY_NAME[name].make([{"params": params[:2]}]), []
+            for step in range(4):
+                if step == 2:
+                    optimizer.add_param_group({"params": params[2:]})
+                known = [p for group in optimizer.param_groups for p in group["params"]]
+                for p, grad, w in zip(known, whole_tensors(step), where, strict=False):
+                    p.grad = place(grad, w)
+                optimizer.step()
+                norms.append(optimizer.grad_norm)
+            results.append((optimizer, params, norms))
+        assert is_as_one_process(compare(*results)), name
+
+
+@check
+def a_step_without_sums_asks_nobody(places: dict[str, Any], rank: int) -> None:
+    """It is one call of the plan's, as of plain tensors, with the same bits as where Python looks at it in between."""
+    asked = []
+
+    def sharded_step(optimizer: Any, *args: Any) -> None:
+        asked.append(optimizer)
+        original(optimizer, *args)
+
+    original = _fused.sharded_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_fused, "sharded_step", sharded_step)
+        for name in (
+            "sgd-nesterov-decay",
+            "rmsprop-decay",
+            "adagrad-decay",
+            "adamw-decay",
+            "lamb-no-clip-decay",
+            "swats",
+        ):
+            for layout in ("fsdp", "2d", "beside-plain"):
+                has_sums = name in ("lamb-no-clip-decay", "swats")
+                asked.clear()
+                optimizer, params, _ = run(BY_NAME[name].make, places[layout])
+                assert len(asked) in ([4] if has_sums else [0, 1]), (name, layout)  # the first step makes the states
+                reasons = [e.reason for e in optimizer.explain()]
+                assert ["hard" in r for r in reasons] == [isinstance(p, DTensor) for p in params], reasons
+                if has_sums:
+                    continue
+                asked.clear()
+                other, others, _ = run(partial_of(BY_NAME[name].make, max_grad_norm=1e30), places[layout])
+                assert len(asked) == 4
+                for p, q in zip(params, others, strict=True):
+                    assert torch.equal(whole(p), whole(q)), (name, layout)
+                    for key, value in optimizer.state[p].items():
+                        assert torch.equal(whole(value), whole(other.state[q][key])), (name, layout, key)
 
 
 @check

@@ -14,11 +14,13 @@ from fusedopt import _C, sharding
 from fusedopt.optim._scaling import Scaling, Scalings, gradient_scale
 from fusedopt.optim._shards import Domains, params_of, placed
 from fusedopt.optim._torch import (
+    check_size,
     look_again,
     new_states,
     refuse_capturable,
     refuse_capture,
     refuse_sparse,
+    restored_if_refused,
     square_sum,
     torch_step,
 )
@@ -79,10 +81,11 @@ def sharded_step(optimizer: FusedStep, refresh: Callable[..., Found], found: Fou
         domains = domains_of(optimizer)
         scale, scalings = _scale(optimizer, domains, devices, leftover, scaling)
         sums = domains.zeros([2 * size for size in domains.sizes])
+        stack.enter_context(restored_if_refused(optimizer, leftover))
         second_passes = _first_passes(optimizer, domains, leftover, scale, sums, stack)
         if leftover:
             alone = [i for i in leftover if domains.slots[i] < 0]
-            torch_step(optimizer, alone, scale, guarded=True)
+            torch_step(optimizer, alone, scale, guarded=False)
             refresh(True, True, done=leftover)
         arguments = (scale, scalings, optimizer.defaults["max_grad_norm"] or 0.0, optimizer._clip_epsilon)
         if not any(domains.sizes):
@@ -112,6 +115,7 @@ def torch_sharded_step(optimizer: FusedStep, indices: list[int], scaling: Scalin
             torch_step(optimizer, indices, scale, guarded=False)  # autograd sees DTensors, whose operations reduce
             return
         sums = domains.zeros([2 * size for size in domains.sizes])
+        stack.enter_context(restored_if_refused(optimizer, indices))
         second_passes = _first_passes(optimizer, domains, indices, scale, sums, stack)
         torch_step(optimizer, [i for i in indices if domains.slots[i] < 0], scale, guarded=False)
         domains.all_reduce(sums)
@@ -173,6 +177,8 @@ def _first_passes(
     shared = [i for i in indices if domains.slots[i] >= 0]
     params = params_of(optimizer)
     groups = [group for group in optimizer.param_groups for _ in group["params"]]
+    for group in {id(groups[i]): groups[i] for i in shared}.values():
+        check_size(group)
     stack.enter_context(new_states(optimizer, [i for i in shared if not optimizer.state.get(params[i])]))
     second_passes = []
     for i in shared:
@@ -189,6 +195,13 @@ def _first_pass(
     assert param.grad is not None
     grad = local(param.grad) * (-scale if group["maximize"] else scale)
     state = {name: local(value) for name, value in optimizer.state[param].items()}
+    shape = local(param).shape
+    for name, value in {"grad": grad, **state}.items():  # others would broadcast
+        if name != "step" and isinstance(value, Tensor) and value.shape != shape:
+            raise RuntimeError(
+                f"a parameter has shape {list(shape)} on this process and its {name} {list(value.shape)}: "
+                "shard both alike"
+            )
     rule: Any = optimizer
     part, second_pass = rule._first_pass(group, local(param), grad, state)
     torch.autograd.graph.increment_version([v for v in optimizer.state[param].values() if is_dtensor(v)])

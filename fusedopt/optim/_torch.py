@@ -48,7 +48,7 @@ class PlainOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            _check_size(group)
+            check_size(group)
         for group in self.param_groups:
             params: list[Tensor] = []
             self._init_group(group, params)
@@ -74,7 +74,7 @@ def check_numbers(defaults: dict[str, Any]) -> None:
         raise ValueError(f"Invalid weight_decay value: {weight_decay}")
 
 
-def _check_size(group: dict[str, Any]) -> None:
+def check_size(group: dict[str, Any]) -> None:
     """Raises what torch's operators raise for a finite number that the compute type of a parameter does not hold."""
     exact = all(p.dtype in (torch.float64, torch.complex128) for p in group["params"] if p.grad is not None)
     largest = torch.finfo(torch.float64 if exact else torch.float32).max
@@ -131,19 +131,13 @@ def torch_step(
     selected = _select(optimizer, indices, every_group)
     if not selected:
         return
-    # Of the groups themselves, not of the copies below: SWATS brings its switch to where the parameters are.
-    refusable = guarded and (
-        _has_odd_numbers(optimizer, [group for group, _ in selected])
-        or any(_refusable(optimizer, group, params) for group, params in selected)
-    )
     groups = [{**group, "params": params} for group, params in selected]
     for group in groups:
         if group.get("fused") and not all(_alike(p, optimizer.state.get(p, {})) for p in group["params"]):
             group["fused"] = False
-    params = [p for group in groups for p in group["params"]]
     with contextlib.ExitStack() as undo:
-        if refusable:
-            undo.enter_context(_restored_on_error(optimizer, params))
+        if guarded:
+            undo.enter_context(restored_if_refused(optimizer, indices, every_group))
         groups = undo.enter_context(in_float32(optimizer, groups))
         if scale != 1:
             for p in (p for group in groups for p in group["params"]):
@@ -153,6 +147,24 @@ def torch_step(
         for cls in dict.fromkeys(classes):
             own = [group for group, its_class in zip(groups, classes, strict=True) if its_class is cls]
             _step_twin(optimizer, cls, own)
+
+
+@contextlib.contextmanager
+def restored_if_refused(optimizer: FusedStep, indices: list[int], every_group: bool = False) -> Iterator[None]:
+    """Puts the parameters at `indices` and their states back should torch refuse one of them in the middle of its work.
+
+    They are copied for that where torch might.
+    """
+    selected = _select(optimizer, indices, every_group)
+    # Of the groups themselves, not of copies: SWATS brings its switch to where the parameters are.
+    refusable = bool(selected) and (
+        _has_odd_numbers(optimizer, [group for group, _ in selected])
+        or any(_refusable(optimizer, group, params) for group, params in selected)
+    )
+    with contextlib.ExitStack() as stack:
+        if refusable:
+            stack.enter_context(_restored_on_error(optimizer, [p for _, params in selected for p in params]))
+        yield
 
 
 def _alike(param: Tensor, state: dict[str, Any]) -> bool:
@@ -191,7 +203,9 @@ def _refusable(optimizer: FusedStep, group: dict[str, Any], params: list[Tensor]
         state = optimizer.state.get(p) or dict.fromkeys(names)
         like_p = [p.grad, *(v for k, v in state.items() if k != "step")]
         if not all(name in state for name in names) or any(
-            isinstance(t, Tensor) and (t.shape != p.shape or t.dtype != p.dtype or t.device != p.device) for t in like_p
+            isinstance(t, Tensor)
+            and (t.shape != p.shape or t.dtype != p.dtype or t.device != p.device or is_dtensor(t) != is_dtensor(p))
+            for t in like_p
         ):
             return True
     return bool(group.get("fused"))

@@ -21,6 +21,10 @@ void bind_executor(py::module_& m) {
   e.def("end_capture", &executor::end_capture);
   e.def("replay", &executor::replay);
   e.def("destroy", &executor::destroy, "A graph, with what was left to it.");
+  e.def("stall", &executor::stall, "Lets each launch wait, ten seconds at most.");
+  e.def("stalled", &executor::stalled, "Whether a launch waits.");
+  e.def("let_go", &executor::let_go, "Lets the launch go that waits.");
+  e.def("unstall", &executor::unstall, "Ends that. Returns how many launches have waited in vain.");
   e.def("skip", &executor::skip, "Whether kernels are left out, so that the host's work alone remains.");
   e.def("retained", &executor::retained, "Objects left to graphs that exist.");
 }

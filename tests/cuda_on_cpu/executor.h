@@ -86,6 +86,12 @@ inline void count(int64_t& counter, int64_t more) {
   __atomic_store_n(&counter, __atomic_load_n(&counter, __ATOMIC_RELAXED) + more, __ATOMIC_RELAXED);
 }
 
+// As if the queue of the device were full: from then on each launch waits until it is let go, ten seconds at most.
+void stall();
+bool stalled();  // a launch waits
+void let_go();   // that launch
+int unstall();   // how many launches have waited in vain
+
 // Leaves kernels out from then on, or no longer: what remains is the host's work.
 void skip(bool kernels);
 

@@ -1,5 +1,7 @@
 // What the host does: launches, copies, captures.
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <cstring>
 #include <mutex>
 #include <utility>
@@ -16,6 +18,9 @@ namespace {
 constexpr size_t kMaxArgumentBytes = 32764;
 
 std::mutex mutex;  // one OS thread at a time
+std::condition_variable moved_on;
+bool stalling;
+int waiting, let_through, in_vain;
 char streams[9];
 bool skipping;
 cudaStream_t selected, captured;  // null: the default stream; no capture
@@ -34,6 +39,16 @@ cudaError_t submit(cudaStream_t stream, Work work) {
   return cudaSuccess;
 }
 
+void wait_in_queue() {
+  std::unique_lock lock(mutex);
+  if (!stalling) return;
+  ++waiting;
+  const bool moved = moved_on.wait_for(lock, std::chrono::seconds(10), [] { return let_through || !stalling; });
+  --waiting;
+  if (!moved) ++in_vain;
+  else if (let_through) --let_through;
+}
+
 bool pinned(const void* memory, size_t bytes) {
   const char* begin = static_cast<const char*>(memory);
   const std::lock_guard lock(mutex);
@@ -48,8 +63,28 @@ void launch(unsigned grid, unsigned threads, cudaStream_t stream, size_t argumen
     die("a launch with %zu bytes of arguments, %zu at most", argument_bytes, kMaxArgumentBytes);
   if (grid < 1 || grid > 0x7fffffff || threads < 1 || threads > kMaxThreads)
     die("a launch of %u blocks of %u threads", grid, threads);
+  wait_in_queue();
   if (skipping) ++counters.launches;
   else submit(stream, [=, thread = std::move(thread)] { ++counters.launches, run(grid, threads, thread); });
+}
+
+void stall() {
+  const std::lock_guard lock(mutex);
+  stalling = true, let_through = in_vain = 0;
+}
+bool stalled() {
+  const std::lock_guard lock(mutex);
+  return waiting;
+}
+void let_go() {
+  const std::lock_guard lock(mutex);
+  if (waiting) ++let_through, moved_on.notify_all();
+}
+int unstall() {
+  const std::lock_guard lock(mutex);
+  stalling = false;
+  moved_on.notify_all();
+  return in_vain;
 }
 
 cudaStream_t stream(int number) {
