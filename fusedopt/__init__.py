@@ -19,6 +19,7 @@ from fusedopt.gradients import (
 )
 from fusedopt.lr_finder import LRFinder, LRFinderResult, find_lr
 from fusedopt.optim import LAMB, SGD, SWATS, Adagrad, Adam, AdamW, DeltaBarDelta, Explanation, RMSprop, native
+from fusedopt.replacement import install, installed, uninstall
 
 __version__ = version("fusedopt")
 __all__ = [
@@ -43,10 +44,13 @@ __all__ = [
     "data",
     "find_lr",
     "info",
+    "install",
+    "installed",
     "models",
     "native",
     "schedulers",
     "training",
+    "uninstall",
 ]
 
 
