@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusedopt import _C, averages, schedulers
+from fusedopt.benchmark.comparing import compare
 from fusedopt.gradients import (
     ExponentialGradientNoise,
     GradientNoise,
@@ -41,6 +42,7 @@ __all__ = [
     "capture",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "compare",
     "data",
     "find_lr",
     "info",

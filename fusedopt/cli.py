@@ -190,9 +190,9 @@ def info() -> None:
         typer.echo(f"{key}: {value}")
 
 
-from fusedopt.commands import explain, export, predict, report, run, train, tune  # noqa: E402, only with typer
+from fusedopt.commands import bench, explain, export, predict, report, run, train, tune  # noqa: E402, only with typer
 
-for _command in (train.train, tune.tune, explain.explain, export.export, predict.predict, report.report):
+for _command in (train.train, tune.tune, explain.explain, export.export, predict.predict, report.report, bench.bench):
     app.command()(_command)
 app.command(context_settings=run.SCRIPTS_OWN)(run.run)
 

@@ -15,12 +15,13 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from fusedopt.benchmark.timing import between, mark
 from fusedopt.optim._fused import FusedStep
 from fusedopt.replacement import REPLACEMENTS, listening
 
 _THEIRS = {ours: theirs for theirs, ours in REPLACEMENTS.items()}
 Mark = Any
-"""A moment: seconds of the host's clock, or an event on a GPU's stream."""
+"""What `fusedopt.benchmark.timing.mark` gives."""
 
 
 class Time:
@@ -30,37 +31,23 @@ class Time:
         self._seconds = 0.0
         self._pending: deque[tuple[Any, Any, int]] = deque()
 
-    @staticmethod
-    def mark(device: torch.device) -> Mark:
-        """Now. None where a CUDA graph is captured: its work is done later, as often as it is replayed."""
-        if device.type != "cuda":
-            return perf_counter()
-        with torch.cuda.device(device):
-            if torch.cuda.is_current_stream_capturing():
-                return None
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            event.record()  # type: ignore[no-untyped-call]
-        return event
-
     def add(self, start: Mark, end: Mark, sign: int = 1) -> None:
         """Adds an interval, or takes it away."""
-        if isinstance(start, float) and isinstance(end, float):
-            self._seconds += sign * (end - start)
-        elif start is not None and end is not None:
-            self._pending.append((start, end, sign))
-            while self._pending and self._pending[0][1].query():
-                self._take()
+        if start is None or end is None:
+            return
+        self._pending.append((start, end, sign))
+        while self._pending and (isinstance(self._pending[0][1], float) or self._pending[0][1].query()):
+            self._take()
 
     def seconds(self) -> float:
         """The sum, when all of it is over."""
         while self._pending:
-            self._pending[0][1].synchronize()
             self._take()
         return self._seconds
 
     def _take(self) -> None:
         start, end, sign = self._pending.popleft()
-        self._seconds += sign * start.elapsed_time(end) * 1e-3
+        self._seconds += sign * between(start, end)
 
 
 @dataclass
@@ -105,16 +92,16 @@ class Watch:
         device = _device(optimizer)
         record.first = record.first or perf_counter()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        record.began[threading.get_ident()] = record.time.mark(device)
+        record.began[threading.get_ident()] = mark(device)
         if closure is None:
             return None
 
         def timed() -> Any:
-            start = record.time.mark(device)
+            start = mark(device)
             try:
                 return closure()
             finally:
-                record.time.add(start, record.time.mark(device), -1)
+                record.time.add(start, mark(device), -1)
 
         if len(args) > 1:
             return (args[0], timed, *args[2:]), kwargs
@@ -125,7 +112,7 @@ class Watch:
         record = self._known.get(optimizer)
         if torch.compiler.is_compiling() or record is None or threading.get_ident() not in record.began:
             return
-        record.time.add(record.began.pop(threading.get_ident()), record.time.mark(_device(optimizer)))
+        record.time.add(record.began.pop(threading.get_ident()), mark(_device(optimizer)))
         record.last = perf_counter()
         record.steps += 1
         if record.steps & (record.steps - 1) == 0:

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import step
 import torch
-from implementations import CASES, IMPLEMENTATIONS, OURS, OptimizerCase
-from lamb_foreach import LambForeach
-from parameter_sets import SETS
 from report import Row, disturbed, geometric_means, markdown
 from stream_loop import StreamLoop
-from timing import Sample, Spread, interleave
 from torch import Tensor
+
+from fusedopt.benchmark.implementations import CASES, IMPLEMENTATIONS, OURS, OptimizerCase
+from fusedopt.benchmark.lamb_foreach import LambForeach
+from fusedopt.benchmark.parameter_sets import SETS
+from fusedopt.benchmark.timing import Sample, Spread, interleave
 
 CPU = torch.device("cpu")
 

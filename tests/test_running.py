@@ -282,6 +282,14 @@ def test_exit_codes_and_tracebacks_are_the_scripts(scripts, text, code):
     assert kept == expected.splitlines()
 
 
+def test_a_traceback_of_a_module_begins_there(scripts):
+    folder = scripts(script="raise ValueError('of the module')")
+    _, expected = python(folder, "-m", "script", code=1)
+    _, errors = python(folder, "-m", "fusedopt", "run", "-m", "script", code=1)
+    kept = [line for line in errors.splitlines() if not line.startswith("fusedopt run: ")]
+    assert kept == [line for line in expected.splitlines() if "<frozen runpy>" not in line]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -307,8 +315,8 @@ def test_help_without_the_extras(tmp_path, scripts):
 
 
 def test_the_command_line_knows_it(scripts, monkeypatch, capsys):
-    folder = scripts(script="import sys; print(sys.argv[1:])")
+    folder = scripts(script="import sys; print(sys.argv[1:]); raise KeyboardInterrupt")
     assert "Run a script with torch.optim's classes replaced" in command_line.plain(command_line.run("--help").output)
     command = [sys.executable, "-c", "from fusedopt.cli import main; main()", "run", "script.py", "--help", "-x"]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200)
-    assert (done.returncode, done.stdout) == (0, "['--help', '-x']\n")
+    assert (done.returncode, done.stdout) == (-2, "['--help', '-x']\n"), "Python's own way to end by Ctrl-C"

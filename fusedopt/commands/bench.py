@@ -1,0 +1,78 @@
+"""`fusedopt bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_QUICK = 12.0
+
+
+def bench(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            help="torchvision:resnet50, timm:NAME, package.module:factory, a parameter set such as lenet or gpt2, or "
+            "shapes: 1000*64,128x256."
+        ),
+    ],
+    optimizer: Annotated[list[str] | None, typer.Option(help="AdamW, SGD-Nesterov, ...; may be repeated.")] = None,
+    implementation: Annotated[
+        list[str] | None, typer.Option(help="fusedopt, for-loop, foreach, fused, ...; may be repeated.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Time whole training steps, too, on so many drawn inputs.")
+    ] = None,
+    input_shape: Annotated[str | None, typer.Option("--input", help="Shape of one input, such as 3x224x224.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...; the model's own by default.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seconds: Annotated[float, typer.Option(min=0, help="For everything, about.")] = 120.0,
+    quick: Annotated[bool, typer.Option("--quick", help=f"In about {_QUICK:.0f} seconds.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; torch's by default.")] = None,
+    out: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it into this file.")] = None,
+) -> None:
+    """Time a step of each optimizer on your own model: fusedopt, PyTorch, and what else is installed."""
+    from fusedopt.cli import one_line_errors
+
+    with one_line_errors():
+        import torch
+
+        from fusedopt.benchmark.comparing import compare
+
+        if plot is not None:
+            import matplotlib  # noqa: F401, before the work: it is not to be lost
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        kind = None if dtype is None else getattr(torch, dtype, None)
+        if dtype is not None and not isinstance(kind, torch.dtype):
+            raise typer.BadParameter(f"torch has no dtype {dtype!r}")
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise typer.BadParameter("torch sees no GPU here")
+        try:
+            comparison = compare(
+                subject,
+                optimizer,
+                implementations=implementation,
+                batch=batch,
+                input_shape=None if input_shape is None else tuple(int(size) for size in input_shape.split("x")),
+                dtype=kind,
+                device=device,
+                seconds=_QUICK if quick else seconds,
+                say=lambda text: typer.echo(f"timing: {text}", err=True),
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        typer.echo(str(comparison))
+        try:
+            if out is not None:
+                out.write_text(json.dumps(comparison.as_dict(), indent=1) + "\n")
+            if plot is not None:
+                comparison.plot(plot)
+        except (OSError, ValueError) as error:  # the latter of a file type that is unknown
+            typer.echo(f"fusedopt: {plot or out} cannot be written ({error}); name another file", err=True)
+            raise typer.Exit(1) from error
