@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
 
-from fusedopt.benchmark.comparing import Comparison, Measured
 from fusedopt.benchmark.implementations import OURS
+from fusedopt.benchmark.results import Comparison, Measured
 from fusedopt.benchmark.timing import Spread
 from fusedopt.benchmark.words import duration, label, unit
 
@@ -40,16 +40,15 @@ def plot_comparison(comparison: Comparison, path: Path, title: str | None = None
     for name, own in rows.items():
         ours = next((row for row in own if row.implementation == OURS), None)
         factor = "" if ours is None or ours.ratio is None else f": {ours.ratio.median:.1f}x"
+        factor = " (a busy machine: not to be quoted)" if name in comparison.busy else factor
         _bars(next(places), f"{name}{factor}", {row.implementation: row.seconds for row in own})
         if trained:
-            _whole(next(places), f"{name}, whole training step, batch {comparison.batch}", own)
+            _whole(next(places), f"training, batches of {comparison.batch}", own)
     about = f"{comparison.subject}: {comparison.elements:,} parameters in {comparison.tensors} tensors"
     figure.suptitle(title or f"{about}\n{comparison.device}", fontsize=11)
     caption = "median time of optimizer.step(), whiskers: quartiles; the factor is fastest PyTorch / fusedopt"
     if trained:
         caption += "\nright: the optimizer's part of a training step in colour, forward and backward in pale"
-    if comparison.busy:
-        caption += "\nother processes kept cores busy meanwhile: not to be quoted"
     figure.supxlabel(caption, fontsize=10)
     figure.savefig(path, dpi=110)
     return figure
@@ -67,7 +66,11 @@ def _bars(axes: Axes, title: str, spreads: Mapping[str, Spread]) -> None:
 
 def _whole(axes: Axes, title: str, rows: Sequence[Measured]) -> None:
     trained = [(row.implementation, row.training) for row in rows if row.training is not None]
-    _dress(axes, title, [f"{duration(whole.seconds.median)}, {whole.share:.1%} of it the step" for _, whole in trained])
+    _dress(
+        axes,
+        title,
+        [f"{label(name)}  {duration(whole.seconds.median)}, step {whole.share:.1%}" for name, whole in trained],
+    )
     factor = _scale(axes, 1.05 * max(whole.seconds.median for _, whole in trained))
     for position, (name, whole) in enumerate(trained):
         step = factor * whole.step.median

@@ -65,8 +65,8 @@ def of_shapes(shapes: Sequence[Shape], name: str | None = None) -> Subject:
     if not shapes:
         raise ValueError("there are no shapes to compare optimizers on")
     for shape in shapes:
-        if not all(isinstance(size, int) and size >= 0 for size in shape):
-            raise ValueError(f"a shape is a sequence of sizes, not {shape!r}")
+        if not isinstance(shape, Sequence) or not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise ValueError(f"a shape is a sequence of sizes, such as (64, 3, 7, 7), not {shape!r}")
     generator = torch.Generator().manual_seed(0)
     tensors = tuple(torch.randn(tuple(shape), generator=generator).mul_(0.05) for shape in shapes)
     return Subject(name or f"{len(tensors)} shapes", tensors)

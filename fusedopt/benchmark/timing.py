@@ -19,6 +19,7 @@ Clock = Callable[[Run, int], float]
 
 BATCH_SECONDS = 0.01  # Calls shorter than this are timed in batches of about this length.
 FEWEST_REPEATS = 5
+WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -114,22 +115,27 @@ def turns(names: Sequence[str], *, most: int, fewest: int = FEWEST_REPEATS, seco
         repeats += 1
 
 
-def interleave(runs: Mapping[str, Run], clock: Clock, repeats: int, seconds: float) -> dict[str, Sample]:
+def interleave(
+    runs: Mapping[str, Run], clock: Clock, repeats: int, seconds: float, fewest: int = FEWEST_REPEATS
+) -> dict[str, Sample]:
     """Time each of ``runs`` once per repeat, in an order drawn anew each time.
 
-    There are ``repeats`` repeats, or as many as fit into ``seconds``, but no fewer than a handful.
+    There are ``repeats`` repeats, or as many as fit into ``seconds``, but no fewer than ``fewest``. Each run is called
+    `WARM_UP` times before.
     """
     with _no_garbage_collection():
         estimates = {}
         for name, run in runs.items():
-            clock(run, 2)  # The first call makes the states, the second may still touch memory for the first time.
+            clock(
+                run, WARM_UP - 1
+            )  # The first call makes the states, the second may still touch memory for the first time.
             estimates[name] = clock(run, 1)
         calls = {name: max(1, math.ceil(BATCH_SECONDS / estimate)) for name, estimate in estimates.items()}
         round_seconds = sum(calls[name] * estimate for name, estimate in estimates.items())
-        repeats = min(repeats, max(FEWEST_REPEATS, int(seconds / round_seconds)))
+        repeats = min(repeats, max(fewest, int(seconds / round_seconds)))
 
         samples = {name: Sample(calls[name], []) for name in runs}
-        for name in turns(list(runs), most=repeats):
+        for name in turns(list(runs), most=repeats, fewest=repeats):
             samples[name].seconds.append(clock(runs[name], calls[name]))
     return samples
 

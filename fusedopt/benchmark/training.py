@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from fusedopt.benchmark.implementations import Factory
 from fusedopt.benchmark.subjects import Subject
-from fusedopt.benchmark.timing import Spread, between, clock_for, interleave, mark
+from fusedopt.benchmark.timing import WARM_UP, Spread, between, clock_for, interleave, mark
 
-_REPEATS = 11
-_WARM_UP = 3  # calls that `interleave` makes before it times
+_FEWEST, _MOST = 3, 11  # repeats
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,12 @@ def time_training(
     dtype: torch.dtype | None,
     place: torch.device,
     seconds: float,
+    first: Sequence[str],
 ) -> dict[str, Training]:
     """Times training steps of a copy of the subject's model with each implementation, in turns.
 
-    The loss is the mean square of what the model gives, whatever that is.
+    The loss is the mean square of what the model gives, whatever that is. Where there is not time enough for all
+    implementations, those of `first` are timed alone.
 
     Raises:
         ValueError: it is not known what the model takes, or it gives nothing that can be trained on.
@@ -75,12 +76,18 @@ def time_training(
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
         p.grad = None
-    loops = {name: _Loop(model, make(parameters), inputs.to(place), place) for name, make in factories.items()}
-    samples = interleave(loops, clock_for(place), _REPEATS, seconds)
+    inputs = inputs.to(place)
+    loops = {name: _Loop(model, make(parameters), inputs, place) for name, make in factories.items()}
+    clock, any_loop = clock_for(place), loops[first[0]]
+    clock(any_loop, 1)
+    if clock(any_loop, 1) * len(loops) * (WARM_UP + _FEWEST) > seconds:
+        loops = {name: _Loop(model, factories[name](parameters), inputs, place) for name in first}
+    any_loop.steps.clear()
+    samples = interleave(loops, clock, _MOST, seconds, _FEWEST)
     taken = {}
     for name, sample in samples.items():
         whole = Spread.of(sample.seconds)
-        step = Spread.of([between(start, end) for start, end in loops[name].steps[_WARM_UP:]])
+        step = Spread.of([between(start, end) for start, end in loops[name].steps[WARM_UP:]])
         taken[name] = Training(whole, step, step.median / whole.median)
     return taken
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fusedopt.benchmark.comparing import Comparison, Measured
 from fusedopt.benchmark.implementations import NATIVE, OURS
+from fusedopt.benchmark.results import Comparison, Measured
 
 LABELS = {OURS: OURS, **{name: f"PyTorch {name}" for name in NATIVE}}
 NOT_TORCHS = ("LAMB", "SWATS", "DBD", "DBD-momentum", "DeltaBarDelta")
@@ -43,6 +43,8 @@ def duration(seconds: float) -> str:
 
 def size(count: int) -> str:
     """A number of bytes in the unit that suits it."""
+    if count == 0:
+        return "none"
     unit, factor = ("GB", 1e9) if count >= 1e9 else ("MB", 1e6) if count >= 1e6 else ("kB", 1e3)
     return f"{count / factor:.3g} {unit}"
 
@@ -53,7 +55,7 @@ def _steps(c: Comparison) -> list[str]:
     head += f"{'launches':>10}" if launches else ""
     lines = [head + "  against the fastest of PyTorch"]
     for optimizer in dict.fromkeys(row.optimizer for row in c.rows):
-        lines.append(optimizer)
+        lines.append(optimizer + _busy(c, optimizer))
         for row in (row for row in c.rows if row.optimizer == optimizer):
             spread = f"{duration(row.seconds.low)} .. {duration(row.seconds.high)}"
             share = "" if row.copy_share is None else f"{row.copy_share:.0%}"
@@ -61,6 +63,11 @@ def _steps(c: Comparison) -> list[str]:
             line += f"{size(row.state_bytes):>10}" + (f"{'' if row.launches is None else row.launches:>10}" * launches)
             lines.append(f"{line}  {_ratio(row)}".rstrip())
     return lines
+
+
+def _busy(c: Comparison, optimizer: str) -> str:
+    cores = c.busy.get(optimizer)
+    return "" if cores is None else f"  (other processes kept {cores:.1f} cores busy: not to be quoted)"
 
 
 def _ratio(row: Measured) -> str:
@@ -73,8 +80,8 @@ def _ratio(row: Measured) -> str:
 def _training(c: Comparison) -> list[str]:
     lines = [f"{f'training, batches of {c.batch}':<22}{'median':>10}  {'of it the step':<21}"]
     for optimizer in dict.fromkeys(row.optimizer for row in c.rows):
-        lines.append(optimizer)
-        rows = [row for row in c.rows if row.optimizer == optimizer]
+        lines.append(optimizer + _busy(c, optimizer))
+        rows = [row for row in c.rows if row.optimizer == optimizer and row.training is not None]
         for row in rows:
             assert row.training is not None
             step = f"{duration(row.training.step.median)}, {row.training.share:.1%}"
@@ -113,6 +120,8 @@ def _notes(c: Comparison) -> list[str]:
         lines.append(f"PyTorch has no {' and no '.join(plain)}: in its place stands one written in PyTorch operations.")
     lines += [f"Left out: {reason}" for reason in c.left_out]
     if c.busy:
-        cases = ", ".join(f"{name} ({cores:.1f} cores)" for name, cores in c.busy.items())
-        lines.append(f"WARNING: other processes kept cores busy: {cases}. Try again on an idle machine.")
+        lines += [
+            "WARNING: this machine was busy with other work, and times of such a machine say little: a thread of a",
+            "step that waits for its core makes it many times slower. Try again when it is idle.",
+        ]
     return lines

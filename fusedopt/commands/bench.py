@@ -28,7 +28,7 @@ def bench(
     ] = None,
     input_shape: Annotated[str | None, typer.Option("--input", help="Shape of one input, such as 3x224x224.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...; the model's own by default.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU where there is one.")] = None,
     seconds: Annotated[float, typer.Option(min=0, help="For everything, about.")] = 120.0,
     quick: Annotated[bool, typer.Option("--quick", help=f"In about {_QUICK:.0f} seconds.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; torch's by default.")] = None,
@@ -51,6 +51,7 @@ def bench(
         kind = None if dtype is None else getattr(torch, dtype, None)
         if dtype is not None and not isinstance(kind, torch.dtype):
             raise typer.BadParameter(f"torch has no dtype {dtype!r}")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise typer.BadParameter("torch sees no GPU here")
         try:
@@ -63,7 +64,7 @@ def bench(
                 dtype=kind,
                 device=device,
                 seconds=_QUICK if quick else seconds,
-                say=lambda text: typer.echo(f"timing: {text}", err=True),
+                say=lambda text: typer.echo(text, err=True),
             )
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
