@@ -131,7 +131,7 @@ def _again(
             groups.append({**options, **(flags or {}), "lr": lr, "params": list(parameters[first : first + count])})
         first += count
     limit = optimizer.defaults.get("max_grad_norm")
-    construct: Callable[..., Optimizer] = functools.partial(torchs_own, cls)
+    construct: Callable[..., Optimizer] = functools.partial(torchs_own, cls, lr=LR)
     if issubclass(cls, FusedStep):
         return construct(groups, **({} if limit is None else {"max_grad_norm": limit}))
     return clipping(construct(groups), parameters, limit)

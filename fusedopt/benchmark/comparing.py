@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from fusedopt.benchmark.candidates import Candidates, named, of_optimizer
 from fusedopt.benchmark.devices import DEVICES
 from fusedopt.benchmark.implementations import DEFAULT_CASES
-from fusedopt.benchmark.measuring import QUIET
+from fusedopt.benchmark.measuring import QUIET, Measurements
 from fusedopt.benchmark.parameter_sets import Shape
 from fusedopt.benchmark.results import Comparison
 from fusedopt.benchmark.subjects import Subject, find_subject, of_model, of_shapes

@@ -79,17 +79,21 @@ def time_training(
     inputs = inputs.to(place)
     loops = {name: _Loop(model, make(parameters), inputs, place) for name, make in factories.items()}
     clock, any_loop = clock_for(place), loops[first[0]]
-    clock(any_loop, 1)
+    try:
+        any_loop()
+    except Exception as error:
+        taken = f"inputs of shape {tuple(inputs.shape)}"
+        raise ValueError(f"{subject.name} cannot be trained on {taken}: {error}") from error
     if clock(any_loop, 1) * len(loops) * (WARM_UP + _FEWEST) > seconds:
         loops = {name: _Loop(model, factories[name](parameters), inputs, place) for name in first}
     any_loop.steps.clear()
     samples = interleave(loops, clock, _MOST, seconds, _FEWEST)
-    taken = {}
+    times = {}
     for name, sample in samples.items():
         whole = Spread.of(sample.seconds)
         step = Spread.of([between(start, end) for start, end in loops[name].steps[WARM_UP:]])
-        taken[name] = Training(whole, step, step.median / whole.median)
-    return taken
+        times[name] = Training(whole, step, step.median / whole.median)
+    return times
 
 
 def _loss(outputs: Any) -> Tensor:

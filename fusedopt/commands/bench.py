@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
 
 _QUICK = 12.0
 
@@ -48,10 +53,9 @@ def bench(
 
         if threads is not None:
             torch.set_num_threads(threads)
-        kind = None if dtype is None else getattr(torch, dtype, None)
-        if dtype is not None and not isinstance(kind, torch.dtype):
-            raise typer.BadParameter(f"torch has no dtype {dtype!r}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device.partition(":")[0] not in ("cpu", "cuda"):
+            raise typer.BadParameter(f"--device is cpu or cuda, not {device}")
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise typer.BadParameter("torch sees no GPU here")
         try:
@@ -60,8 +64,8 @@ def bench(
                 optimizer,
                 implementations=implementation,
                 batch=batch,
-                input_shape=None if input_shape is None else tuple(int(size) for size in input_shape.split("x")),
-                dtype=kind,
+                input_shape=_shape(input_shape),
+                dtype=_kind(dtype),
                 device=device,
                 seconds=_QUICK if quick else seconds,
                 say=lambda text: typer.echo(text, err=True),
@@ -69,11 +73,32 @@ def bench(
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
         typer.echo(str(comparison))
-        try:
-            if out is not None:
-                out.write_text(json.dumps(comparison.as_dict(), indent=1) + "\n")
-            if plot is not None:
-                comparison.plot(plot)
-        except (OSError, ValueError) as error:  # the latter of a file type that is unknown
-            typer.echo(f"fusedopt: {plot or out} cannot be written ({error}); name another file", err=True)
-            raise typer.Exit(1) from error
+        if out is not None:
+            _write(out, lambda: out.write_text(json.dumps(comparison.as_dict(), indent=1) + "\n"))
+        if plot is not None:
+            _write(plot, lambda: comparison.plot(plot))
+
+
+def _write(path: Path, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except (OSError, ValueError) as error:  # the latter of a file type that is unknown
+        typer.echo(f"fusedopt: {path} cannot be written ({error}); name another file", err=True)
+        raise typer.Exit(1) from error
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d+(x\d+)*", text):
+        raise typer.BadParameter(f"{text!r} is no shape such as 3x224x224")
+    return tuple(int(size) for size in text.split("x"))
+
+
+def _kind(name: str | None) -> torch.dtype | None:
+    import torch
+
+    kind = None if name is None else getattr(torch, name, None)
+    if name is not None and not isinstance(kind, torch.dtype):
+        raise typer.BadParameter(f"torch has no dtype {name!r}")
+    return kind
