@@ -30,7 +30,7 @@ def compare(
     input_shape: Shape | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    seconds: float = 120.0,
+    seconds: float = 110.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Times `step()` of optimizers in ours, torch's and other installed packages' implementations, in turns.

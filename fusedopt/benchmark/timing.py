@@ -123,6 +123,7 @@ def interleave(
     There are ``repeats`` repeats, or as many as fit into ``seconds``, but no fewer than ``fewest``. Each run is called
     `WARM_UP` times before.
     """
+    start = perf_counter()
     with _no_garbage_collection():
         estimates = {}
         for name, run in runs.items():
@@ -135,7 +136,8 @@ def interleave(
         repeats = min(repeats, max(fewest, int(seconds / round_seconds)))
 
         samples = {name: Sample(calls[name], []) for name in runs}
-        for name in turns(list(runs), most=repeats, fewest=repeats):
+        left = seconds - (perf_counter() - start)  # the machine may become slower than it was
+        for name in turns(list(runs), most=repeats, fewest=fewest, seconds=left):
             samples[name].seconds.append(clock(runs[name], calls[name]))
     return samples
 
