@@ -241,6 +241,28 @@ def test_two_processes_under_torchrun(scripts):
     assert reports == ["fusedopt run, rank 0: 1 x torch.optim.AdamW, replaced by fusedopt.AdamW"]
 
 
+def test_processes_that_a_script_spawns(scripts):
+    text = """
+        import sys
+        import torch
+        import torch.multiprocessing as mp
+
+        def work(rank):
+            optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))])
+            with open(f"{rank}.txt", "w") as file:
+                print(type(optimizer).__module__, sys.argv[1:], file=file)
+
+        if __name__ == "__main__":
+            mp.spawn(work, nprocs=1)
+            torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))])
+    """
+    folder = scripts(script=text)
+    for target in (["script.py"], ["-m", "script"]):
+        _, errors = python(folder, "-m", "fusedopt", "run", *target, "--flag")
+        assert (folder / "0.txt").read_text() == "torch.optim.sgd ['--flag']\n"
+        assert "1 x torch.optim.SGD, replaced by fusedopt.SGD" in errors
+
+
 def test_what_a_script_sees_of_its_start(scripts):
     text = """
         import sys, __main__
