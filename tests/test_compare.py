@@ -146,7 +146,7 @@ def test_gradients_that_are_used_again_stay_finite():
     subject, candidates = of_optimizer(torch.optim.SGD([nn.Parameter(torch.ones(9))], momentum=0.9, nesterov=True))
     assert candidates.still
     parameters = subject.drawn(None, CPU)
-    measurements = measuring.Measurements(subject, parameters, Host(), 0.0, None)
+    measurements = measuring.Measurements(subject, parameters, Host(), None)
     measurements.steps(candidates)
     assert not parameters[0].grad.any()
 
@@ -383,7 +383,7 @@ def test_json_and_picture(tmp_path):
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == [
-        "AdamW (a busy machine: not to be quoted)",
+        "AdamW (busy machine)",
         "training, batches of 8",
         "LAMB",
         "training, batches of 8",

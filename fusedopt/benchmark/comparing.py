@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def compare(
     input_shape: Shape | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    seconds: float = 110.0,
+    seconds: float = 100.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Times `step()` of optimizers in ours, torch's and other installed packages' implementations, in turns.
@@ -54,6 +55,7 @@ def compare(
         ValueError: something of this is not there, or cannot be measured.
         TypeError: an optimizer that is neither torch's nor ours.
     """
+    start = perf_counter()
     found, candidates = _what(subject, optimizers, input_shape)
     known = dict.fromkeys(name for each in candidates for name in each.factories)
     if unknown := [name for name in implementations or () if name not in known]:
@@ -66,9 +68,10 @@ def compare(
     if place.type not in DEVICES:
         raise ValueError(f"steps are timed on {' and '.join(DEVICES)}, not on {place.type}")
     say("timing a copy")
-    each_takes = seconds / len(candidates) / (1 if batch is None else 2)
-    run = Measurements(found, found.drawn(dtype, place), DEVICES[place.type](), each_takes, dtype)
-    for each in candidates:
+    run = Measurements(found, found.drawn(dtype, place), DEVICES[place.type](), dtype)
+    for position, each in enumerate(candidates):
+        left = seconds - (perf_counter() - start)
+        run.seconds = max(0.0, left) / (len(candidates) - position) / (1 if batch is None else 2)
         others = OtherWork()
         say(f"timing steps of {each.name}")
         rows = run.steps(each.only(implementations))

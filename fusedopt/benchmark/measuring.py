@@ -27,11 +27,10 @@ QUIET = 0.1  # cores that others may keep busy
 class Measurements:
     """The measurements of one comparison, one after the other."""
 
-    def __init__(
-        self, subject: Subject, parameters: list[Parameter], meter: Device, seconds: float, dtype: torch.dtype | None
-    ) -> None:
+    seconds = 0.0  # for the steps of an optimizer, and as many for training with it
+
+    def __init__(self, subject: Subject, parameters: list[Parameter], meter: Device, dtype: torch.dtype | None) -> None:
         self._subject, self._parameters, self._meter, self._dtype = subject, parameters, meter, dtype
-        self._seconds = seconds  # for one optimizer
         self._copying = copy_bandwidth(meter)
         self.rows: list[Measured] = []
         self.left_out: list[str] = []
@@ -54,7 +53,7 @@ class Measurements:
         if not optimizers:
             return []
         runs = {name: optimizer.step for name, optimizer in optimizers.items()}
-        samples = interleave(runs, clock_for(self._meter.device), _REPEATS, self._seconds)
+        samples = interleave(runs, clock_for(self._meter.device), _REPEATS, self.seconds)
         step_bytes = _step_bytes(candidates.name, optimizers, self._parameters)
         return [self._row(candidates.name, name, optimizers[name], samples, step_bytes) for name in optimizers]
 
@@ -85,7 +84,7 @@ class Measurements:
         factories = {row.implementation: candidates.factories[row.implementation] for row in rows}
         with torch.random.fork_rng([place] if place.type == "cuda" else []):  # a dropout in the model draws
             taken = time_training(
-                self._subject, factories, batch, inputs, self._dtype, place, self._seconds, _first(rows)
+                self._subject, factories, batch, inputs, self._dtype, place, self.seconds, _first(rows)
             )
         if missing := [name for name in factories if name not in taken]:
             self.left_out.append(f"training with {candidates.name} in {', '.join(missing)}: not in the time given")

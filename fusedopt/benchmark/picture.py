@@ -40,7 +40,7 @@ def plot_comparison(comparison: Comparison, path: Path, title: str | None = None
     for name, own in rows.items():
         ours = next((row for row in own if row.implementation == OURS), None)
         factor = "" if ours is None or ours.ratio is None else f": {ours.ratio.median:.1f}x"
-        factor = " (a busy machine: not to be quoted)" if name in comparison.busy else factor
+        factor = " (busy machine)" if name in comparison.busy else factor
         _bars(next(places), f"{name}{factor}", {row.implementation: row.seconds for row in own})
         if trained:
             _whole(next(places), f"training, batches of {comparison.batch}", own)
@@ -49,6 +49,8 @@ def plot_comparison(comparison: Comparison, path: Path, title: str | None = None
     caption = "median time of optimizer.step(), whiskers: quartiles; the factor is fastest PyTorch / fusedopt"
     if trained:
         caption += "\nright: the optimizer's part of a training step in colour, forward and backward in pale"
+    if comparison.busy:
+        caption += "\nbusy machine: other processes kept cores busy meanwhile, not to be quoted"
     figure.supxlabel(caption, fontsize=10)
     figure.savefig(path, dpi=110)
     return figure

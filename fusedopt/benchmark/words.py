@@ -112,8 +112,8 @@ def _notes(c: Comparison) -> list[str]:
     ]
     if c.batch is None:
         lines += [
-            "A step is a part of a training iteration, often a small one: --batch (in Python, batch=) times the whole",
-            "of it, and shows how much of these ratios is left there.",
+            "A step is a part of a training iteration, often a small one: fusedopt bench --batch (in Python, batch=)",
+            "times the whole of it, and shows how much of these ratios is left there.",
         ]
     plain = [name for name in dict.fromkeys(row.optimizer for row in c.rows) if name in NOT_TORCHS]
     if plain:

@@ -34,7 +34,7 @@ def bench(
     input_shape: Annotated[str | None, typer.Option("--input", help="Shape of one input, such as 3x224x224.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...; the model's own by default.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU where there is one.")] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="For all measurements, about.")] = 110.0,
+    seconds: Annotated[float, typer.Option(min=0, help="For all measurements, about.")] = 100.0,
     quick: Annotated[bool, typer.Option("--quick", help=f"In about {_QUICK:.0f} seconds.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; torch's by default.")] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
