@@ -60,8 +60,7 @@ def compare(
     known = dict.fromkeys(name for each in candidates for name in each.factories)
     if unknown := [name for name in implementations or () if name not in known]:
         raise ValueError(f"there is no implementation {unknown[0]!r} here, only {', '.join(known)}")
-    if inputs is not None and batch is None:
-        batch = len(inputs)
+    batch = len(inputs) if inputs is not None and batch is None else batch
     if batch is not None and found.model is None:
         raise ValueError(f"a whole training step needs a model, and {found.name} is none")
     place = torch.device(device) if device is not None else found.parameters[0].device
@@ -70,8 +69,8 @@ def compare(
     say("timing a copy")
     run = Measurements(found, found.drawn(dtype, place), DEVICES[place.type](), dtype)
     for position, each in enumerate(candidates):
-        left = seconds - (perf_counter() - start)
-        run.seconds = max(0.0, left) / (len(candidates) - position) / (1 if batch is None else 2)
+        parts = (len(candidates) - position) * (1 if batch is None else 2)
+        run.seconds = max(0.0, seconds - (perf_counter() - start)) / parts
         others = OtherWork()
         say(f"timing steps of {each.name}")
         rows = run.steps(each.only(implementations))

@@ -53,11 +53,6 @@ def bench(
 
         if threads is not None:
             torch.set_num_threads(threads)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device.partition(":")[0] not in ("cpu", "cuda"):
-            raise typer.BadParameter(f"--device is cpu or cuda, not {device}")
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise typer.BadParameter("torch sees no GPU here")
         try:
             comparison = compare(
                 subject,
@@ -66,7 +61,7 @@ def bench(
                 batch=batch,
                 input_shape=_shape(input_shape),
                 dtype=_kind(dtype),
-                device=device,
+                device=_place(device),
                 seconds=_QUICK if quick else seconds,
                 say=lambda text: typer.echo(text, err=True),
             )
@@ -93,6 +88,17 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if not re.fullmatch(r"\d+(x\d+)*", text):
         raise typer.BadParameter(f"{text!r} is no shape such as 3x224x224")
     return tuple(int(size) for size in text.split("x"))
+
+
+def _place(name: str | None) -> str:
+    import torch
+
+    place = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if place.partition(":")[0] not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"--device is cpu or cuda, not {place}")
+    if place.startswith("cuda") and not torch.cuda.is_available():
+        raise typer.BadParameter("torch sees no GPU here")
+    return place
 
 
 def _kind(name: str | None) -> torch.dtype | None:
