@@ -20,7 +20,7 @@ MINUTES ?= 9
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* tests/cuda_on_cpu/*.*)
 
 demo: $(VENV)/built
-	PYTHONPATH=. $(VENV)/bin/fusedopt demo  # the path for benchmarks/lamb_foreach.py, what PyTorch code can do
+	$(VENV)/bin/fusedopt demo
 
 test: test-cpu test-cuda-on-cpu
 

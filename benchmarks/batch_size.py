@@ -21,11 +21,11 @@ from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import BatchSampler, RandomSampler
 
 import fusedopt
+from fusedopt.benchmark.machine import machine_line
 from fusedopt.data import ImageData, Normalize
 from fusedopt.examples.tasks import TASKS, Task
 from fusedopt.schedulers import BatchSizeScheduler
 from fusedopt.training import accuracy, seeded
-from fusedopt.training.timing import machine
 
 REGIMES = ("decaying lr", "hybrid", "increasing batch", "control")
 
@@ -132,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     task = TASKS[options.dataset]
     data = task.load(options.data_dir, print)
     runs = {name: [train(task, data, name, seed, options) for seed in range(options.seeds)] for name in REGIMES}
-    print(f"{data.name}, SGD with momentum 0.9, mean ± standard deviation over {options.seeds} seed(s); {machine()}\n")
+    of = f"mean ± standard deviation over {options.seeds} seed(s)"
+    print(f"{data.name}, SGD with momentum 0.9, {of}; {machine_line()}\n")
     print(summary(runs), "Training loss after each epoch:", curves(runs), sep="\n\n")
 
 

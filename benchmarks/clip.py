@@ -11,11 +11,11 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import torch
-from parameter_sets import SETS
-from report import machine, print_machine
-from timing import OtherWork, Spread, clock_for, interleave
 
 import fusedopt
+from fusedopt.benchmark.machine import machine, print_machine
+from fusedopt.benchmark.parameter_sets import SETS
+from fusedopt.benchmark.timing import OtherWork, Spread, clock_for, interleave
 
 HEADER = f"{'parameters':<12}{'function':<18}{'case':<9}{'torch µs':>11}{'fusedopt µs':>13}  {'torch / fusedopt':<24}"
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from gpu_steps import COMPILED, StepRow, step_row
 from gpu_training import TrainingRow, training_row
-from implementations import OURS
-from parameter_sets import GPU_SETS
+
+from fusedopt.benchmark.implementations import OURS
+from fusedopt.benchmark.parameter_sets import GPU_SETS
 
 LAUNCHES = {"AdamW": 1, "SGD-Nesterov": 1, "RMSprop": 1, "AdamW-clip": 2, "LAMB": 4}
 COPY_SHARE = 0.92

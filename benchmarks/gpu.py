@@ -28,12 +28,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import unbuilt  # noqa: F401  # isort: skip
 import torch
-from devices import DEVICES, Device
 from gpu_report import markdown
 from gpu_stages import BENCHMARKS, Stage, stages
 from gpu_steps import COMPILED
-from parameter_sets import GPU_SETS
+
+from fusedopt.benchmark.devices import DEVICES, Device
+from fusedopt.benchmark.parameter_sets import GPU_SETS
 
 ROOT = BENCHMARKS.parent
 REFUSED = re.compile(r"device not supported|unable to find.*sanitizer|sanitizer: not found|error 999", re.IGNORECASE)

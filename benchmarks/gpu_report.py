@@ -6,10 +6,11 @@ from typing import Any
 from goals import goals
 from gpu_steps import COMPILED, StepRow, step_row
 from gpu_training import TrainingRow, training_row
-from implementations import OURS
-from parameter_sets import GPU_SETS
 from report import in_order
-from timing import Spread
+
+from fusedopt.benchmark.implementations import OURS
+from fusedopt.benchmark.parameter_sets import GPU_SETS
+from fusedopt.benchmark.timing import Spread
 
 RIVALS = ("fused", "foreach", "for-loop", COMPILED, "apex", "deepspeed", "transformer_engine", "bitsandbytes")
 

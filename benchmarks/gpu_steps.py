@@ -12,18 +12,18 @@ Implementations share parameters and gradients. What fails is written down as su
 import argparse
 import gc
 import json
-import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from devices import DEVICES, Device, Run, copy_bandwidth, host_and_wall
-from implementations import CASES, GPU_CASES, OURS, OptimizerCase, rivals
-from parameter_sets import GPU_SETS, ParameterSet
-from timing import Sample, Spread
+
+from fusedopt.benchmark.devices import DEVICES, Device, Run, copy_bandwidth, host_and_wall
+from fusedopt.benchmark.implementations import CASES, GPU_CASES, OURS, OptimizerCase
+from fusedopt.benchmark.parameter_sets import GPU_SETS, ParameterSet
+from fusedopt.benchmark.rivals import rivals
+from fusedopt.benchmark.timing import Sample, Spread, turns
 
 COMPILED = "compiled foreach"
 FEWEST_REPEATS, MOST_REPEATS = 5, 31
@@ -149,18 +149,15 @@ def measure(
             fail(name, error)
 
     samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in runs}
-    order = list(runs)
-    start, repeats = time.perf_counter(), 0
-    while repeats < FEWEST_REPEATS or (repeats < MOST_REPEATS and time.perf_counter() - start < seconds):
-        random.Random(repeats).shuffle(order)
-        for name in [name for name in order if name in runs]:
-            try:
-                calls = max(2, min(20, int(ISSUED_AHEAD / hosts[name])))
-                host, wall = host_and_wall(device, runs[name], calls)
-                samples[name].append((device.device_seconds(runs[name], host), host, wall))
-            except Exception as error:
-                fail(name, error)
-        repeats += 1
+    for name in turns(list(runs), most=MOST_REPEATS, fewest=FEWEST_REPEATS, seconds=seconds):
+        if name not in runs:  # it has failed
+            continue
+        try:
+            calls = max(2, min(20, int(ISSUED_AHEAD / hosts[name])))
+            host, wall = host_and_wall(device, runs[name], calls)
+            samples[name].append((device.device_seconds(runs[name], host), host, wall))
+        except Exception as error:
+            fail(name, error)
 
     after_backward(device, {n: o for n, o in optimizers.items() if n != "for-loop"}, runs, parameters, rows, fail)
     for name in [name for name in runs if name != "for-loop"]:

@@ -13,20 +13,19 @@ A row says images per second, and what share of the device's time the optimizer'
 
 import argparse
 import copy
-import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from devices import DEVICES, Device, Run, host_and_wall
 from gpu_steps import FEWEST_REPEATS, MOST_REPEATS, append
-from implementations import CASES, OURS
-from timing import Sample, Spread
 from torch import nn
 from torch.nn import functional as F
+
+from fusedopt.benchmark.devices import DEVICES, Device, Run, host_and_wall
+from fusedopt.benchmark.implementations import CASES, OURS
+from fusedopt.benchmark.timing import Sample, Spread, turns
 
 CALLS = 10  # steps between two looks at the clock
 MODES = ("graph", "eager", "course")
@@ -208,16 +207,13 @@ def measure(
             fail(implementation, error)
 
     taken: dict[str, list[tuple[float, float]]] = {implementation: [] for implementation in runs}
-    order = list(runs)
-    start, repeats = time.perf_counter(), 0
-    while repeats < FEWEST_REPEATS or (repeats < MOST_REPEATS and time.perf_counter() - start < seconds):
-        random.Random(repeats).shuffle(order)
-        for implementation in [i for i in order if i in runs]:
-            try:
-                taken[implementation].append(host_and_wall(device, runs[implementation], CALLS))
-            except Exception as error:
-                fail(implementation, error)
-        repeats += 1
+    for implementation in turns(list(runs), most=MOST_REPEATS, fewest=FEWEST_REPEATS, seconds=seconds):
+        if implementation not in runs:  # it has failed
+            continue
+        try:
+            taken[implementation].append(host_and_wall(device, runs[implementation], CALLS))
+        except Exception as error:
+            fail(implementation, error)
 
     walls = {implementation: Sample(CALLS, [wall for _, wall in taken[implementation]]) for implementation in runs}
     for implementation, row in rows.items():

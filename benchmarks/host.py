@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from implementations import CASES, OURS
-from parameter_sets import GPU_SETS
-from timing import OtherWork, Run, Spread, host_clock, interleave
 
 from fusedopt import _C
+from fusedopt.benchmark.implementations import CASES, OURS
+from fusedopt.benchmark.parameter_sets import GPU_SETS
+from fusedopt.benchmark.timing import OtherWork, Run, Spread, host_clock, interleave
 
 SETS = {name: len(GPU_SETS[name].shapes) for name in ("lenet", "resnet50", "bert-large")} | {"5000": 5000}
 CLASSES = ("AdamW", "SGD-Nesterov", "RMSprop", "LAMB")

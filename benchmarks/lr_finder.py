@@ -17,12 +17,12 @@ from time import process_time
 from typing import Any
 
 import torch
-from report import machine, print_machine
-from timing import OtherWork, Run, Spread, host_clock, interleave
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fusedopt
+from fusedopt.benchmark.machine import machine, print_machine
+from fusedopt.benchmark.timing import OtherWork, Run, Spread, host_clock, interleave
 from fusedopt.models import GarmentClassifier
 from fusedopt.training import seeded
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
+from fusedopt.benchmark.machine import machine_line
 from fusedopt.data import ImageData
 from fusedopt.examples.find_lr import find_on, make_model
 from fusedopt.examples.tasks import find_task
 from fusedopt.training import OPTIMIZERS, make_optimizer, train
-from fusedopt.training.timing import machine
 
 SUBJECTS = {
     "LeNet": ("fashion-mnist", "lenet"),
@@ -182,9 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{options.images:,} training and {options.validation:,} validation images, {options.epochs} epochs of batches "
         f"of 64, seeds {', '.join(map(str, options.seeds))}"
     )
-    print(f"\n{title}\n{machine()}, {perf_counter() - start:.0f} s\n\n{markdown(rows)}\n\n{summary(rows)}")
+    print(f"\n{title}\n{machine_line()}, {perf_counter() - start:.0f} s\n\n{markdown(rows)}\n\n{summary(rows)}")
     if options.json:
-        options.json.write_text(json.dumps({"title": title, "machine": machine(), "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"title": title, "machine": machine_line(), "rows": rows}, indent=1) + "\n")
     if options.plot:
         plot(rows, options.plot, f"Accuracy at the suggested learning rate, a third and three times of it\n{title}")
 

@@ -7,12 +7,13 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from implementations import IMPLEMENTATIONS, OURS
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from parameter_sets import SETS
 from report import Row, in_order
+
+from fusedopt.benchmark.implementations import IMPLEMENTATIONS, OURS
+from fusedopt.benchmark.parameter_sets import SETS
 
 COLOURS = dict(zip(IMPLEMENTATIONS, ("#d1495b", "#c9d1d6", "#8ba4b2", "#3d5a6c"), strict=True))
 INK = "#222222"

@@ -1,18 +1,13 @@
 """What a run prints: the machine, a row per measurement, geometric means, and a summary for the README."""
 
-import datetime
-import os
-import platform
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from implementations import OURS
-from parameter_sets import SETS
-from timing import Spread
+from fusedopt.benchmark.implementations import OURS
+from fusedopt.benchmark.parameter_sets import SETS
+from fusedopt.benchmark.timing import Spread
 
 
 @dataclass(frozen=True)
@@ -39,39 +34,6 @@ class Row:
     fastest_native: str | None
     ratio: Spread | None
     busy_elsewhere: float
-
-
-def machine(threads: int, with_ours: bool) -> dict[str, Any]:
-    """What the numbers depend on."""
-    description: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": threads,
-        "load": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
-        "torch ISA": torch.backends.cpu.get_cpu_capability(),
-    }
-    if with_ours:
-        import fusedopt
-
-        description["fusedopt"] = fusedopt.info()
-    return description
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def print_machine(description: dict[str, Any]) -> None:
-    """Print the machine, one fact per line."""
-    for key, value in description.items():
-        shown = ", ".join(f"{name} {item}" for name, item in value.items()) if isinstance(value, dict) else value
-        print(f"# {key}: {shown}")
-    print()
 
 
 HEADER = (

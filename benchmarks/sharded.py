@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from report import machine, print_machine
-from timing import OtherWork, Spread, clock_for, interleave
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import fusedopt
+from fusedopt.benchmark.machine import machine, print_machine
+from fusedopt.benchmark.timing import OtherWork, Spread, clock_for, interleave
 
 SHAPES = [(64, 64)] * 20 + [(1024, 1024)]
 HEADER = f"{'optimizer':<10}{'implementation':<18}{'µs a step':>12}  {'torch default':>14}{'torch fused':>14}"

@@ -29,18 +29,18 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from timing import OtherWork, Sample
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import fusedopt
+from fusedopt.benchmark.machine import machine_line
+from fusedopt.benchmark.timing import OtherWork, Sample
 from fusedopt.data import ImageData, Normalize, channel_statistics
 from fusedopt.examples.tasks import TASKS
 from fusedopt.training import ResumableSampler, Settings, seeded, train
 from fusedopt.training.onednn import without_onednn
 from fusedopt.training.precision import DTYPES, Precision
-from fusedopt.training.timing import machine
 
 LR, MOMENTUM = 0.001, 0.9
 BOUND_BATCHES = 256  # made before the clock starts, and used again and again
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{', channels-last' * options.channels_last}{', without oneDNN' * options.no_onednn}"
         f"{f', {options.amp}' if options.amp else ''}"
     )
-    print(f"{machine()}; other processes kept {others.cores():.1f} core(s) busy")
+    print(f"{machine_line()}; other processes kept {others.cores():.1f} core(s) busy")
     print(f"{'':<10}{'s per epoch':>12}{'slides / it':>13}{'quartiles':>16}{'epoch loss':>12}{'test loss':>11}")
     samples = {name: Sample(1, [result.seconds for result in group]) for name, group in results.items()}
     for name, sample in samples.items():

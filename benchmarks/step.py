@@ -14,21 +14,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from implementations import CASES, DEFAULT_CASES, IMPLEMENTATIONS, NATIVE, OURS, OptimizerCase
-from parameter_sets import SETS, ParameterSet
 from report import (
     HEADER,
     Row,
     as_json,
     format_row,
-    machine,
     markdown,
     print_geometric_means,
-    print_machine,
     print_warning,
 )
 from stream_loop import StreamLoop
-from timing import OtherWork, Spread, clock_for, interleave
+
+from fusedopt.benchmark.implementations import CASES, DEFAULT_CASES, IMPLEMENTATIONS, NATIVE, OURS, OptimizerCase
+from fusedopt.benchmark.machine import machine, print_machine
+from fusedopt.benchmark.parameter_sets import SETS, ParameterSet
+from fusedopt.benchmark.timing import OtherWork, Spread, clock_for, interleave
 
 LOOP = "loop"
 

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 
+from fusedopt.benchmark.implementations import Pass
+
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
-
-Pass = tuple[int, int]
-"""How many arrays one pass over the elements reads, and how many of those it writes."""
 
 
 @functools.cache

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from implementations import CASES, DEFAULT_CASES
-from parameter_sets import SETS
 from pytest_benchmark.fixture import BenchmarkFixture
+
+from fusedopt.benchmark.implementations import CASES, DEFAULT_CASES
+from fusedopt.benchmark.parameter_sets import SETS
 
 
 @pytest.mark.benchmark(disable_gc=True, warmup=True, warmup_iterations=2, max_time=0.3)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusedopt import _C, averages, schedulers
+from fusedopt.benchmark.comparing import compare
 from fusedopt.gradients import (
     ExponentialGradientNoise,
     GradientNoise,
@@ -19,6 +20,7 @@ from fusedopt.gradients import (
 )
 from fusedopt.lr_finder import LRFinder, LRFinderResult, find_lr
 from fusedopt.optim import LAMB, SGD, SWATS, Adagrad, Adam, AdamW, DeltaBarDelta, Explanation, RMSprop, native
+from fusedopt.replacement import install, installed, uninstall
 
 __version__ = version("fusedopt")
 __all__ = [
@@ -40,13 +42,17 @@ __all__ = [
     "capture",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "compare",
     "data",
     "find_lr",
     "info",
+    "install",
+    "installed",
     "models",
     "native",
     "schedulers",
     "training",
+    "uninstall",
 ]
 
 

@@ -190,14 +190,19 @@ def info() -> None:
         typer.echo(f"{key}: {value}")
 
 
-from fusedopt.commands import explain, export, predict, report, train, tune  # noqa: E402, only with typer
+from fusedopt.commands import bench, explain, export, predict, report, run, train, tune  # noqa: E402, only with typer
 
-for _command in (train.train, tune.tune, explain.explain, export.export, predict.predict, report.report):
+for _command in (train.train, tune.tune, explain.explain, export.export, predict.predict, report.report, bench.bench):
     app.command()(_command)
+app.command(context_settings=run.SCRIPTS_OWN)(run.run)
 
 
 def main() -> None:
     """The entry point of the `fusedopt` command."""
+    if sys.argv[1:2] == ["run"]:  # nothing comes between Python and the script
+        from fusedopt.running import main as run_script
+
+        return run_script(sys.argv[2:])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name that is no text is printed byte for byte
     try:

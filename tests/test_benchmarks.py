@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import step
 import torch
-from implementations import CASES, IMPLEMENTATIONS, OURS, OptimizerCase
-from lamb_foreach import LambForeach
-from parameter_sets import SETS
 from report import Row, disturbed, geometric_means, markdown
 from stream_loop import StreamLoop
-from timing import Sample, Spread, interleave
 from torch import Tensor
+
+from fusedopt.benchmark import timing
+from fusedopt.benchmark.implementations import CASES, IMPLEMENTATIONS, OURS, OptimizerCase
+from fusedopt.benchmark.lamb_foreach import LambForeach
+from fusedopt.benchmark.parameter_sets import SETS
+from fusedopt.benchmark.timing import Sample, Spread, interleave
 
 CPU = torch.device("cpu")
 
@@ -175,6 +177,36 @@ def test_interleave_batches_short_calls_and_stops_in_time() -> None:
     assert samples["long"].seconds == [0.5] * 7
     assert not any(collecting)
     assert gc.isenabled()
+
+
+def test_a_machine_that_slows_down_does_not_prolong_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(timing, "perf_counter", lambda: now[0])
+
+    def clock(run: object, calls: int) -> float:
+        now[0] += 0.5 if now[0] < 4 else 10.0
+        return 0.5
+
+    runs = {"a": "a", "b": "b"}
+    samples = interleave(runs, clock, repeats=21, seconds=20.0, fewest=2)  # type: ignore[arg-type]
+    assert len(samples["a"].seconds) == len(samples["b"].seconds) == 3
+
+
+def test_turns_are_whole_repeats_in_changing_orders() -> None:
+    names = list(timing.turns(["a", "b", "c"], most=20))
+    repeats = [tuple(names[i : i + 3]) for i in range(0, 60, 3)]
+    assert len(names) == 60
+    assert {frozenset(repeat) for repeat in repeats} == {frozenset("abc")}
+    assert len(set(repeats)) > 3
+    assert len(list(timing.turns(["a"], most=9, fewest=4, seconds=0))) == 4
+    assert len(list(timing.turns(["a"], most=3, fewest=5))) == 3
+
+
+def test_marks_are_seconds_on_the_host() -> None:
+    start = timing.mark(CPU)
+    assert 0 <= timing.between(start, timing.mark(CPU)) < 60
+    with pytest.raises(ValueError, match="no clock for device type 'meta'; there is one for cpu and cuda"):
+        timing.clock_for(torch.device("meta"))
 
 
 def test_subnormal_states_are_refused() -> None:

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-import devices
 import pytest
 import torch
-from devices import Cuda, Host, Work
+
+from fusedopt.benchmark import devices
+from fusedopt.benchmark.devices import Cuda, Host, Work
 
 
 class FakeEvent:

@@ -12,23 +12,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-import devices
 import gpu_stages
 import pytest
 from goals import goals
 from gpu_report import markdown
 from gpu_steps import COMPILED, StepRow
 from gpu_training import TrainingRow
-from implementations import OURS
-from parameter_sets import GPU_SETS
-from timing import Spread
 
 from fusedopt import _C
+from fusedopt.benchmark.implementations import OURS
+from fusedopt.benchmark.parameter_sets import GPU_SETS
+from fusedopt.benchmark.timing import Spread
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # tests/ has a module of this name, too.
-SCRIPT = Path(devices.__file__).with_name("gpu.py")
+SCRIPT = Path(gpu_stages.__file__).with_name("gpu.py")
 _spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
 assert _spec is not None
 assert _spec.loader is not None

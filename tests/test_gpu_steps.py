@@ -11,15 +11,16 @@ from typing import Any
 
 import gpu_steps
 import gpu_training
-import implementations
 import pytest
 import torch
-from devices import Host, Work
 from gpu_steps import COMPILED, Backward, StepRow, step_row
-from implementations import CASES, GPU_CASES, OURS
-from parameter_sets import GPU_SETS, ParameterSet
-from timing import Spread
 from torch import Tensor, nn
+
+from fusedopt.benchmark import rivals
+from fusedopt.benchmark.devices import Host, Work
+from fusedopt.benchmark.implementations import CASES, GPU_CASES, OURS
+from fusedopt.benchmark.parameter_sets import GPU_SETS, ParameterSet
+from fusedopt.benchmark.timing import Spread
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -174,18 +175,21 @@ def test_other_packages_are_made_with_their_own_names(monkeypatch: pytest.Monkey
     def fake(name: str) -> Callable[..., Any]:
         return lambda parameters, **options: calls.append((name, options))
 
-    for _, module, classes in implementations.RIVALS:
-        fakes = {name: fake(f"{module}.{name}") for name, _ in classes.values()}
+    modules: dict[str, dict[str, Any]] = {}
+    for rival in rivals.RIVALS:
+        fakes = {name: fake(f"{rival.module}.{name}") for name, _ in rival.classes.values()}
+        modules[rival.module] = modules.get(rival.module, {}) | fakes
+    for module, fakes in modules.items():
         monkeypatch.setitem(sys.modules, module, SimpleNamespace(**fakes))
-    monkeypatch.setattr(implementations.importlib.util, "find_spec", lambda package: None)
-    assert implementations.rivals("AdamW") == {}
-    monkeypatch.setattr(implementations.importlib.util, "find_spec", lambda package: package)
-    for case in GPU_CASES:
-        for make in implementations.rivals(case).values():
+    monkeypatch.setattr(rivals.importlib.util, "find_spec", lambda package: None)
+    assert rivals.rivals("AdamW") == {}
+    monkeypatch.setattr(rivals.importlib.util, "find_spec", lambda package: package)
+    for case in CASES:
+        for make in rivals.rivals(case).values():
             make(tiny())
     assert ("apex.optimizers.FusedLAMB", {"lr": 1e-6, "weight_decay": 0.01, "max_grad_norm": 1.0}) in calls
     assert {name for name, _ in calls} == {
-        f"{module}.{name}" for _, module, classes in implementations.RIVALS for name, _ in classes.values()
+        f"{rival.module}.{name}" for rival in rivals.RIVALS for name, _ in rival.classes.values()
     }
 
 

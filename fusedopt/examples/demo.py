@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import nn
-from torch.nn import functional as F
 
+from fusedopt.benchmark.comparing import compare
+from fusedopt.benchmark.picture import plot_comparison
 from fusedopt.data import ImageData, Normalize, make_hands
-from fusedopt.examples.figures import plot_step_times, plot_training
-from fusedopt.examples.step_times import format_table, measure
+from fusedopt.examples.figures import plot_training
 from fusedopt.models import HandClassifier
 from fusedopt.reports import write_report
 from fusedopt.training import OPTIMIZERS, Epoch, RunConfig, RunFolder, make_optimizer, predict, seeded, train
 from fusedopt.training.run import make_folder
-from fusedopt.training.timing import machine
 
 _BATCH_SIZE = 32
 
@@ -26,7 +24,7 @@ def run_demo(
     epochs: int = 6,
     *,
     data: ImageData | None = None,
-    rounds: int = 500,
+    seconds: float = 20.0,
     say: Callable[[str], None] = print,
 ) -> tuple[Path, Path, Path]:
     """Trains, measures, prints both, and draws them.
@@ -35,7 +33,7 @@ def run_demo(
         out: the folder for the pictures and the run; it is made if need be.
         epochs: passes over the training images.
         data: images of hands; drawn by default.
-        rounds: timed steps of each optimizer.
+        seconds: for the times of the steps, about.
         say: prints a line.
 
     Returns:
@@ -82,15 +80,9 @@ def run_demo(
     ours_first = dict(reversed(runs.items()))
     plot_training(training, ours_first, data.test_images, data.test_labels, predicted, data.classes)
 
-    model.zero_grad()
-    batch = slice(0, _BATCH_SIZE)
-    torch.autograd.backward(F.cross_entropy(model(normalize(data.train_images[batch])), data.train_labels[batch]))
-    table = measure(model, rounds)
-    parameters = list(model.parameters())
-    size = f"{sum(p.numel() for p in parameters):,} parameters in {len(parameters)} tensors"
-    title = f"optimizer.step() on LeNet, {size}; median of {rounds} interleaved runs\n{machine()}"
-    say(f"\n{title}\n{format_table(table)}\n")
-    plot_step_times(step_times, table, title)
+    comparison = compare(model, seconds=seconds)
+    say(f"\n{comparison}\n")
+    plot_comparison(comparison, step_times)
     say(f"pictures: {training}, {step_times}")
     page = write_report(run, data)
     say(f"report of the training, with its best epoch: {page}")

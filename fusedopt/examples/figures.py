@@ -1,4 +1,4 @@
-"""The demo's pictures."""
+"""The demo's picture of its training."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure  # without pyplot: nothing global changes, and no display is needed
 from torch import Tensor
 
-from fusedopt.examples.step_times import LABELS, NATIVE, OURS, Table, speedup
 from fusedopt.reports import write_picture
-from fusedopt.training import OPTIMIZERS, Epoch
-from fusedopt.training.timing import Timing
+from fusedopt.training import Epoch
 
-_COLORS = {OURS: "#1f6fb4", "for-loop": "#c9c9c9", "foreach": "#9a9a9a", "fused": "#6b6b6b"}
+_OURS = "#1f6fb4"
 _SHEET_ROWS, _SHEET_COLUMNS = 4, 6
 
 
@@ -42,7 +39,7 @@ def plot_training(
     for number, (name, epochs) in enumerate(runs.items()):
         style: dict[str, Any] = {"color": "black", "linestyle": ":", "marker": "x"}
         if number == 0:
-            style = {"color": _COLORS[OURS], "linewidth": 2.5}
+            style = {"color": _OURS, "linewidth": 2.5}
         steps = range(1, len(epochs) + 1)
         loss_axes.plot(steps, [e.loss for e in epochs], label=name, **style)
         accuracy_axes.plot(steps, [100 * e.accuracy for e in epochs], label=name, **style)
@@ -64,40 +61,3 @@ def plot_training(
         text = classes[guess] if guess == label else f"{classes[guess]}, is {classes[label]}"
         axes.set_title(text, fontsize=10, color="black" if guess == label else "crimson", pad=3)
     write_picture(figure, path)
-
-
-def plot_step_times(path: Path, table: Table, title: str) -> None:
-    """Draws the median time per step as bars, one panel with a scale of its own per optimizer."""
-    figure = Figure(figsize=(11, 6.2), layout="constrained")
-    panels = list(figure.subplots((len(table) + 1) // 2, 2, squeeze=False).flat)
-    for axes in panels:
-        axes.axis("off")
-    footnote = ""
-    for axes, (name, timings) in zip(panels, table.items(), strict=False):
-        axes.axis("on")
-        if not OPTIMIZERS[name].in_torch and len(timings) > 1:
-            footnote = f"\n{LABELS[name]}: PyTorch has none; its bars are the benchmarks' version in PyTorch operations"
-        _bars(axes, timings)
-        ratio = speedup(timings)
-        factor = f": {ratio:.1f}x" if ratio is not None else ""
-        axes.set_title(LABELS[name] + factor, fontsize=12, loc="left", fontweight="bold")
-    figure.suptitle(title, fontsize=11)
-    caption = "median time of optimizer.step() in µs, whiskers: quartiles; the factor is fastest PyTorch / fusedopt"
-    figure.supxlabel(caption + footnote, fontsize=10)
-    write_picture(figure, path)
-
-
-def _bars(axes: Axes, timings: Mapping[str, Timing]) -> None:
-    names = [name for name in (OURS, *NATIVE) if name in timings]
-    titles = [name if name == OURS else f"PyTorch {name}" for name in names]
-    labels = [f"{title}  {timings[name].median:.0f} µs" for title, name in zip(titles, names, strict=True)]
-    axes.set_yticks(range(len(names)), labels)
-    for position, name in enumerate(names):
-        median, (low, high) = timings[name].median, timings[name].quartiles
-        whiskers = [[median - low], [high - median]]
-        axes.barh(position, median, color=_COLORS[name], height=0.85, xerr=whiskers, ecolor="#333333")
-    # By the medians: on a busy machine a quartile can lie far out, and would make the bars invisible.
-    axes.set_xlim(0, 1.15 * max(timing.median for timing in timings.values()))
-    axes.tick_params(axis="y", length=0)
-    axes.invert_yaxis()
-    axes.spines[["top", "right", "left"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""A training loop for small in-memory data sets, optimizers by name, and timing of `optimizer.step()`."""
+"""A training loop for small in-memory data sets, and optimizers by name."""
 
 from fusedopt.training.batches import batches, seeded
 from fusedopt.training.checkpoint import Checkpoint, Position

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
+from fusedopt.replacement import torchs_own
+
 
 @dataclass(frozen=True)
 class OptimizerEntry:
@@ -81,6 +83,8 @@ def make_optimizer(
         "weight_decay": weight_decay,
     }
     given = {key: value for key, value in arguments.items() if value is not None}
-    module = torch.optim if prefix else importlib.import_module("fusedopt")
-    optimizer: torch.optim.Optimizer = getattr(module, entry.class_name)(params, **given, **entry.options, **options)
-    return optimizer
+    cls: type[torch.optim.Optimizer] = getattr(
+        torch.optim if prefix else importlib.import_module("fusedopt"), entry.class_name
+    )
+    arguments = given | entry.options | options
+    return torchs_own(cls, params, **arguments) if prefix else cls(params, **arguments)

@@ -53,7 +53,7 @@ class Cuda:
         self._cold = torch.ones(max(cache, 2**20), device=self.device)  # float32: four times the bytes
         self._cycles_per_second = 2e9
         self._spin(0.3)  # until an idle card has come up to its clock
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         self._spin(0.01)
         end.record()
@@ -61,7 +61,7 @@ class Cuda:
         self._cycles_per_second *= 0.01 / (start.elapsed_time(end) * 1e-3)
 
     def _spin(self, seconds: float) -> None:
-        torch.cuda._sleep(int(seconds * self._cycles_per_second))
+        torch.cuda._sleep(int(seconds * self._cycles_per_second))  # type: ignore[no-untyped-call]
 
     def describe(self) -> dict[str, Any]:
         """Name, driver, versions and date: what the numbers depend on."""
@@ -89,14 +89,14 @@ class Cuda:
 
     def device_seconds(self, run: Run, head_start: float) -> float:
         """Seconds on the device of one call whose operands are not in its cache."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         self._spin(min(1e-4 + 2 * head_start, self.MAX_HEAD_START))
         self._cold.sum()
         start.record()
         run()
         end.record()
         self.synchronize()
-        return start.elapsed_time(end) * 1e-3
+        return float(start.elapsed_time(end) * 1e-3)
 
     def work(self, run: Run) -> Work | None:
         """Kernels, copies and memsets of one call, by the profiler."""
@@ -104,7 +104,7 @@ class Cuda:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             run()
             self.synchronize()
-        events = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        events = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]  # type: ignore[attr-defined]
         # Labels of regions, such as step()'s, are drawn on the device's time line too.
         events = [e for e in events if not (getattr(e, "is_user_annotation", False) or e.name.startswith("Optimizer."))]
         copies, memsets = (sum(e.name.startswith(kind) for e in events) for kind in ("Memcpy", "Memset"))
@@ -113,7 +113,7 @@ class Cuda:
 
     def graph(self, run: Run) -> Run:
         """The call captured in a CUDA graph, after three on a side stream to warm up."""
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):

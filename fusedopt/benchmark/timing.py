@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ Clock = Callable[[Run, int], float]
 
 BATCH_SECONDS = 0.01  # Calls shorter than this are timed in batches of about this length.
 FEWEST_REPEATS = 5
+WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -57,37 +59,86 @@ def host_clock(run: Run, calls: int) -> float:
     return (perf_counter() - start) / calls
 
 
-CLOCKS: dict[str, Clock] = {"cpu": host_clock}  # By device type; an asynchronous device needs one that uses events.
+def gpu_clock(run: Run, calls: int) -> float:
+    """Seconds per call until the current GPU has done its work, so that the slower of host and GPU decides."""
+    torch.cuda.synchronize()
+    start = perf_counter()
+    for _ in range(calls):
+        run()
+    torch.cuda.synchronize()
+    return (perf_counter() - start) / calls
+
+
+CLOCKS: dict[str, Clock] = {"cpu": host_clock, "cuda": gpu_clock}  # by device type
 
 
 def clock_for(device: torch.device) -> Clock:
     """The clock that is right for work on ``device``."""
     if device.type not in CLOCKS:
-        raise ValueError(f"no clock for device type {device.type!r}")
+        raise ValueError(f"no clock for device type {device.type!r}; there is one for {' and '.join(CLOCKS)}")
     return CLOCKS[device.type]
 
 
-def interleave(runs: Mapping[str, Run], clock: Clock, repeats: int, seconds: float) -> dict[str, Sample]:
+def mark(device: torch.device) -> Any:
+    """This moment: seconds of the host's clock, or an event on the GPU's stream; see `between`.
+
+    None while a CUDA graph is captured: its work is done later, as often as it is replayed.
+    """
+    if device.type != "cuda":
+        return perf_counter()
+    with torch.cuda.device(device):
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()  # type: ignore[no-untyped-call]
+    return event
+
+
+def between(start: Any, end: Any) -> float:
+    """Seconds from one mark to another of the same device; waits until the latter is over."""
+    if isinstance(end, float):
+        return float(end - start)
+    end.synchronize()
+    return float(start.elapsed_time(end) * 1e-3)
+
+
+def turns(names: Sequence[str], *, most: int, fewest: int = FEWEST_REPEATS, seconds: float = math.inf) -> Iterator[str]:
+    """The names in turn, each once in every repeat, in an order drawn anew each time.
+
+    Each finds the caches as its predecessor left them: none keeps the same one. There are ``most`` repeats, or as many
+    as are begun within ``seconds``, but no fewer than ``fewest``.
+    """
+    order, shuffle, start, repeats = list(names), random.Random(0).shuffle, perf_counter(), 0
+    while repeats < min(fewest, most) or (repeats < most and perf_counter() - start < seconds):
+        shuffle(order)
+        yield from order
+        repeats += 1
+
+
+def interleave(
+    runs: Mapping[str, Run], clock: Clock, repeats: int, seconds: float, fewest: int = FEWEST_REPEATS
+) -> dict[str, Sample]:
     """Time each of ``runs`` once per repeat, in an order drawn anew each time.
 
-    There are ``repeats`` repeats, or as many as fit into ``seconds``, but no fewer than a handful.
+    There are ``repeats`` repeats, or as many as fit into ``seconds``, but no fewer than ``fewest``. Each run is called
+    `WARM_UP` times before.
     """
+    start = perf_counter()
     with _no_garbage_collection():
         estimates = {}
         for name, run in runs.items():
-            clock(run, 2)  # The first call makes the states, the second may still touch memory for the first time.
+            clock(
+                run, WARM_UP - 1
+            )  # The first call makes the states, the second may still touch memory for the first time.
             estimates[name] = clock(run, 1)
         calls = {name: max(1, math.ceil(BATCH_SECONDS / estimate)) for name, estimate in estimates.items()}
         round_seconds = sum(calls[name] * estimate for name, estimate in estimates.items())
-        repeats = min(repeats, max(FEWEST_REPEATS, int(seconds / round_seconds)))
+        repeats = min(repeats, max(fewest, int(seconds / round_seconds)))
 
         samples = {name: Sample(calls[name], []) for name in runs}
-        order = list(runs)
-        shuffle = random.Random(0).shuffle
-        for _ in range(repeats):
-            shuffle(order)  # Each run finds the caches as its predecessor left them: no run keeps the same one.
-            for name in order:
-                samples[name].seconds.append(clock(runs[name], calls[name]))
+        left = seconds - (perf_counter() - start)  # the machine may become slower than it was
+        for name in turns(list(runs), most=repeats, fewest=fewest, seconds=left):
+            samples[name].seconds.append(clock(runs[name], calls[name]))
     return samples
 
 
@@ -107,7 +158,10 @@ class OtherWork:
 
     @staticmethod
     def _busy_seconds() -> float:
-        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        try:
+            fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        except OSError:  # not Linux: nobody says
+            return 0.0
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
         return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - process_time()
 

@@ -1,21 +1,25 @@
-"""The optimizers that are timed, the implementations of each, and the memory that each rule has to move."""
+"""The optimizers that are timed, the implementations of each, and the memory that each rule has to move.
+
+Nothing here needs fusedopt to be built before it makes one of its optimizers.
+"""
 
 import functools
-import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
-from lamb_foreach import LambForeach
-from stream_loop import Pass
 from torch.optim import Optimizer
+
+from fusedopt.benchmark.lamb_foreach import LambForeach
 
 OURS = "fusedopt"
 NATIVE = ("for-loop", "foreach", "fused")
 IMPLEMENTATIONS = (OURS, *NATIVE)
+
+Pass = tuple[int, int]
+"""How many arrays one pass over the elements reads, and how many of those it writes."""
 
 Factory = Callable[[Sequence[torch.nn.Parameter]], Optimizer]
 
@@ -63,22 +67,28 @@ class OptimizerCase:
 
 
 def _fusedopt(class_name: str, options: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
-    import fusedopt  # Here, so that torch's own implementations can be timed where ours is not built.
+    import fusedopt
 
     optimizer: Optimizer = getattr(fusedopt, class_name)(parameters, **options)
     return optimizer
 
 
-def _native(
-    native: Callable[..., Optimizer], options: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter]
-) -> Optimizer:
+def _native(native: type[Optimizer], options: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
     """torch's class; with ``max_grad_norm``, torch's own clipping comes before every step."""
-    optimizer = native(parameters, **{name: value for name, value in options.items() if name != "max_grad_norm"})
-    if "max_grad_norm" in options:
+    from fusedopt.replacement import torchs_own
 
-        def clip(*_: Any) -> None:
-            torch.nn.utils.clip_grad_norm_(parameters, options["max_grad_norm"])
+    options = dict(options)
+    limit = options.pop("max_grad_norm", None)
+    return clipping(torchs_own(native, parameters, **options), parameters, limit)
 
+
+def clipping(optimizer: Optimizer, parameters: Sequence[torch.nn.Parameter], limit: float | None) -> Optimizer:
+    """The optimizer, with torch's own clipping before every step."""
+
+    def clip(*_: Any) -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, cast(float, limit))
+
+    if limit is not None:
         optimizer.register_step_pre_hook(clip)
     return optimizer
 
@@ -87,12 +97,18 @@ def _plain(class_name: str, options: Mapping[str, Any], parameters: Sequence[tor
     """What stands in for torch's for-loop: the plain PyTorch one that fusedopt falls back to."""
     import fusedopt
 
-    class Plain(getattr(fusedopt, class_name)):
-        def step(self, closure: Any = None) -> Any:
-            with fusedopt.native():
-                return super().step(closure)
+    return plain(getattr(fusedopt, class_name))(parameters, **options)
 
-    return Plain(parameters, **options)
+
+def plain(cls: type[Optimizer]) -> type[Optimizer]:
+    """A class of ours whose steps take torch's path."""
+    import fusedopt
+
+    def step(self: Optimizer, closure: Any = None) -> Any:
+        with fusedopt.native():
+            return cls.step(self, closure)
+
+    return type(f"Plain{cls.__name__}", (cls,), {"step": step})
 
 
 # Weight decay is not 0 for Nesterov: without it torch's foreach path adds the momentum to the gradients in place, and
@@ -118,41 +134,3 @@ CASES: dict[str, OptimizerCase] = {
 }
 DEFAULT_CASES = ("AdamW", "SGD-Nesterov", "RMSprop", "LAMB")
 GPU_CASES = (*DEFAULT_CASES, "AdamW-clip")
-
-# Other packages that have an optimizer of this kind: package, module, and by case the class and its options.
-_ADAMW = {"weight_decay": 0.01}
-_NESTEROV = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
-_LAMB = {"weight_decay": 0.01, "max_grad_norm": 1.0}
-RIVALS: tuple[tuple[str, str, dict[str, tuple[str, dict[str, Any]]]], ...] = (
-    (
-        "apex",
-        "apex.optimizers",
-        {"AdamW": ("FusedAdam", _ADAMW), "SGD-Nesterov": ("FusedSGD", _NESTEROV), "LAMB": ("FusedLAMB", _LAMB)},
-    ),
-    ("deepspeed", "deepspeed.ops.adam", {"AdamW": ("FusedAdam", _ADAMW)}),
-    ("deepspeed", "deepspeed.ops.lamb", {"LAMB": ("FusedLamb", _LAMB)}),
-    (
-        "transformer_engine",
-        "transformer_engine.pytorch.optimizers",
-        {"AdamW": ("FusedAdam", _ADAMW), "SGD-Nesterov": ("FusedSGD", _NESTEROV)},
-    ),
-    (
-        "bitsandbytes",
-        "bitsandbytes.optim",
-        {"AdamW": ("AdamW", _ADAMW), "RMSprop": ("RMSprop", {}), "LAMB": ("LAMB", {"weight_decay": 0.01})},
-    ),
-)
-
-
-def rivals(case: str) -> dict[str, Factory]:
-    """How to make a case's optimizer with each other package that is installed and has it."""
-
-    def make(module: str, name: str, options: dict[str, Any], parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
-        optimizer: Optimizer = getattr(importlib.import_module(module), name)(parameters, lr=LR, **options)
-        return optimizer
-
-    return {
-        package: functools.partial(make, module, *classes[case])
-        for package, module, classes in RIVALS
-        if case in classes and importlib.util.find_spec(package) is not None
-    }

@@ -1,0 +1,1 @@
+"""What a step costs, here and on your own model: `fusedopt.compare` and `fusedopt bench`."""
