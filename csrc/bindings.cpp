@@ -29,8 +29,12 @@ PYBIND11_MODULE(_C, m) {
 
   m.attr("GPU") = kHasGpu ? py::object(py::str(c10::DeviceTypeName(gpu::kDeviceType, true))) : py::none();
   m.def("is_capturing", &gpu::is_capturing, "Whether the current stream of the GPU is being captured.");
-  m.def("observer", &observer, "Who would see a step's operations pass PyTorch's dispatcher, or None.");
-  m.attr("FUNCTION_MODE") = kFunctionMode;
+  m.def(
+      "observer", [] { return kReasonTexts[observer()]; },
+      "Who would see a step's operations pass PyTorch's dispatcher, or None.");
+  py::dict reasons;
+  for (size_t r = 1; r < std::size(kReasonNames); ++r) reasons[kReasonNames[r]] = kReasonTexts[r];
+  m.attr("REASONS") = reasons;  // why a parameter is not on the fused path
   m.def("clip_coefficient", &clip_coefficient, "What gradients of a norm are multiplied by to clip it.");
   m.def("isa", &cpu::isa, "The instruction set in use on the CPU.");
   m.def(

@@ -1,6 +1,5 @@
 // What the plan's walk learns of the param groups: their hyper-parameters as numbers.
 #include <cmath>
-#include <map>
 #include <string>
 
 #include "plan.h"
@@ -46,14 +45,6 @@ bool is_within(Domain domain, double x) {
   return std::abs(x) <= kLargestNumber || (domain == Domain::kBound && std::isinf(x));
 }
 
-// Why a group with this hyper-parameter takes torch's path. The text stays as long as the process.
-const char* odd_number(const char* name) {
-  static std::map<const char*, std::string> reasons;
-  std::string& reason = reasons[name];
-  if (reason.empty()) reason = "`" + std::string(name) + "` is not a plain number of the usual size";
-  return reason.c_str();
-}
-
 py::value_error wrong_names(const RuleInfo& rule) {
   std::string names;
   for (int i = 0; i < rule.number_count; ++i) names += (i ? ", " : "") + std::string(rule.numbers[i].name);
@@ -96,7 +87,7 @@ void Plan::read_group(Group& group, PyObject* declared, bool counted) {
     } else if (i == 0 && THPVariable_Check(object) && is_gpu_number(THPVariable_Unpack(object))) {
       group.lr = object;
     } else if (!read(object, i == 0, number) || !is_within(domain, number)) {
-      group.odd = odd_number(name);
+      group.odd = name;
     }
   }
   group.joint = rule.scope == Scope::kGroup, group.memory = nullptr, group.device = kNoDevice;

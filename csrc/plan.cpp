@@ -56,7 +56,7 @@ std::optional<Plan::Found> Plan::refresh(py::object groups, py::object state, py
     devices_.assign(devices.begin(), devices.end());
   }
   for (const int64_t i : done)
-    if (Entry& e = entries_.at(size_t(i)); !e.reason) e.reason = "PyTorch has stepped it, and made its state";
+    if (Entry& e = entries_.at(size_t(i)); !e.reason) e.reason = kStepped;
   bool recut = changed_;
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
@@ -150,20 +150,19 @@ bool Plan::find_shared_gradients() {
 // What torch would do in an order of its own takes torch's path: parameters, states and gradients that share memory, if
 // one of them is written. And a joint group takes one path.
 void Plan::mark_conflicts() {
-  for (Entry& e : entries_) e.conflict = nullptr;
-  const auto mark = [&](int32_t a, int32_t b, const char* why) { entries_[a].conflict = entries_[b].conflict = why; };
+  for (Entry& e : entries_) e.conflict = kNone;
+  const auto mark = [&](int32_t a, int32_t b, Reason why) { entries_[a].conflict = entries_[b].conflict = why; };
   const Range* farthest = nullptr;  // of those before
   for (const Range& range : written_) {
-    if (farthest && range.begin < farthest->end)
-      mark(range.owner, farthest->owner, "shares memory with another parameter or state");
+    if (farthest && range.begin < farthest->end) mark(range.owner, farthest->owner, kSharedMemory);
     if (!farthest || range.end > farthest->end) farthest = &range;
   }
-  for (const auto& [reader, writer] : conflicts_) mark(reader, writer, "a gradient shares memory with what is updated");
+  for (const auto& [reader, writer] : conflicts_) mark(reader, writer, kSharedGradient);
   std::set<int32_t> on_torchs_path;
   for (const Entry& e : entries_)
     if (groups_[e.group].joint && (e.path == kTorch || e.conflict)) on_torchs_path.insert(e.group);
   for (Entry& e : entries_)
-    if (!e.conflict && on_torchs_path.contains(e.group)) e.conflict = "another parameter of its group is not fused";
+    if (!e.conflict && on_torchs_path.contains(e.group)) e.conflict = kGroupNotFused;
 }
 
 std::pair<at::Tensor, at::Tensor> Plan::norm(int device, double scale, const MaybeTensor& grad_scale) {
@@ -261,9 +260,13 @@ size_t Plan::memory() const {
   return bytes;
 }
 
-std::vector<const char*> Plan::reasons() const {
-  std::vector<const char*> reasons;
-  for (const Entry& e : entries_) reasons.push_back(e.reason);
+std::vector<std::optional<std::string>> Plan::reasons() const {
+  std::vector<std::optional<std::string>> reasons;
+  for (const Entry& e : entries_) {
+    if (!e.reason) reasons.emplace_back();
+    else if (e.reason != kOddNumber) reasons.emplace_back(kReasonTexts[e.reason]);
+    else reasons.emplace_back("`" + std::string(groups_[e.group].odd) + "` is not a plain number of the usual size");
+  }
   return reasons;
 }
 

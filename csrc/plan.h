@@ -6,12 +6,14 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "cpu/cpu.h"
 #include "gpu.h"
+#include "reasons.h"
 
 namespace fusedopt {
 
@@ -62,7 +64,7 @@ class Plan {
   void end(double scale, const Scalings& scalings, double max_norm, double epsilon, Parts parts);
 
   // For each parameter why it is not on the fused path, null where it is.
-  std::vector<const char*> reasons() const;
+  std::vector<std::optional<std::string>> reasons() const;
   // Whether a group takes torch's path for its hyper-parameters, which torch may refuse half way.
   bool has_odd_numbers() const;
   // What the last step had to read and write on the fused path at least, in bytes; `late` says of each group whether it
@@ -87,12 +89,12 @@ class Plan {
     const char *begin = nullptr, *end = nullptr;  // the parameter's memory
     std::pair<const char*, const char*> clear;    // where the gradient was apart from all that is written
     void* step = nullptr;                         // the step count's address
-    const char* reason = nullptr;                 // why it is not on the fused path
+    Reason reason = kNone;                        // why it is not on the fused path
     std::unique_ptr<Shard> shard;                 // where the parameter is a DTensor
     int64_t numel = 0;
     int32_t group = 0;
     Path path = kIdle;
-    const char* conflict = nullptr;  // why it cannot be fused beside the others
+    Reason conflict = kNone;  // why it cannot be fused beside the others
     bool active = false, double_step = false, fresh = false;
     bool alone = true;      // no other tensor can share the gradient's memory
     bool complete = false;  // nothing is missing for the fused path
@@ -107,7 +109,7 @@ class Plan {
     double numbers[kMaxNumbers];
     const Names* names;    // the rule's
     PyObject* lr;          // where it is a tensor on a GPU, else null
-    const char* odd;       // why its hyper-parameters are not for its rule, or null
+    const char* odd;       // a hyper-parameter that is not for its rule, or null
     double* memory;        // what it remembers, where its rule says so
     bool joint;            // what becomes of one of its parameters depends on all
     int8_t device;         // where it is decided then
@@ -120,10 +122,10 @@ class Plan {
   static void read_memory(Group& group, PyObject* tensor);
   void visit(size_t index, PyObject* param, int32_t group, PyObject* state, Py_ssize_t& cursor, bool initialized);
   void place(Entry& e, PyObject* dtensor);
-  static const at::Tensor* local(Shard& shard, int k, PyObject* value, const char*& reason);
-  const char* gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& whole);
-  const char* operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized);
-  const char* step(Entry& e, Tensor& t, PyObject* value, double& count);
+  static const at::Tensor* local(Shard& shard, int k, PyObject* value, Reason& reason);
+  Reason gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& whole);
+  Reason operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized);
+  Reason step(Entry& e, Tensor& t, PyObject* value, double& count);
   int32_t row(int32_t group, const Tensor& t, double count);
   void find_written();
   bool find_shared_gradients();

@@ -11,15 +11,15 @@
 namespace fusedopt {
 
 // Why an operand is not for the rules, or null and what it is stored in.
-INLINE const char* stored_in(const at::TensorImpl& t, Storage& storage, bool& changed) {
+INLINE Reason stored_in(const at::TensorImpl& t, Storage& storage, bool& changed) {
   switch (t.dtype().toScalarType()) {
     case at::kFloat: patch(storage, Storage::kFloat32, changed); break;
     case at::kDouble: patch(storage, Storage::kFloat64, changed); break;
     case at::kBFloat16: patch(storage, Storage::kBFloat16, changed); break;
     case at::kHalf: patch(storage, Storage::kFloat16, changed); break;
-    default: return "the rules compute in real floating-point types only";
+    default: return kNotReal;
   }
-  return nullptr;
+  return kNone;
 }
 
 void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state, Py_ssize_t& cursor, bool initialized) {
@@ -50,11 +50,11 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
   bool moved = false;
   if (!autograd || !autograd->grad_.defined()) e.reason = kNoGradient;
   else if (patch(t.device, gpu_index(p.device()), moved); t.device < 0 && p.device().type() != at::kCPU)
-    e.reason = "this build has no fused path for the device";
-  else if (groups_[group].odd) e.reason = groups_[group].odd;
-  else if (is_shard && e.shard->is_partial) e.reason = "the parameter is a partial sum";
-  else if (!is_plain(p)) e.reason = "not a plain dense tensor";
-  else if (!p.is_non_overlapping_and_dense()) e.reason = "the parameter's memory is not dense";
+    e.reason = kOtherDevice;
+  else if (groups_[group].odd) e.reason = kOddNumber;
+  else if (is_shard && e.shard->is_partial) e.reason = kPartialSum;
+  else if (!is_plain(p)) e.reason = kNotPlain;
+  else if (!p.is_non_overlapping_and_dense()) e.reason = kNotDense;
   else if (!(e.reason = gradient(e, t, param, autograd->grad_))) e.reason = operands(e, t, param, values, initialized);
   if (moved) changed_ = resharded_ = true;
   if (e.reason == kUnplaced && !placed_) return;  // until it is placed
@@ -96,8 +96,8 @@ void Plan::place(Entry& e, PyObject* dtensor) {
 }
 
 // Of a DTensor's operand k what is here, if it is placed as the parameter; otherwise null, and why.
-const at::Tensor* Plan::local(Shard& shard, int k, PyObject* value, const char*& reason) {
-  reason = "the parameter is a DTensor and its gradient or state is not";
+const at::Tensor* Plan::local(Shard& shard, int k, PyObject* value, Reason& reason) {
+  reason = kNotSharded;
   if (!is_dtensor(value)) return nullptr;
   PyObject* spec = spec_of(value);
   reason = kUnplaced;
@@ -107,24 +107,24 @@ const at::Tensor* Plan::local(Shard& shard, int k, PyObject* value, const char*&
   }
   const at::Tensor& local = local_of(value);
   if (local.key_set().has(c10::DispatchKey::Python)) return nullptr;  // a collective that is still under way
-  reason = "the gradient or state does not match the parameter";
+  reason = kShardMismatch;
   shard.whole[k] = THPVariable_Unpack(value).unsafeGetTensorImpl();
   return shard.whole[k]->sizes() == shard.whole[0]->sizes() ? &local : nullptr;
 }
 
-INLINE const char* Plan::gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& whole) {
+INLINE Reason Plan::gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& whole) {
   const at::Tensor* here = &whole;
   if (has_company_) held_.push_back(whole);
   if (e.shard) {
-    const char* reason;
+    Reason reason;
     const auto value = py::reinterpret_steal<py::object>(THPVariable_Wrap(whole));
     if (here = local(*e.shard, 1, value.ptr(), reason); !here) return reason;
   }
   const at::Tensor& grad = *here;
   const at::TensorImpl& g = *grad.unsafeGetTensorImpl();
   const Match same = match(*param.unsafeGetTensorImpl(), g, t.device);
-  if (same == Match::kNo) return "the gradient does not match the parameter";
-  if (const char* reason = stored_in(g, t.storage[1], changed_)) return reason;
+  if (same == Match::kNo) return kGradientMismatch;
+  if (Reason reason = stored_in(g, t.storage[1], changed_)) return reason;
   e.impl[1] = grad.unsafeGetTensorImpl();
   t.addr[1] =
       static_cast<char*>(const_cast<void*>(g.unsafe_storage().data())) + g.storage_offset() * int64_t(g.itemsize());
@@ -133,48 +133,48 @@ INLINE const char* Plan::gradient(Entry& e, Tensor& t, const at::Tensor& param, 
     held_.push_back(at::empty_like(param, grad.options()).copy_(grad));
     t.addr[1] = held_.back().data_ptr();
   }
-  return nullptr;
+  return kNone;
 }
 
 // Fills in the operands other than the gradient. Returns why they do not fit, or null.
-INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized) {
+INLINE Reason Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized) {
   Group& group = groups_[e.group];
   const RuleInfo& rule = info(group.rule);
   const at::TensorImpl& p = *param.unsafeGetTensorImpl();
-  if (const char* reason = stored_in(p, t.storage[0], changed_)) return reason;
-  if (group.joint && group.device != t.device) return "it is on another device than the first of its group";
+  if (Reason reason = stored_in(p, t.storage[0], changed_)) return reason;
+  if (group.joint && group.device != t.device) return kOtherGroupDevice;
   patch(t.rule, group.rule, changed_);
   patch(t.addr[0], address(p), changed_);
   for (int k = 2; k <= kStep; ++k) e.impl[k] = nullptr;
   t.step = nullptr;
 
   Py_ssize_t cursor = 0;
-  if (values && !is_ordinary(values)) return "the state of the parameter is not a dict";
+  if (values && !is_ordinary(values)) return kNoDict;
   if (rule.state_count && (!values || PyDict_GET_SIZE(values) == 0)) return e.fresh = true, kNoState;
   double count = 0;
   PyObject* step = rule.counts_steps || (t.device >= 0 && values) ? find(values, group.names->step, cursor) : nullptr;
   if (rule.counts_steps || step)
-    if (const char* reason = this->step(e, t, step, count)) return reason;
+    if (Reason reason = this->step(e, t, step, count)) return reason;
   for (int i = 0; i < rule.state_count; ++i) {
     PyObject* value = find(values, group.names->states[i], cursor);
     if (!rule.counts_steps && (!value || value == Py_None)) return e.fresh = true, kNoState;
-    if (!value || !THPVariable_Check(value)) return "the state lacks a tensor that the rule needs";
+    if (!value || !THPVariable_Check(value)) return kLacksState;
     keep(value);
     const at::Tensor* here = &THPVariable_Unpack(value);
-    const char* reason;
+    Reason reason;
     if (e.shard)
       if (here = local(*e.shard, 2 + i, value, reason); !here) return reason;
     at::TensorImpl& s = *here->unsafeGetTensorImpl();
     const Match same = match(p, s, t.device);
-    if (same == Match::kNo) return "the state does not match the parameter";
-    if (same == Match::kSizes) return "the state's memory layout is not the parameter's";
-    if (const char* reason = stored_in(s, t.storage[2 + i], changed_)) return reason;
+    if (same == Match::kNo) return kStateMismatch;
+    if (same == Match::kSizes) return kStateLayout;
+    if (Reason reason = stored_in(s, t.storage[2 + i], changed_)) return reason;
     patch(t.addr[2 + i], address(s), changed_);
     e.impl[2 + i] = &s;
   }
   const Storage *first = t.storage, *last = first + 2 + rule.state_count;
   const bool alike = std::all_of(first, last, [&](Storage storage) { return storage == t.storage[0]; });
-  if (!alike && std::find(first, last, Storage::kFloat64) != last) return "float64 beside other dtypes";
+  if (!alike && std::find(first, last, Storage::kFloat64) != last) return kMixedFloat64;
   const Form native = t.storage[0] == Storage::kFloat64 ? Form::kDouble : Form::kFloat;
   patch(t.form, alike && t.storage[0] <= Storage::kFloat64 ? native : Form::kCoded, changed_);
   if (!initialized) e.fresh = false;
@@ -182,26 +182,26 @@ INLINE const char* Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, 
   // A rule that keeps states but no count starts from the count, too, where the host does not know whether it started.
   if (t.device >= 0 && group.counted && rule.state_count && !t.step) return kHostStep;
   t.row = row(e.group, t, count);
-  return nullptr;
+  return kNone;
 }
 
 // The step count: where it lies, and, where the host keeps it, what the coming step's is.
-INLINE const char* Plan::step(Entry& e, Tensor& t, PyObject* value, double& count) {
-  if (!value || !THPVariable_Check(value)) return "the state has no `step` tensor";
+INLINE Reason Plan::step(Entry& e, Tensor& t, PyObject* value, double& count) {
+  if (!value || !THPVariable_Check(value)) return kNoStep;
   keep(value);
   at::TensorImpl& s = *THPVariable_Unpack(value).unsafeGetTensorImpl();
   e.double_step = s.dtype().toScalarType() == at::kDouble;
   const bool on_gpu = t.device >= 0 && gpu::counts(s, t.device, groups_[e.group].counted);
   if (!(on_gpu ? is_plain(s) : s.key_set() == kPlain) || s.numel() != 1 ||
       !(e.double_step || s.dtype().toScalarType() == at::kFloat))
-    return "the state's `step` is not one float32 or float64 number on the CPU or its parameter's device";
+    return kOddStep;
   patch(e.step, address(s), changed_);
   e.impl[kStep] = &s;
   t.step = on_gpu ? e.step : nullptr;
   t.double_step = e.double_step;
   if (on_gpu) count = 0;
   else count = 1 + (e.double_step ? *static_cast<double*>(e.step) : double{*static_cast<float*>(e.step)});
-  return nullptr;
+  return kNone;
 }
 
 // The row of a tensor: that of the tensor before, as a rule.

@@ -9,24 +9,18 @@
 #include <map>
 
 #include "gpu.h"
+#include "reasons.h"
 
 #define INLINE inline __attribute__((always_inline))  // where the walk spends its time
 
 namespace fusedopt {
 
-// Reasons that are not final.
-inline constexpr char kNoGradient[] = "no gradient";
-inline constexpr char kNoState[] = "no state yet";
-inline constexpr char kHostStep[] = "the step count is not on the GPU yet";
-inline constexpr char kUnplaced[] = "it is placed otherwise than the parameter";
-
-// Who would see the operations of a step go through torch's dispatcher, or null where nobody is there. Function modes
-// need a closer look: a default device is one.
-inline constexpr char kFunctionMode[] = "a TorchFunctionMode is active";
-inline const char* observer() {
+// Who would see the operations of a step go through torch's dispatcher, if anybody. Function modes need a closer look:
+// a default device is one.
+inline Reason observer() {
   const c10::DispatchKeySet keys = c10::impl::tls_local_dispatch_key_set().included_ - c10::default_included_set;
-  if (!keys.empty()) return "a dispatch mode or function transform is active";
-  return at::impl::PythonTorchFunctionTLS::stack_len() ? kFunctionMode : nullptr;
+  if (!keys.empty()) return kDispatchMode;
+  return at::impl::PythonTorchFunctionTLS::stack_len() ? kFunctionMode : kNone;
 }
 
 // The dispatch keys of an ordinary dense tensor on a device. Anything else has other keys: sparse and mkldnn layouts,

@@ -8,7 +8,7 @@ STATES: list[list[str]]
 SCOPES: list[Literal["tensor", "group"] | None]
 
 GPU: str | None
-FUNCTION_MODE: str
+REASONS: dict[str, str]
 
 def is_capturing() -> bool: ...
 def observer() -> str | None: ...

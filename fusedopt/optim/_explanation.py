@@ -35,10 +35,10 @@ def explain(optimizer: FusedStep) -> list[Explanation]:
     groups = enumerate(optimizer.param_groups)
     params = [(g, i, p, group.get("param_names")) for g, group in groups for i, p in enumerate(group["params"])]
     reasons = optimizer._reasons or (optimizer._plan.reasons() if optimizer._plan else [])
-    reasons = list(reasons) + ["no step yet"] * (len(params) - len(reasons))
+    reasons = list(reasons) + [_C.REASONS["NoStepYet"]] * (len(params) - len(reasons))
     explanations = []
     for (g, i, p, names), reason in zip(params, reasons, strict=False):
-        idle = reason in ("no gradient", "no step yet")
+        idle = reason in (_C.REASONS["NoGradient"], _C.REASONS["NoStepYet"])
         path = "none" if idle else "torch" if reason else "fused"
         name = names[i] if names else None
         text = reason or f"rule {optimizer._torch_class.__name__.removeprefix('_Torch').removeprefix('_')}, {_where(p)}"

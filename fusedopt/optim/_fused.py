@@ -38,6 +38,7 @@ from fusedopt.optim._torch import (
 
 # Function modes that need not see a step: a default device says where tensors are made.
 _BLIND: set[type] = {DeviceContext}
+_REASONS = _C.REASONS
 _native: ContextVar[bool] = ContextVar("fusedopt_native", default=os.environ.get("FUSEDOPT_DISABLE") == "1")
 
 
@@ -189,13 +190,13 @@ class FusedStep(Options):
             return
 
         numbers, counted, graphs = [], [], False
-        everything = "fusedopt.native() or FUSEDOPT_DISABLE=1" if _native.get() else _observer()
+        everything = _REASONS["Native"] if _native.get() else _observer()
         for group in self.param_groups:
             self._check_group(group)
             if is_partition(group["params"], self._made_of):
                 refuse_partition(self, group)
             if group["differentiable"]:
-                everything = everything or "differentiable=True"
+                everything = everything or _REASONS["Differentiable"]
             capturable = group.get("capturable", False)
             graphs = graphs or capturable
             if everything is None:
@@ -207,7 +208,7 @@ class FusedStep(Options):
             self._sum_scope == "group" or (spread.pieces and any(map(self._sums_tensors, self.param_groups)))
         )
         if apart:  # every process has to take part in every sum
-            everything = everything or "its sums go over several processes"
+            everything = everything or _REASONS["Spread"]
         if everything:
             self._advance_by_torch(everything, scaling, apart)
             return
@@ -256,7 +257,7 @@ class FusedStep(Options):
         if (sharded or scaling.on_gpu) and scaling.overflowed():
             return
         params = params_of(self)
-        self._reasons = ["no gradient" if p.grad is None else reason for p in params]
+        self._reasons = [_REASONS["NoGradient"] if p.grad is None else reason for p in params]
         leftover = [i for i, p in enumerate(params) if apart or p.grad is not None]
         refuse_sparse(self, leftover)
         with states_restored_on_error(self, [params[i] for i in leftover]):
@@ -289,9 +290,9 @@ class FusedStep(Options):
 def _observer() -> str | None:
     """Why the operations of this step have to pass torch's dispatcher one by one, None where nothing asks for it."""
     if forward_ad._current_level >= 0:
-        return "forward-mode differentiation is active"
+        return _REASONS["ForwardMode"]
     reason = _C.observer()
-    if reason == _C.FUNCTION_MODE:
+    if reason == _REASONS["FunctionMode"]:
         modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         if all(type(mode) in _BLIND for mode in modes):
             return None
