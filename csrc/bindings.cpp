@@ -6,6 +6,9 @@
 #include "plan.h"
 #include "walk.h"
 
+#define FUSEDOPT_STRING_OF(text) #text
+#define FUSEDOPT_STRING(macro) FUSEDOPT_STRING_OF(macro)
+
 #ifdef FUSEDOPT_CUDA_ON_CPU
 void bind_executor(py::module_& m);
 #endif
@@ -25,6 +28,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("STATES") = states;
   m.attr("TRANSFERS") = transfers;  // of an element in one step, reads and writes
 
+  // One literal: fusedopt/_extension.py looks for it in a file that cannot be loaded.
+  m.attr("BUILT_FOR") = "fusedopt._C for torch " FUSEDOPT_STRING(FUSEDOPT_TORCH);
   m.attr("GPU") = kHasGpu ? py::object(py::str(c10::DeviceTypeName(gpu::kDeviceType, true))) : py::none();
   m.def("is_capturing", &gpu::is_capturing, "Whether the current stream of the GPU is being captured.");
   m.def("observer", &observer, "Who would see a step's operations pass PyTorch's dispatcher, or None.");

@@ -7,6 +7,7 @@ RULES: dict[str, int]
 STATES: list[list[str]]
 TRANSFERS: list[int]
 
+BUILT_FOR: str
 GPU: str | None
 FUNCTION_MODE: str
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fusedopt import _extension  # loads the compiled part, which the others import, or says why it cannot
+
+# isort: split
 from fusedopt import _C, averages, schedulers
 from fusedopt.gradients import (
     ExponentialGradientNoise,
@@ -60,6 +63,10 @@ else:
             raise AttributeError(f"module 'fusedopt' has no attribute {name!r}")
         return import_module(f"fusedopt.{name}")
 
+    def __dir__() -> list[str]:
+        """The public names, those that are imported when they are asked for included."""
+        return sorted([*__all__, "__version__", "optim"])
+
 
 def info() -> dict[str, str]:
     """What this installation is and runs on: versions, compiled back ends, instruction set in use, devices."""
@@ -67,6 +74,7 @@ def info() -> dict[str, str]:
     return {
         "fusedopt": __version__,
         "torch": torch.__version__,
+        "built for torch": _extension.BUILT_FOR,
         "python": platform.python_version(),
         "back ends": "cpu" if _C.GPU is None else f"cpu, {_C.GPU}",
         "instruction set": _C.isa(),
