@@ -66,8 +66,20 @@ def one_line_errors() -> Iterator[None]:
     raise typer.Exit(1)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version  # not of the package itself, which imports torch
+
+        typer.echo(f"fusedopt {version('fusedopt')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _about() -> None:
+def _about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
     """Fused optimizers for PyTorch: train, see, measure."""
 
 

@@ -35,6 +35,10 @@ def fashion(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_version_is_that_of_the_package():
+    assert run("--version").stdout == f"fusedopt {fusedopt.__version__}\n"
+
+
 def test_info_prints_what_the_library_says():
     lines = run("info").stdout.splitlines()
     assert lines == [f"{key}: {value}" for key, value in fusedopt.info().items()]
