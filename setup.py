@@ -11,6 +11,7 @@ from pathlib import Path
 try:
     from setuptools import __version__ as setuptools_version
     from setuptools import setup
+    from setuptools.command.egg_info import egg_info
 except ModuleNotFoundError as error:
     raise SystemExit(
         "fusedopt needs setuptools 77 or later to build, and there is none: pip install setuptools"
@@ -90,6 +91,21 @@ def check_compiler() -> None:
         raise SystemExit(f"fusedopt cannot be built with {compiler} ({reason}); {mend}") from error
 
 
+LOCAL_VERSION = os.environ.get("FUSEDOPT_LOCAL_VERSION") == "1"  # make wheel
+MINOR = ".".join(torch.__version__.split(".")[:2])
+
+
+class Metadata(egg_info):
+    """Says in the version of a wheel that goes elsewhere what it was built for."""
+
+    def finalize_options(self) -> None:
+        """Adds to the version; an option of setup() would not, as a source archive brings a setup.cfg with its own."""
+        if LOCAL_VERSION:
+            back_end = f"cu{torch.version.cuda.replace('.', '')}" if cuda else "cpu"
+            self.tag_build = f"+torch{MINOR}.{back_end}"
+        super().finalize_options()
+
+
 class Build(BuildExtension):
     """Compiles the files with flags of their own first: BuildExtension has one set of flags for all."""
 
@@ -130,19 +146,13 @@ if cuda:
 nvcc_args = ["-std=c++20", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "--threads=2"]
 nvcc_args += ["-Xfatbin=-compress-all"]
 
-# make wheel: one that goes elsewhere says in its version what it was built for, and asks for that torch.
-local = os.environ.get("FUSEDOPT_LOCAL_VERSION") == "1"
-minor = ".".join(torch.__version__.split(".")[:2])
-back_end = f"cu{torch.version.cuda.replace('.', '')}" if cuda else "cpu"
-
 # On a package index, links to files beside the README lead nowhere: their text stays.
 readme = re.sub(r"\[([^]]*)\]\((?!https?:|#)[^)]*\)", r"\1", Path("README.md").read_text())
 
 setup(
-    install_requires=["numpy", "typing_extensions>=4.4", f"torch=={minor}.*" if local else "torch>=2.11"],
+    install_requires=["numpy", "typing_extensions>=4.4", f"torch=={MINOR}.*" if LOCAL_VERSION else "torch>=2.11"],
     long_description=readme,
     long_description_content_type="text/markdown",
-    options={"egg_info": {"tag_build": f"+torch{minor}.{back_end}"}} if local else {},
     ext_modules=[
         (CUDAExtension if cuda else CppExtension)(
             "fusedopt._C",
@@ -153,5 +163,5 @@ setup(
             extra_link_args=link_args,
         )
     ],
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_ext": Build, "egg_info": Metadata},
 )

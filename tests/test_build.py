@@ -48,7 +48,9 @@ def test_no_setuptools(tmp_path: Path, entry: tuple[str, str]) -> None:
 
 
 def test_old_setuptools(tmp_path: Path) -> None:
-    (tmp_path / "setuptools.py").write_text('__version__, setup = "65.5.0", None')
+    (tmp_path / "setuptools" / "command").mkdir(parents=True)
+    (tmp_path / "setuptools" / "__init__.py").write_text('__version__, setup = "65.5.0", None')
+    (tmp_path / "setuptools" / "command" / "egg_info.py").write_text("egg_info = object")
     needs = "fusedopt needs setuptools 77 or later to build, not 65.5.0: pip install -U setuptools"
     assert refusal("setup.py", "--version", first=tmp_path) == needs
 
