@@ -22,8 +22,8 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 import fusedopt
 from fusedopt.data import ImageData, Normalize
-from fusedopt.examples.tasks import TASKS, Task
 from fusedopt.schedulers import BatchSizeScheduler
+from fusedopt.tasks import TASKS, Task
 from fusedopt.training import accuracy, seeded
 from fusedopt.training.timing import machine
 

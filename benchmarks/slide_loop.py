@@ -36,10 +36,9 @@ from torch.utils.data import DataLoader, Dataset
 
 import fusedopt
 from fusedopt.data import ImageData, Normalize, channel_statistics
-from fusedopt.examples.tasks import TASKS
+from fusedopt.tasks import TASKS
 from fusedopt.training import ResumableSampler, Settings, seeded, train
-from fusedopt.training.onednn import without_onednn
-from fusedopt.training.precision import DTYPES, Precision
+from fusedopt.training.compute import DTYPES, Precision, without_onednn
 from fusedopt.training.timing import machine
 
 LR, MOMENTUM = 0.001, 0.9

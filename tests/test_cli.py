@@ -16,7 +16,7 @@ from fusedopt import cli
 from fusedopt.data import make_hands
 from fusedopt.examples.demo import run_demo
 from fusedopt.examples.step_times import OURS, format_table, speedup
-from fusedopt.examples.tasks import TASKS, Task
+from fusedopt.tasks import TASKS, Task
 from fusedopt.training.timing import Timing
 
 

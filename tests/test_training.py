@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from trajectory import record_steps
 
 import fusedopt
 from fusedopt.data import make_hands
@@ -17,7 +18,6 @@ from fusedopt.training import (
     make_optimizer,
     optimizer_names,
     predict,
-    record_steps,
     seeded,
     train,
 )

@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from fusedopt import files
 from fusedopt.data import make_hands
 from fusedopt.models import HandClassifier
+from fusedopt.runs.checkpoint import read
 from fusedopt.training import Checkpoint, Settings, make_optimizer, seeded, train
 from fusedopt.training.auto_lr import find_training_lr
-from fusedopt.training.checkpoint import read
 from fusedopt.training.distributed import World, parallel
 from fusedopt.training.sharded import whole
 

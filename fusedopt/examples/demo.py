@@ -14,8 +14,8 @@ from fusedopt.examples.figures import plot_step_times, plot_training
 from fusedopt.examples.step_times import format_table, measure
 from fusedopt.models import HandClassifier
 from fusedopt.reports import write_report
+from fusedopt.runs.folder import make_folder
 from fusedopt.training import OPTIMIZERS, Epoch, RunConfig, RunFolder, make_optimizer, predict, seeded, train
-from fusedopt.training.run import make_folder
 from fusedopt.training.timing import machine
 
 _BATCH_SIZE = 32

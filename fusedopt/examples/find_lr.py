@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
@@ -143,13 +142,9 @@ def in_options(text: str) -> str:
     return text
 
 
-def draw(result: LRFinderResult, title: str, path: Path) -> None:
-    """Writes the picture of a range test.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+def draw(result: LRFinderResult, title: str) -> Figure:
+    """Returns the picture of a range test."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = result.plot(figure.subplots())
     axes.set_title(title if not axes.get_title() else f"{title}\n{axes.get_title()}", fontsize=11)
-    figure.savefig(path, dpi=110)
+    return figure

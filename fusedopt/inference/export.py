@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from fusedopt import files
 from fusedopt.data import Normalize
 from fusedopt.files import FileError
+from fusedopt.runs.folder import make_folder
 from fusedopt.training import RunFolder
-from fusedopt.training.run import make_folder
 
 _WHITE = 255
 _RELATIVE = 1e-4  # float32 sums in another order differ by about a tenth of that

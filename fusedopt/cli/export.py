@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fusedopt.cli.errors import one_line_errors
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
@@ -18,8 +20,6 @@ def export(
 
     What is written has been compared with the run's network on random images, and agrees with it.
     """
-    from fusedopt.cli import one_line_errors
-
     with one_line_errors():
         import torch
 

@@ -16,8 +16,8 @@ from torch import nn
 from fusedopt import files
 from fusedopt.files import FileError
 from fusedopt.plain import foreign_part, pack
-from fusedopt.training.sharded import has_shards, local_parts, whole
-from fusedopt.training.states import (
+from fusedopt.runs.shards import has_shards, local_parts, whole
+from fusedopt.runs.states import (
     Stateful,
     in_order,
     mismatch,

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fusedopt.cli.errors import one_line_errors
+
 
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
@@ -16,8 +18,6 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print a list with an object for each file.")] = False,
 ) -> None:
     """Classify image files. One that cannot be read is named, the others go on, and the exit code is 1."""
-    from fusedopt.cli import one_line_errors
-
     with one_line_errors():
         from fusedopt.data import DataError
         from fusedopt.inference import classify

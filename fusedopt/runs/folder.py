@@ -20,8 +20,8 @@ from fusedopt.data.images import DataError, ImageData, Normalize, hold_out
 from fusedopt.data.statistics import ChannelStatistics
 from fusedopt.files import FileError
 from fusedopt.models import make_model
-from fusedopt.training.run_config import RunConfig
-from fusedopt.training.sharded import has_shards, whole
+from fusedopt.runs.config import RunConfig
+from fusedopt.runs.shards import has_shards, whole
 
 _CONFIG, _LOG, _TABLE, _MODEL = "config.json", "log.json", "log.csv", "model.pt"
 _MAY_DIFFER = ("epochs", "fusedopt", "torch")  # between the parts of a run that is resumed
@@ -187,7 +187,7 @@ class RunFolder:
         Raises:
             fusedopt.data.DataError: it cannot be loaded, or is not the one that the run was trained on.
         """
-        from fusedopt.examples.tasks import find_task
+        from fusedopt.tasks import find_task
 
         config = self.config
         try:

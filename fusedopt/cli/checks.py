@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from fusedopt.data.augmentations import Augmentation
     from fusedopt.training import RunConfig, RunFolder, Settings
 
+# One by default: small networks gain little by more, and the results would depend on the number of cores.
+THREADS_HELP = "CPU threads; networks as small as these gain little by more than one."
+
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
@@ -87,8 +90,8 @@ def earlier_run(folder: Path, *, resume: bool) -> tuple[RunFolder | None, int]:
     Raises FileError where there is a run but no `resume`, or where it cannot be gone on with.
     """
     from fusedopt.files import FileError
+    from fusedopt.runs.folder import holds_run
     from fusedopt.training import Checkpoint, RunFolder
-    from fusedopt.training.run import holds_run
 
     paths = Checkpoint(folder / "checkpoints").paths()
     if not resume:

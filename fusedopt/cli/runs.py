@@ -27,7 +27,7 @@ def free_folder(name: str) -> Path:
 def own_folder(folder: Path) -> Iterator[None]:
     """Makes a folder and keeps other processes out of it; removes it again where nothing came into it."""
     from fusedopt.files import locked
-    from fusedopt.training.run import make_folder
+    from fusedopt.runs.folder import make_folder
 
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
@@ -115,7 +115,7 @@ def prepare(threads: int, deterministic: bool) -> None:
     """Sets what holds for the whole process."""
     import torch
 
-    from fusedopt.commands.checks import use_threads
+    from fusedopt.cli.checks import use_threads
 
     use_threads(threads)
     if deterministic:

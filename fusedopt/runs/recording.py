@@ -52,6 +52,6 @@ class Recording:
 def _steps(folder: Path) -> int:
     """How many steps the run's last checkpoint has."""
     from fusedopt import files
-    from fusedopt.training import Checkpoint
+    from fusedopt.runs.checkpoint import Checkpoint
 
     return int(files.load(Checkpoint(folder / "checkpoints").paths()[-1], "checkpoint")["position"]["step"])

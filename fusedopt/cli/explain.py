@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fusedopt.cli.errors import one_line_errors
+
 
 def explain(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
@@ -23,8 +25,6 @@ def explain(
 
     The pictures go into the run's folder. Those without a named layer are then part of `fusedopt report`.
     """
-    from fusedopt.cli import one_line_errors
-
     with one_line_errors():
         from fusedopt.reports import evaluate, plot_activations, plot_attributions, plot_filters, write_picture
         from fusedopt.training import RunFolder

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fusedopt.cli.errors import one_line_errors
+
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
@@ -42,13 +44,12 @@ def tune(
 
     After Ctrl-C, or with more --trials, the same command goes on with what --study holds.
     """
-    from fusedopt.cli import one_line_errors
-    from fusedopt.commands.checks import use_threads
+    from fusedopt.cli.checks import use_threads
 
     with one_line_errors():
         from fusedopt.data import hold_out
-        from fusedopt.examples.tasks import find_task
-        from fusedopt.training.run import make_folder
+        from fusedopt.runs.folder import make_folder
+        from fusedopt.tasks import find_task
         from fusedopt.tuning import METHODS, Search, finished, make_space, open_study, run
 
         def note(line: str) -> None:

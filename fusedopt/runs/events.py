@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusedopt.training.epoch import Epoch
+from fusedopt.runs.epoch import Epoch
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

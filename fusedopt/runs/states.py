@@ -18,8 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from fusedopt.schedulers.batch_size import BatchSizeScheduler
 from fusedopt.schedulers.device import DeviceSchedule
 from fusedopt.sharding import is_dtensor
-from fusedopt.training.schedule import Schedule
-from fusedopt.training.sharded import place, place_optimizer
+from fusedopt.schedulers.named import Schedule
+from fusedopt.runs.shards import place, place_optimizer
 
 _SCHEDULES = (LRScheduler, DeviceSchedule, BatchSizeScheduler, Schedule)
 

@@ -1,6 +1,9 @@
-"""Mixed precision: what runs in 16 bits, and the scale that keeps float16 gradients from vanishing."""
+"""How a network is computed: in 16 bits with a scale for the gradients, by which kernels, through `torch.compile`."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -33,3 +36,34 @@ class Precision:
         with torch.autocast(self._device.type, self._dtype, cache_enabled=self._cache):
             scores = model(images)
         return scores.float()
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """Lets PyTorch's own kernels do on the CPU what oneDNN would do.
+
+    oneDNN prepares each of its operations, at a cost that a few small images do not pay back.
+    """
+    # Not torch.backends.mkldnn.flags, which sets precision and determinism too, and warns of TF32.
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+class CompileError(RuntimeError):
+    """`torch.compile` does not work here; the message says why."""
+
+
+@contextmanager
+def compile_errors() -> Iterator[None]:
+    """Turns what `torch.compile` raises, at its first run as a rule, into a CompileError of one line."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).split("\n")[:2]).strip()  # who raises, and what
+        raise CompileError(f"torch.compile does not work here ({reason}); train without it") from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fusedopt.commands.checks import (
+from fusedopt.cli.checks import (
     check_fsdp,
     check_images,
     check_numbers,
@@ -19,8 +19,9 @@ from fusedopt.commands.checks import (
     rate_of,
     usage_errors,
 )
-from fusedopt.commands.recording import Recording
-from fusedopt.commands.runs import conclude, free_folder, own_folder, prepare, taken_back, unusual
+from fusedopt.cli.errors import one_line_errors
+from fusedopt.cli.runs import conclude, free_folder, own_folder, prepare, taken_back, unusual
+from fusedopt.runs.recording import Recording
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,9 +104,9 @@ def train(
     """
     import torch
 
-    from fusedopt.cli import one_line_errors
     from fusedopt.data import compose, hold_out
-    from fusedopt.examples.tasks import find_task
+    from fusedopt.runs.events import EventLog
+    from fusedopt.tasks import find_task
     from fusedopt.training import (
         CompileError,
         ProgressBar,
@@ -121,7 +122,6 @@ def train(
     from fusedopt.training.batches import batch_sizes
     from fusedopt.training.distributed import ALONE, choose_device, parallel, process_group
     from fusedopt.training.graph import check_capture
-    from fusedopt.training.tensorboard import EventLog
 
     if resume and out is None:
         raise typer.BadParameter("--resume needs --out, the folder of the run to go on with")
