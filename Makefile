@@ -4,7 +4,7 @@
 #               environment of their own on top of it
 # make lint     ruff, mypy, clang-format
 # make wheel    a wheel for the torch at hand, in dist/; its version says which torch and CUDA
-# make pairs    builds and tests with every pair of Python and torch in PAIRS, and prints a table
+# make versions  builds and tests with every pair of Python and torch in PAIRS, and prints a table
 # make sanitize the test suite under AddressSanitizer and UBSan
 # make bench    the benchmark of the optimizers' steps
 # make bench-host  the benchmark of a GPU step's work on the host, which needs no GPU
@@ -50,8 +50,8 @@ endef
 wheel: $(VENV)/ready
 	FUSEDOPT_LOCAL_VERSION=1 $(VENV)/bin/pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w dist .
 
-pairs:
-	$(PYTHON) tests/pairs.py $(PAIRS)
+versions:
+	$(PYTHON) tests/versions.py $(PAIRS)
 
 bench: $(VENV)/built
 	$(VENV)/bin/python benchmarks/step.py
@@ -101,4 +101,4 @@ $(VENV)/built: $(VENV)/ready setup.py $(SOURCES)
 clean:
 	rm -rf $(VENV) $(VENV)-integrations build *.egg-info fusedopt/_C.*.so
 
-.PHONY: demo test test-cpu test-cuda-on-cpu integrations bench bench-host gpu lint wheel pairs sanitize clean
+.PHONY: demo test test-cpu test-cuda-on-cpu integrations bench bench-host gpu lint wheel versions sanitize clean

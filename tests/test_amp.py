@@ -11,7 +11,7 @@ import gpu
 import pytest
 import torch
 from cases import BY_NAME, Case
-from test_contract import (
+from pair import (
     Pair,
     counts_steps,
     each_class,

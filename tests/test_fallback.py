@@ -12,9 +12,8 @@ from typing import Any
 import gpu
 import pytest
 import torch
-from cases import BY_NAME, Case
-from test_contract import (
-    ONE_OF_EACH,
+from cases import BY_NAME, ONE_OF_EACH, Case
+from pair import (
     counts_steps,
     each_class,
     make_params,

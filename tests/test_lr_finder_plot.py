@@ -16,10 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 import fusedopt
-from fusedopt import cli
+from fusedopt import cli, tasks
 from fusedopt.data.images import ImageData
 from fusedopt.examples import find_lr as example
-from fusedopt.examples import tasks
 from fusedopt.lr_finder import LRFinder, LRFinderResult, suggest_lr
 from fusedopt.lr_finder.curve import ramp
 

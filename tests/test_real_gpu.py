@@ -11,7 +11,7 @@ import gpu
 import pytest
 import torch
 from cases import BY_NAME, Case
-from test_contract import counts_steps
+from pair import counts_steps
 from test_gpu import assert_equal, each_case, make_params, set_grads
 from torch import Tensor, nn
 from torch.nn import functional as F

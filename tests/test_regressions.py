@@ -12,7 +12,7 @@ import gpu
 import pytest
 import torch
 from cases import BY_NAME, Case
-from test_contract import Pair, counts_steps, each_class, make_params, make_twin, one_by_one, set_grads
+from pair import Pair, counts_steps, each_class, make_params, make_twin, one_by_one, set_grads
 from torch import Tensor, nn
 from torch.optim import Optimizer
 

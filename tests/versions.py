@@ -1,6 +1,6 @@
 """Builds and tests fusedopt with pairs of Python and torch, from its source archive to a wheel in a new environment.
 
-    python tests/pairs.py python3.12=torch==2.13.0 python3.13=torch==2.13.0
+    python tests/versions.py python3.12=torch==2.13.0 python3.13=torch==2.13.0
 
 For each: a source archive, a wheel of what it holds, the wheel in an environment of its own, and there, without the
 sources, the tests in `TESTS` and the demo. Prints a row of the table in docs/versions.md for each. Environments stay in
@@ -85,7 +85,7 @@ def main() -> None:
     """Prints the table of the pairs that are given, and exits with 1 where one of them failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", nargs="+", metavar="PYTHON=TORCH", help="python3.12=torch==2.13.0")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "pairs", help="for environments and wheels")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "versions", help="for environments and wheels")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     print(HEAD, flush=True)
