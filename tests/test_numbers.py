@@ -13,7 +13,7 @@ import pytest
 import torch
 from cases import BY_NAME, DTYPES, F16, F32, F64, ONE_OF_EACH, Case, dtype_id
 from pair import each_class, make_twin
-from test_refusals import assert_refused, snapshot
+from refused import assert_refused, snapshot
 from torch import Tensor, nn
 from torch.optim import Optimizer
 

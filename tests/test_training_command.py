@@ -161,6 +161,23 @@ def test_held_out_needs_a_share(fashion):
     assert "a share of 1.5 of 400 images leaves none" in output
 
 
+@pytest.mark.parametrize(
+    ("has", "slow"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"architecture": "x86_64", "amx_bf16": True}, False),
+        ({"architecture": "aarch64"}, False),  # has instructions of other names
+    ],
+)
+def test_bf16_without_instructions_is_said_to_be_slow(fashion, tmp_path, monkeypatch, has, slow):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    options = ("--epochs", 1, "--batch-size", 400, "--model", "mlp3", "--out", tmp_path / "run")
+    told = train(fashion, *options, "--amp", "bf16").stderr
+    text = "fusedopt: --amp bf16 on a cpu device without instructions for it: slower than without --amp\n"
+    assert told == (text if slow else "")
+
+
 def test_early_stopping_is_said(fashion):
     output = train(fashion, "--epochs", 9, "--lr", 0, "--patience", 2).stdout
     assert "stopped after epoch 3: none better since epoch 1" in output
