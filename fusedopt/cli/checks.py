@@ -138,6 +138,15 @@ def check_same(folder: Path, earlier: RunConfig, config: RunConfig) -> None:
             raise FileError(f"{folder}: holds another run ({values}); give the same options, or another folder")
 
 
+def warn_of_precision(amp: str | None, device: torch.device) -> None:
+    """Says that --amp bf16 costs time here, where the processor has no instructions for it."""
+    from fusedopt.training.compute import lacks_bfloat16
+
+    if amp == "bf16" and lacks_bfloat16(device) and not int(os.environ.get("RANK", "0")):
+        text = f"--amp bf16 on a {device.type} device without instructions for it: slower than without --amp"
+        typer.echo(f"fusedopt: {text}", err=True)
+
+
 def use_threads(threads: int, processes: int = 1) -> None:
     """Sets the number of CPU threads, and says so where all of them, of each process, are more than the cores."""
     import torch

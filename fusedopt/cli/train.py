@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fusedopt.cli.checks import usage_errors
+from fusedopt.cli.checks import usage_errors, warn_of_precision
 from fusedopt.cli.errors import one_line_errors
 from fusedopt.cli.runs import prepare
 
@@ -101,6 +101,7 @@ def train(
         progress = None if quiet else ProgressBar()
         with usage_errors():
             parts = make_parts(options)
+        warn_of_precision(amp, parts.device)
         prepare(threads, deterministic)
         with process_group(parts.device) as world, ExitStack() as stack:
             TrainingRun(options, parts, world, stack).go(progress)

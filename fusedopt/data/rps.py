@@ -48,12 +48,18 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, folder: Path | str, classes: Iterable[str], size: int) -> None:
-        folder, self.size = Path(folder), size
+        folder = self._folder = Path(folder)
+        self.size = size
         self.files: list[tuple[Path, int]] = []
         for label, name in enumerate(classes):
             if not (folder / name).is_dir():
                 raise DataError(f"{folder / name}: no such folder; each class has a folder with its images there")
             self.files += [(path, label) for path in image_paths(folder / name)]
+
+    def __repr__(self) -> str:
+        """How many there are, and where."""
+        classes = len({label for _, label in self.files})
+        return f"ImageFiles({self._folder}: {len(self.files):,} images of {classes} classes, size {self.size})"
 
     def __len__(self) -> int:
         return len(self.files)

@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure  # without pyplot: nothing global changes, and no display is needed
 from torch import Tensor
 
 from fusedopt.examples.step_times import LABELS, NATIVE, OURS, Table, speedup
+from fusedopt.extras import named_if_missing
 from fusedopt.reports import write_picture
 from fusedopt.training import OPTIMIZERS, Epoch
 from fusedopt.training.timing import Timing
+
+with named_if_missing():
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure  # without pyplot: nothing global changes, and no display is needed
 
 _COLORS = {OURS: "#1f6fb4", "for-loop": "#c9c9c9", "foreach": "#9a9a9a", "fused": "#6b6b6b"}
 _SHEET_ROWS, _SHEET_COLUMNS = 4, 6

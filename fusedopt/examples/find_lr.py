@@ -6,15 +6,18 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
 from torch import Tensor, nn
 
 from fusedopt import models
 from fusedopt.data import ImageData, Normalize
+from fusedopt.extras import named_if_missing
 from fusedopt.lr_finder import LRFinderResult, find_lr
 from fusedopt.lr_finder.sweep import Progress
 from fusedopt.training import batches, make_optimizer, seeded
 from fusedopt.training.batches import Batch, batch_sizes
+
+with named_if_missing():
+    from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
 
 
 def _by_name(name: str) -> Callable[[ImageData], nn.Module]:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusedopt.extras import named_if_missing
 from fusedopt.runs.epoch import Epoch
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ class EventLog:
     """
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+        with named_if_missing():
+            from torch.utils.tensorboard import SummaryWriter
         self._open: Callable[..., SummaryWriter] = partial(SummaryWriter, str(folder))
         self._writer: SummaryWriter | None = None
 

@@ -11,6 +11,19 @@ from torch import Tensor, nn
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def lacks_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is only imitated on a device: its instructions are missing, and it is slower than float32.
+
+    False where there is no telling.
+    """
+    if device.type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # PyTorch 2.11 has none
+        return False
+    has = torch.cpu.get_capabilities()
+    return has.get("architecture") == "x86_64" and not (has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 class Precision:
     """Runs a model under `torch.autocast`, or as it is.
 
