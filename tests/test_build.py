@@ -1,11 +1,13 @@
 """What a build says where something is missing, and what a wheel says about itself. Nothing is compiled."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from email import message_from_string
 from email.message import Message
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,14 @@ def test_no_headers_of_pythons(tmp_path: Path) -> None:
     line = build(tmp_path)
     needs = "fusedopt needs Python's headers to build, and /nowhere/Python.h is missing: apt install python3-dev"
     assert line == needs
+
+
+def test_an_editable_installation_is_a_path_that_type_checkers_follow() -> None:
+    found = distribution("fusedopt")
+    if json.loads(found.read_text("direct_url.json") or "{}").get("url") != ROOT.as_uri():
+        pytest.skip("what is installed is no editable installation of this tree")
+    (path,) = [file for file in found.files or () if file.suffix == ".pth"]
+    assert Path(str(found.locate_file(path))).read_text().split() == [str(ROOT)]
 
 
 def metadata(tmp_path: Path, **variables: str) -> Message:

@@ -84,7 +84,11 @@ def test_the_picture_of_a_test_that_completed_or_met_nan(axes):
 
 
 def test_without_axes_a_figure_is_made():
-    assert typical().plot().figure is not None
+    import matplotlib.pyplot as plt
+
+    figure = typical().plot().figure
+    assert figure.number in plt.get_fignums()  # so that plt.show() shows it
+    plt.close(figure)
 
 
 def test_a_curve_without_a_suggestion_is_drawn_with_the_reason(axes):

@@ -18,17 +18,20 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb", "torch.sgd"])
-def test_train_reports_accuracy_and_share_of_the_step(fashion, optimizer):
-    output = train(fashion, "--optimizer", optimizer, "--epochs", 2, "--batch-size", 20).stdout
+def test_train_reports_accuracy_and_share_of_the_step(fashion, tmp_path, optimizer):
+    options = ("--optimizer", optimizer, "--epochs", 2, "--batch-size", 20, "--out", tmp_path / "run")
+    output = train(fashion, *options).stdout
     assert "400 training and 50 test images" in output
     assert "epoch 2/2: loss" in output
     assert f"optimizer.step ({optimizer}: " in output
+    rows = RunFolder.open(tmp_path / "run").rows
     final = re.search(
-        r"test accuracy ([\d.]+) % after the last epoch, [\d.]+ % the best .*; ([\d.]+) % of the time",
+        r"test accuracy ([\d.]+) % after the last epoch, ([\d.]+) % the best .*; ([\d.]+) % of the time",
         output.splitlines()[-1],
     )
-    assert final is not None
-    assert 0 < float(final[2]) < 100
+    accuracies = [100 * row["test_accuracy"] for row in rows]
+    share = 100 * sum(row["step_seconds"] for row in rows) / sum(row["seconds"] for row in rows)
+    assert final.groups() == (f"{accuracies[-1]:.2f}", f"{max(accuracies):.2f}", f"{share:.1f}")
 
 
 def test_train_learns(fashion):
