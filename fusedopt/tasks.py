@@ -8,7 +8,15 @@ from pathlib import Path
 
 from torch import nn
 
-from fusedopt.data import ImageData, load_cifar10, load_fashion_mnist, load_rps, load_rps_photos, make_hands
+from fusedopt.data import (
+    ImageData,
+    find_images,
+    load_cifar10,
+    load_fashion_mnist,
+    load_rps,
+    load_rps_photos,
+    make_hands,
+)
 from fusedopt.models import make_model
 
 Notify = Callable[[str], None]
@@ -52,11 +60,22 @@ TASKS = {
 
 
 def find_task(name: str) -> Task:
-    """Returns the task of that name.
+    """Returns the task of that name, or that of a folder with images, see `fusedopt.data.find_images`.
 
     Raises:
         ValueError: there is none; the message lists the names.
+        fusedopt.data.DataError: the folder does not hold images in class folders.
     """
-    if name not in TASKS:
-        raise ValueError(f"unknown data set {name!r}; choose one of {', '.join(TASKS)}")
-    return TASKS[name]
+    if name in TASKS:
+        return TASKS[name]
+    if not Path(name).is_dir():
+        choice = f"choose one of {', '.join(TASKS)}, or a folder that has a folder of images for each class"
+        raise ValueError(f"unknown data set {name!r}; {choice}")
+    found = find_images(name)
+    shape = {"channels": found.channels, "classes": len(found.classes), "size": found.size}
+    return Task(lambda data_dir, notify: found.load(notify), "resnet9-small", **shape)
+
+
+def full_name(name: str) -> str:
+    """Returns the name of a data set as it holds everywhere: of a folder its whole path."""
+    return name if name in TASKS else str(Path(name).resolve())

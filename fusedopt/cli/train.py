@@ -20,7 +20,8 @@ def train(
     dataset: Annotated[
         str,
         typer.Argument(
-            help="fashion-mnist, cifar10, rps: Rock-Paper-Scissors, rps-photos, or hands: drawn on the spot."
+            help="fashion-mnist, cifar10, rps: Rock-Paper-Scissors, rps-photos, hands: drawn on the spot; "
+            "or a folder of your own with a folder of images for each class."
         ),
     ],
     model_name: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from fusedopt.cli.train_parts import Options, Parts
 from fusedopt.data import hold_out
 from fusedopt.runs.events import EventLog
 from fusedopt.runs.recording import Recording
+from fusedopt.tasks import full_name
 from fusedopt.training import CompileError, Epoch, ProgressBar, RunConfig, RunFolder, make_optimizer, train
 from fusedopt.training.auto_lr import find_training_lr
 from fusedopt.training.batches import batch_sizes
@@ -71,8 +73,8 @@ class TrainingRun:
         self._say(f"{data.name}: {train_count:,} training and {test_count:,} {o.tested} images")
         self._say("normalised with the mean and standard deviation of the training images")
         torch.manual_seed(o.seed)  # of dropout
-        free = free_folder(f"{o.dataset}-{o.model_name or self.parts.task.model}") if o.out is None else o.out
-        self.data, self.folder = data, world.agreed(free)
+        name = f"{Path(full_name(o.dataset)).name}-{o.model_name or self.parts.task.model}"
+        self.data, self.folder = data, world.agreed(free_folder(name) if o.out is None else o.out)
         with world.main_first():
             if world.main:
                 stack.enter_context(own_folder(self.folder))
@@ -103,7 +105,7 @@ class TrainingRun:
         settings = {"loss": o.loss, "label_smoothing": o.label_smoothing, "lr": o.lr, **asdict(self.parts.settings)}
         return RunConfig.of(
             self.data,
-            dataset=o.dataset,
+            dataset=full_name(o.dataset),
             model=o.model_name or self.parts.task.model,
             optimizer=o.optimizer,
             optimizer_options=self.parts.options,

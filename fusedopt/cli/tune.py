@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,7 +83,7 @@ def tune(
                 goes_on = f"the same command goes on with {study}" if study else "with --study it could be gone on with"
                 typer.echo(f"fusedopt: stopped after {finished(kept)} finished trials; {goes_on}", err=True)
                 raise typer.Exit(130) from None
-            network = f"{dataset} --model {model}" if model else dataset
+            network = shlex.quote(dataset) + (f" --model {model}" if model else "")
             _conclude(kept, network, f"--epochs {epochs} --seed {seed}", out)
 
 

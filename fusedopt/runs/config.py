@@ -29,7 +29,7 @@ class RunConfig:
     """All that a run is made from, as plain values.
 
     Attributes:
-        dataset: name of the data set, a key of `fusedopt.tasks.TASKS`.
+        dataset: name of the data set, a key of `fusedopt.tasks.TASKS`, or the path of a folder with images.
         model, model_options: what `fusedopt.models.make_model` makes the network from.
         channels, size: of the images, which are square.
         classes: names of the labels.

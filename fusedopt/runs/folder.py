@@ -22,6 +22,7 @@ from fusedopt.files import FileError
 from fusedopt.models import make_model
 from fusedopt.runs.config import RunConfig
 from fusedopt.runs.shards import has_shards, whole
+from fusedopt.tasks import find_task
 
 _CONFIG, _LOG, _TABLE, _MODEL = "config.json", "log.json", "log.csv", "model.pt"
 _MAY_DIFFER = ("epochs", "fusedopt", "torch")  # between the parts of a run that is resumed
@@ -187,8 +188,6 @@ class RunFolder:
         Raises:
             fusedopt.data.DataError: it cannot be loaded, or is not the one that the run was trained on.
         """
-        from fusedopt.tasks import find_task
-
         config = self.config
         try:
             data = find_task(config.dataset).load(data_dir, notify)
