@@ -27,7 +27,7 @@ demo: $(VENV)/built
 test: test-cpu test-cuda-on-cpu
 
 test-cpu: $(VENV)/built
-	$(VENV)/bin/python -m pytest -n $(JOBS) -q
+	$(VENV)/bin/python -m pytest -n $(JOBS) -q --durations=25
 
 # The optimizers' tests with every step taken by the CUDA kernels, which run on the CPU.
 STEP_TESTS := gpu gpu_capture host_work numerics contract amp clipping lamb optim_db properties regressions refusals sparse_refusals zero_grad states state_dict fallback native plan memory swats swats_state
