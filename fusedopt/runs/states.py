@@ -15,11 +15,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fusedopt.runs.shards import place, place_optimizer
 from fusedopt.schedulers.batch_size import BatchSizeScheduler
 from fusedopt.schedulers.device import DeviceSchedule
-from fusedopt.sharding import is_dtensor
 from fusedopt.schedulers.named import Schedule
-from fusedopt.runs.shards import place, place_optimizer
+from fusedopt.sharding import is_dtensor
 
 _SCHEDULES = (LRScheduler, DeviceSchedule, BatchSizeScheduler, Schedule)
 
