@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TESTS = ("numbers", "state_dict", "clipping", "namespace", "schedulers", "extension")
 NEEDED = ("numpy", "setuptools>=77", "wheel", "ninja", "pytest", "hypothesis", "expecttest")
-HEAD = "| Python | torch | wheel | tests | demo |\n| --- | --- | --- | --- | --- |"
+HEAD = "| Python | PyTorch | tests | demo |\n| --- | --- | --- | --- |"
 
 
 class Failure(Exception):
@@ -78,7 +78,7 @@ def row_of(python: str, torch: str, folder: Path) -> str:
     run(inside, "-m", "fusedopt", "demo", "--epochs", 1, cwd=elsewhere)
     versions = "import platform, torch; print(platform.python_version(), torch.__version__)"
     found = run(inside, "-c", versions, cwd=elsewhere).split()
-    return f"| {found[0]} | {found[1]} | `{wheel.name}` | {outcome.splitlines()[-1]} | trains, draws and reports |"
+    return f"| {found[0]} | {found[1]} | {outcome.splitlines()[-1].partition(' in ')[0]} | trains, draws and reports |"
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def main() -> None:
             print(row_of(python, torch, arguments.folder.resolve()), flush=True)
         except Failure as error:
             failed = True
-            print(f"| {python} | {torch} | failed | | |", flush=True)
+            print(f"| {python} | {torch} | failed | |", flush=True)
             print(error, file=sys.stderr)
     raise SystemExit(failed)
 
