@@ -74,7 +74,8 @@ def row_of(python: str, torch: str, folder: Path) -> str:
     shutil.copytree(source / "benchmarks", elsewhere / "benchmarks")
     shutil.copy(source / "pyproject.toml", elsewhere)
     files = [f"tests/test_{name}.py" for name in TESTS]
-    outcome = run(inside, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *files, cwd=elsewhere)
+    output = run(inside, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *files, cwd=elsewhere)
+    outcome, *_ = output.splitlines()[-1].split(" in ")
     run(inside, "-m", "fusedopt", "demo", "--epochs", 1, cwd=elsewhere)
     versions = "import platform, torch; print(platform.python_version(), torch.__version__)"
     found = run(inside, "-c", versions, cwd=elsewhere).split()
