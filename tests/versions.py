@@ -79,7 +79,7 @@ def row_of(python: str, torch: str, folder: Path) -> str:
     run(inside, "-m", "fusedopt", "demo", "--epochs", 1, cwd=elsewhere)
     versions = "import platform, torch; print(platform.python_version(), torch.__version__)"
     found = run(inside, "-c", versions, cwd=elsewhere).split()
-    return f"| {found[0]} | {found[1]} | {outcome.splitlines()[-1].partition(' in ')[0]} | trains, draws and reports |"
+    return f"| {found[0]} | {found[1]} | {outcome} | trains, draws and reports |"
 
 
 def main() -> None:
