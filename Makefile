@@ -3,6 +3,8 @@
 # make integrations  trainings with Lightning, Accelerate, Transformers and timm, under torchrun and torch.compile, in an
 #               environment of their own on top of it
 # make lint     ruff, mypy, clang-format
+# make wheel    a wheel for the torch at hand, in dist/; its version says which torch and CUDA
+# make versions  builds and tests with every pair of Python and torch in PAIRS, and prints a table
 # make sanitize the test suite under AddressSanitizer and UBSan
 # make bench    the benchmark of the optimizers' steps
 # make bench-host  the benchmark of a GPU step's work on the host, which needs no GPU
@@ -25,10 +27,10 @@ demo: $(VENV)/built
 test: test-cpu test-cuda-on-cpu
 
 test-cpu: $(VENV)/built
-	$(VENV)/bin/python -m pytest -n $(JOBS) -q
+	$(VENV)/bin/python -m pytest -n $(JOBS) -q --durations=25
 
 # The optimizers' tests with every step taken by the CUDA kernels, which run on the CPU.
-STEP_TESTS := gpu gpu_capture gpu_threads host_work numerics contract amp clipping lamb optim_db properties regressions refusals state_dict fallback plan memory swats swats_state
+STEP_TESTS := gpu gpu_capture gpu_threads host_work numerics contract amp clipping lamb optim_db properties regressions refusals sparse_refusals zero_grad states state_dict state_dtype fallback native plan memory swats swats_state
 test-cuda-on-cpu: $(VENV)/ready
 	$(call copy,build/cuda_on_cpu)
 	cd build/cuda_on_cpu && FUSEDOPT_CUDA_ON_CPU=1 $(abspath $(VENV))/bin/python setup.py -q egg_info build_ext --inplace
@@ -44,6 +46,12 @@ define copy
 	cp -rp csrc fusedopt tests benchmarks setup.py pyproject.toml README.md LICENSE $(1)
 	rm -f $(1)/fusedopt/_C.*.so
 endef
+
+wheel: $(VENV)/ready
+	FUSEDOPT_LOCAL_VERSION=1 $(VENV)/bin/pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+
+versions:
+	$(PYTHON) tests/versions.py $(PAIRS)
 
 bench: $(VENV)/built
 	$(VENV)/bin/python benchmarks/step.py
@@ -93,4 +101,4 @@ $(VENV)/built: $(VENV)/ready setup.py $(SOURCES)
 clean:
 	rm -rf $(VENV) $(VENV)-integrations build *.egg-info fusedopt/_C.*.so
 
-.PHONY: demo test test-cpu test-cuda-on-cpu integrations bench bench-host gpu lint sanitize clean
+.PHONY: demo test test-cpu test-cuda-on-cpu integrations bench bench-host gpu lint wheel versions sanitize clean

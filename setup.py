@@ -2,10 +2,20 @@
 
 import os
 import platform
+import re
+import shlex
+import subprocess
+import sysconfig
 from pathlib import Path
 
-from setuptools import __version__ as setuptools_version
-from setuptools import setup
+try:
+    from setuptools import __version__ as setuptools_version
+    from setuptools import setup
+    from setuptools.command.egg_info import egg_info
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        "fusedopt needs setuptools 77 or later to build, and there is none: pip install setuptools"
+    ) from error
 
 # What [build-system] asks for does not count without build isolation, and an older one cannot read pyproject.toml.
 if int(setuptools_version.partition(".")[0]) < 77:
@@ -20,10 +30,12 @@ if "CUDA_HOME" not in os.environ and Path("/usr/local/cuda/bin/nvcc").exists():
 try:
     import torch
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
     raise SystemExit(
-        "fusedopt compiles against the torch that is installed: install torch first, then\n"
-        "    pip install --no-build-isolation fusedopt"
+        "fusedopt compiles against the torch that is installed, and there is none here, or an isolated build hides it: "
+        "pip install torch setuptools ninja && pip install --no-build-isolation ."
     ) from error
 
 
@@ -59,11 +71,52 @@ AVX512 = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mprefer-vecto
 ISA_FLAGS = {"csrc/cpu/avx2.cpp": AVX2, "csrc/cpu/avx512.cpp": AVX2 + AVX512}
 
 
+def check_compiler() -> None:
+    """Exits with a line where there is no compiler, or one that lacks what is needed, or no headers of Python's."""
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        raise SystemExit(f"fusedopt needs Python's headers to build, and {header} is missing: apt install python3-dev")
+    compiler = os.environ.get("CXX", "c++")  # as torch chooses it
+    mend = "it needs GCC 11 or later, or another one for C++20 and OpenMP: apt install g++, or set CXX"
+    command = [*shlex.split(compiler), "-std=c++20", "-fopenmp", "-fsyntax-only", "-x", "c++", "-"]
+    source = "#include <concepts>\n#include <omp.h>\n#include <span>\nstatic_assert(std::integral<int>);"
+    try:
+        subprocess.run(command, input=source, capture_output=True, text=True, check=True)
+    except OSError as error:
+        text = f"fusedopt cannot be built without a C++ compiler ({compiler}: {error.strerror}); {mend}"
+        raise SystemExit(text) from error
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.splitlines() or [f"exit code {error.returncode}"]
+        reason = next((line for line in said if "error" in line), said[0])
+        raise SystemExit(f"fusedopt cannot be built with {compiler} ({reason}); {mend}") from error
+
+
+LOCAL_VERSION = os.environ.get("FUSEDOPT_LOCAL_VERSION") == "1"  # make wheel
+MINOR = ".".join(torch.__version__.split(".")[:2])
+
+
+class Metadata(egg_info):
+    """Says in the version of a wheel that goes elsewhere what it was built for."""
+
+    def finalize_options(self) -> None:
+        """Adds to the version; an option of setup() would not, as a source archive brings a setup.cfg with its own."""
+        if LOCAL_VERSION:
+            back_end = f"cu{torch.version.cuda.replace('.', '')}" if cuda else "cpu"
+            self.tag_build = f"+torch{MINOR}.{back_end}"
+        super().finalize_options()
+
+
 class Build(BuildExtension):
     """Compiles the files with flags of their own first: BuildExtension has one set of flags for all."""
 
+    def finalize_options(self) -> None:
+        """Never takes an extension for up to date: torch may be another one than that which it was built for."""
+        super().finalize_options()
+        self.force = True
+
     def build_extensions(self) -> None:
         """Builds the extension."""
+        check_compiler()
         x86 = platform.machine() in ("x86_64", "AMD64")
         for source, flags in ISA_FLAGS.items():
             arguments = compile_args + (flags if x86 else [])
@@ -77,11 +130,11 @@ on_cpu = os.environ.get("FUSEDOPT_CUDA_ON_CPU") == "1"  # for tests: CPU tensors
 cuda = with_cuda() and not on_cpu
 sources = [str(path) for path in sorted(Path("csrc").rglob("*.c*")) if path.suffix in (".cpp", ".cu")]
 sources = [path for path in sources if path not in ISA_FLAGS and (cuda or not path.startswith("csrc/cuda/"))]
-macros = [("FUSEDOPT_CUDA", None)] if cuda else []
+macros = [("FUSEDOPT_TORCH", torch.__version__)] + [("FUSEDOPT_CUDA", None)] * cuda
 
 if on_cpu:
     sources += ["csrc/cuda/back_end.cpp", *map(str, Path("tests/cuda_on_cpu").glob("*.cpp"))]
-    macros = [("FUSEDOPT_CUDA", None), ("FUSEDOPT_CUDA_ON_CPU", None), ("FUSEDOPT_CUDA_THREADS", "64")]
+    macros += [("FUSEDOPT_CUDA", None), ("FUSEDOPT_CUDA_ON_CPU", None), ("FUSEDOPT_CUDA_THREADS", "64")]
     folders = [Path("csrc").absolute(), Path("tests/cuda_on_cpu").absolute()]
     compile_args += ["-Wno-unknown-pragmas", *(f"-I{folder}" for folder in folders)]
 
@@ -93,7 +146,13 @@ if cuda:
 nvcc_args = ["-std=c++20", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "--threads=2"]
 nvcc_args += ["-Xfatbin=-compress-all"]
 
+# On a package index, links to files beside the README lead nowhere: their text stays.
+readme = re.sub(r"\[([^]]*)\]\((?!https?:|#)[^)]*\)", r"\1", Path("README.md").read_text())
+
 setup(
+    install_requires=["numpy", "typing_extensions>=4.4", f"torch=={MINOR}.*" if LOCAL_VERSION else "torch>=2.11"],
+    long_description=readme,
+    long_description_content_type="text/markdown",
     ext_modules=[
         (CUDAExtension if cuda else CppExtension)(
             "fusedopt._C",
@@ -104,5 +163,5 @@ setup(
             extra_link_args=link_args,
         )
     ],
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_ext": Build, "egg_info": Metadata},
 )

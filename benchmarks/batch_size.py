@@ -23,8 +23,8 @@ from torch.utils.data import BatchSampler, RandomSampler
 import fusedopt
 from fusedopt.benchmark.machine import machine_line
 from fusedopt.data import ImageData, Normalize
-from fusedopt.examples.tasks import TASKS, Task
 from fusedopt.schedulers import BatchSizeScheduler
+from fusedopt.tasks import TASKS, Task
 from fusedopt.training import accuracy, seeded
 
 REGIMES = ("decaying lr", "hybrid", "increasing batch", "control")

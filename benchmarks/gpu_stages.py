@@ -8,7 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parent
-CONTRACTS = ("contract", "amp", "clipping", "lamb", "state_dict", "fallback", "refusals", "plan", "regressions")
+CONTRACTS = (
+    *("contract", "amp", "clipping", "lamb", "state_dict", "fallback", "refusals", "sparse_refusals", "plan"),
+    *("regressions", "zero_grad", "states", "native"),
+)
 NUMERICS = "test_yardstick and fast or test_every_half or test_states_at_odd_offsets"  # of tests/test_numerics.py
 WITHOUT_GRAPHS = "(test_overflows or test_lr_on_the_device) and not True"  # of tests/test_gpu.py
 COMPILED = "test_a_compiled_model_and_training_step"  # which Inductor may take a minute for

@@ -2,7 +2,7 @@
 
 Runs the finder on fresh networks, trains at its suggestion, at a third and at three times of it, and at what the other
 methods suggest, and compares the accuracies on validation images that neither saw. Another network is one more entry of
-`SUBJECTS` (a data set of `fusedopt.examples.tasks` and a model of `fusedopt.examples.find_lr`).
+`SUBJECTS` (a data set of `fusedopt.tasks` and a model of `fusedopt.examples.find_lr`).
 
     OMP_NUM_THREADS=1 python benchmarks/lr_finder_study.py --json results.json --plot results.png
 """
@@ -20,7 +20,7 @@ import torch
 from fusedopt.benchmark.machine import machine_line
 from fusedopt.data import ImageData
 from fusedopt.examples.find_lr import find_on, make_model
-from fusedopt.examples.tasks import find_task
+from fusedopt.tasks import find_task
 from fusedopt.training import OPTIMIZERS, make_optimizer, train
 
 SUBJECTS = {

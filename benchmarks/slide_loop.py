@@ -37,10 +37,9 @@ import fusedopt
 from fusedopt.benchmark.machine import machine_line
 from fusedopt.benchmark.timing import OtherWork, Sample
 from fusedopt.data import ImageData, Normalize, channel_statistics
-from fusedopt.examples.tasks import TASKS
+from fusedopt.tasks import TASKS
 from fusedopt.training import ResumableSampler, Settings, seeded, train
-from fusedopt.training.onednn import without_onednn
-from fusedopt.training.precision import DTYPES, Precision
+from fusedopt.training.compute import DTYPES, Precision, without_onednn
 
 LR, MOMENTUM = 0.001, 0.9
 BOUND_BATCHES = 256  # made before the clock starts, and used again and again

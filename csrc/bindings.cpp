@@ -8,6 +8,9 @@
 #include "plan.h"
 #include "walk.h"
 
+#define FUSEDOPT_STRING_OF(text) #text
+#define FUSEDOPT_STRING(macro) FUSEDOPT_STRING_OF(macro)
+
 #ifdef FUSEDOPT_CUDA_ON_CPU
 void bind_executor(py::module_& m);
 #endif
@@ -27,6 +30,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("STATES") = states;
   m.attr("SCOPES") = scopes;  // over what they take sums
 
+  // One literal: fusedopt/_extension.py looks for it in a file that cannot be loaded.
+  m.attr("BUILT_FOR") = "fusedopt._C for torch " FUSEDOPT_STRING(FUSEDOPT_TORCH);
   m.attr("GPU") = kHasGpu ? py::object(py::str(c10::DeviceTypeName(gpu::kDeviceType, true))) : py::none();
   m.def("is_capturing", &gpu::is_capturing, "Whether the current stream of the GPU is being captured.");
   m.def(

@@ -7,6 +7,7 @@ RULES: dict[str, int]
 STATES: list[list[str]]
 SCOPES: list[Literal["tensor", "group"] | None]
 
+BUILT_FOR: str
 GPU: str | None
 REASONS: dict[str, str]
 

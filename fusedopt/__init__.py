@@ -1,14 +1,13 @@
 """Drop-in replacements for torch.optim whose step is one fused pass over memory."""
 
-import platform
 from importlib import import_module
-from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import torch
+from fusedopt import _extension  # noqa: F401, loads the compiled part, which the others import, or says why it cannot
 
-from fusedopt import _C, averages, schedulers
+# isort: split
+from fusedopt import _C, averages, schedulers  # noqa: F401
 from fusedopt.benchmark.comparing import compare
 from fusedopt.gradients import (
     ExponentialGradientNoise,
@@ -18,11 +17,12 @@ from fusedopt.gradients import (
     clip_grad_norm_,
     clip_grad_value_,
 )
+from fusedopt.installation import __version__ as __version__
+from fusedopt.installation import info
 from fusedopt.lr_finder import LRFinder, LRFinderResult, find_lr
 from fusedopt.optim import LAMB, SGD, SWATS, Adagrad, Adam, AdamW, DeltaBarDelta, Explanation, RMSprop, native
 from fusedopt.replacement import install, installed, uninstall
 
-__version__ = version("fusedopt")
 __all__ = [
     "LAMB",
     "SGD",
@@ -66,16 +66,6 @@ else:
             raise AttributeError(f"module 'fusedopt' has no attribute {name!r}")
         return import_module(f"fusedopt.{name}")
 
-
-def info() -> dict[str, str]:
-    """What this installation is and runs on: versions, compiled back ends, instruction set in use, devices."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "fusedopt": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "back ends": "cpu" if _C.GPU is None else f"cpu, {_C.GPU}",
-        "instruction set": _C.isa(),
-        "threads": str(torch.get_num_threads()),
-        "devices": ", ".join(["cpu", *gpus]),
-    }
+    def __dir__() -> list[str]:
+        """The public names, those that are imported when they are asked for included."""
+        return sorted([*__all__, "__version__", "optim"])

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from fusedopt.benchmark.timing import between, mark
-from fusedopt.optim._fused import FusedStep
+from fusedopt.optim import FusedStep
 from fusedopt.replacement import REPLACEMENTS, listening
 
 _THEIRS = {ours: theirs for theirs, ours in REPLACEMENTS.items()}

@@ -176,3 +176,18 @@ def _with_twins(case: Case) -> list[Case]:
 CASES: list[Case] = [twin for case in _TABLE for twin in _with_twins(case)]
 FAST_CASES: list[Case] = [case for case in CASES if case.name.endswith("-fast")]
 BY_NAME: dict[str, Case] = {case.name: case for case in CASES}
+
+
+def _one_of_each() -> list[Case]:
+    """Of each class, form and phase the case with most states and options, with weight decay and without clipping."""
+    chosen: dict[Any, Case] = {}
+    for case in CASES:
+        kind = case.cls, case.twin is None, bool(case.idle)
+        if case.name.endswith("-decay") and case.max_grad_norm is None and "maximize" not in case.kwargs:
+            best = chosen.setdefault(kind, case)
+            if (len(case.states), len(case.kwargs)) >= (len(best.states), len(best.kwargs)):
+                chosen[kind] = case
+    return list(chosen.values())
+
+
+ONE_OF_EACH: list[Case] = _one_of_each()

@@ -93,3 +93,14 @@ class Graph:
             _C.executor.replay(self._graph)
         else:
             self._cuda_graph.replay()
+
+
+@contextmanager
+def no_synchronisation() -> Iterator[None]:
+    """The host must wait for nothing inside."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

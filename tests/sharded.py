@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from ranks import gloo_group
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -50,6 +53,12 @@ def place(whole: Tensor, where: Any) -> Tensor:
         return whole.clone()
     mesh, placements = where
     return distribute_tensor(whole.clone(), mesh, placements, src_data_rank=None)
+
+
+def set_gradients(params: list[Any], step: int, where: Place, scale: float = 1.0) -> None:
+    """Gives the parameters the gradients of a step, placed as these layouts have them."""
+    for i, (p, grad) in enumerate(zip(params, whole_tensors(step, scale=scale), strict=True)):
+        p.grad = place(grad, where(i, grad))
 
 
 def partial(whole: Tensor, mesh: Any) -> Tensor:
@@ -130,3 +139,31 @@ def everyone(value: Any) -> list[Any]:
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def is_same_everywhere(value: Any) -> bool:
+    values = everyone(value)
+    return all(other == values[0] for other in values)
+
+
+def switches_of(optimizer: Any) -> list[list[float]]:
+    return [group["switch"].tolist() for group in optimizer.param_groups if "switch" in group]
+
+
+def is_as_one_process(result: dict[str, Any]) -> bool:
+    return max(result["params"], result["states"], result["norm"], result["switch"]) < 2e-6
+
+
+def run_checks(checks: dict[str, Callable[[dict[str, Any], int], None]], rank: int, folder: Path, world: int) -> None:
+    """Runs each on this process, and leaves in the folder what came of it: nothing, or a traceback."""
+    results = {}
+    with gloo_group(rank, folder, world):
+        places = layouts(world)
+        for name, function in checks.items():
+            try:
+                function(places, rank)
+                results[name] = ""
+            except Exception:
+                results[name] = traceback.format_exc()
+            torch.save(results, folder / f"{rank}.pt")
+            dist.barrier()

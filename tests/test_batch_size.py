@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
     StepLR,
 )
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import fusedopt
 from fusedopt.schedulers import BatchSizeScheduler, HalvingLR, InverseDecayLR, WarmupLR, simulate
@@ -228,29 +228,6 @@ def test_a_batch_is_never_larger_than_the_epoch(drop_last):
 def test_a_batch_that_was_larger_than_the_epoch_stays_so():
     scheduler = BatchSizeScheduler(HalvingLR(sgd(0.1)), loader(8, 5), max_batch_size=1000)
     assert run(scheduler, 3) == [(8, [0.1]), (8, [0.05]), (8, [0.025])]
-
-
-def test_a_batch_sampler_alone():
-    sampler = BatchSampler(RandomSampler(range(12)), 2, drop_last=False)
-    scheduler = BatchSizeScheduler(HalvingLR(sgd(0.1)), sampler, max_batch_size=4)
-    assert {len(batch) for batch in sampler} == {2}
-    scheduler.optimizer.step()
-    scheduler.step()
-    assert {len(batch) for batch in sampler} == {4}
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(range(12))
-
-
-def test_a_stream_has_no_end_that_limits_the_batch():
-    data = DataLoader(Stream(), batch_size=2)
-    scheduler = BatchSizeScheduler(HalvingLR(sgd(0.1)), data, max_batch_size=6)
-    for size in (2, 4, 6):
-        assert {len(batch) for batch in list(data)[: 12 // size]} == {size}
-        scheduler.optimizer.step()
-        scheduler.step()
 
 
 # Refusals

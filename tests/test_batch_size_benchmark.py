@@ -6,7 +6,7 @@ import batch_size as benchmark
 import pytest
 
 from fusedopt.data import make_hands
-from fusedopt.examples.tasks import TASKS, Task
+from fusedopt.tasks import TASKS, Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,17 +5,18 @@ import torch
 from command_line import plain, run, train
 from torch import nn
 from training_runs import assert_same_weights
+from trajectory import record_steps
 from typer.testing import CliRunner
 
 from fusedopt import cli
 from fusedopt.data import BatchLoader, BatchTransform, Normalize, make_hands
 from fusedopt.models import make_model
-from fusedopt.training import RunFolder, make_optimizer, record_steps, seeded
+from fusedopt.training import RunFolder, make_optimizer, seeded
 from fusedopt.training import train as training
 from fusedopt.training.auto_lr import find_training_lr
 from fusedopt.training.batches import batch_sizes
 from fusedopt.training.distributed import World
-from fusedopt.training.early_stopping import EarlyStopping
+from fusedopt.training.metrics import EarlyStopping
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,8 +17,8 @@ from torch import nn
 
 import fusedopt
 from fusedopt.files import FileError
+from fusedopt.runs.checkpoint import read
 from fusedopt.training import Checkpoint
-from fusedopt.training.checkpoint import read
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

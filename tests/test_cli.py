@@ -15,7 +15,7 @@ import fusedopt
 from fusedopt import cli
 from fusedopt.data import make_hands
 from fusedopt.examples.demo import run_demo
-from fusedopt.examples.tasks import TASKS, Task
+from fusedopt.tasks import TASKS, Task
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,10 @@ def one_thread():
 def fashion(tmp_path, monkeypatch):
     write_fashion(tmp_path, monkeypatch)
     return tmp_path
+
+
+def test_version_is_that_of_the_package():
+    assert run("--version").stdout == f"fusedopt {fusedopt.__version__}\n"
 
 
 def test_info_prints_what_the_library_says():

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BY_NAME, Case
-from test_contract import ONE_OF_EACH, make_params, make_twin, set_grads
+from cases import BY_NAME, ONE_OF_EACH, Case
+from pair import make_params, make_twin, set_grads
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer

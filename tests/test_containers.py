@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import BY_NAME, Case
-from test_contract import Pair, counts_steps, each_class, make_params, make_twin, paths_within_a_group, set_grads
+from pair import Pair, counts_steps, each_class, make_params, make_twin, paths_within_a_group, set_grads
 from torch import Tensor, nn
 
 import fusedopt

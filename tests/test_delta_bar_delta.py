@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from cases import DTYPES, F16, F64, dtype_id
+from pair import make_params, set_grads
 from reference import ReferenceDeltaBarDelta
-from test_contract import make_params, set_grads
 from torch import Tensor, nn
 
 from fusedopt import SGD, DeltaBarDelta, native

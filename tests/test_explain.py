@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fusedopt.data import Normalize
-from fusedopt.examples.tasks import TASKS, Task
 from fusedopt.models import HandClassifier, ResNet9
+from fusedopt.tasks import TASKS, Task
 from fusedopt.training import RunFolder, predict
 
 pytest.importorskip("captum", reason="captum is not installed")

@@ -11,7 +11,7 @@ import gpu
 import pytest
 import torch
 from cases import BY_NAME, Case
-from test_gpu import Pair, each_case, make_params, set_grads
+from gpu_problem import Pair, each_case, make_params, set_grads
 from torch import Tensor
 
 import fusedopt

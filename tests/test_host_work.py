@@ -10,7 +10,7 @@ import gpu
 import pytest
 import torch
 from cases import Case
-from test_contract import each_class
+from pair import each_class
 from torch import Tensor
 from torch.optim import Optimizer
 

@@ -1,43 +1,27 @@
 """The range test: ramps, curves, divergence, batches of all kinds, mixed precision, parity with torch_lr_finder."""
 
 import math
-from collections import UserDict, namedtuple
-from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
+from finder_task import make_task
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fusedopt
-from fusedopt.lr_finder import LRFinder, TrainDataLoaderIter, ValDataLoaderIter, find_lr
+from fusedopt.lr_finder import LRFinder, find_lr
 from fusedopt.lr_finder.curve import Curve, ramp
 from fusedopt.lr_finder.step import Task
 from fusedopt.lr_finder.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
 @pytest.fixture
 def task():
     """A regression in float64 that diverges at a learning rate of a few units, without anything random."""
     return make_task()
-
-
-def make_task(dtype=torch.float64, device="cpu"):
-    x = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(12, 2).sin()
-    y = 3 * x[:, :1] - x[:, 1:] ** 2
-    model = nn.Linear(2, 1, dtype=torch.float64)
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[0.5, -0.25]]))
-        model.bias.fill_(0.1)
-    model, x, y = model.to(device, dtype), x.to(dtype), y.to(dtype)
-    optimizer = fusedopt.SGD(model.parameters(), lr=1e-3, momentum=0.5)
-    train, val = DataLoader(TensorDataset(x, y), 4), DataLoader(TensorDataset(x[:5], y[:5]), 3)
-    return model, optimizer, train, val
 
 
 # fmt: off
@@ -269,197 +253,6 @@ def test_in_the_finder_groups_meet_at_the_end_as_in_torch_lr_finder():
     seen.clear()
     finder.range_test(train, end_lr=2.0, num_iter=3, keep_ratio=True)
     assert [lrs[1] / lrs[0] for lrs in seen] == pytest.approx([0.1] * 3)
-
-
-Pair = namedtuple("Pair", ["inputs", "labels"])
-
-
-class TwoHeads(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(2, 1, dtype=torch.float64)
-
-    def forward(self, inputs, offset=None):
-        if isinstance(inputs, dict):
-            inputs = inputs["a"]
-        if isinstance(inputs, tuple | list):
-            inputs, offset = inputs
-        out = self.linear(inputs)
-        return out if offset is None else out + offset
-
-
-def as_pair(x, y):
-    return x, y
-
-
-@dataclass
-class Movable:
-    """An object that moves itself to a device."""
-
-    x: torch.Tensor
-
-    def to(self, device, non_blocking=False):
-        self.moved_to = str(device)
-        return self
-
-
-BATCHES = {
-    "tuple": (lambda x, y: (x, y), {}),
-    "list with more": (lambda x, y: [x, y, "ignored"], {}),
-    "namedtuple": (Pair, {}),
-    "nested inputs": (lambda x, y: ((x, torch.zeros_like(y)), y), {}),
-    "dict of inputs": (lambda x, y: ({"a": x}, y), {}),
-    "dict": (lambda x, y: {"x": x, "y": y}, {"batch_fn": lambda b: (b["x"], b["y"])}),
-    "mapping": (lambda x, y: UserDict(x=x, y=y), {"batch_fn": lambda b: (b["x"], b["y"])}),
-    "closure": (
-        lambda x, y: {"x": x, "more": [y, Movable(x)]},
-        {"closure": lambda model, b: (model(b["x"]) - b["more"][0]).square().mean()},
-    ),
-    "closure on a mapping": (
-        lambda x, y: UserDict(x=x, y=y),
-        {"closure": lambda model, b: nn.functional.mse_loss(model(b["x"]), b["y"])},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BATCHES)
-@pytest.mark.parametrize("validate", [False, True])
-def test_batches_of_any_kind(name, validate):
-    pack, options = BATCHES[name]
-    results = []
-    for make, kwargs in ((as_pair, {}), (pack, options)):
-        torch.manual_seed(0)
-        model = TwoHeads()
-        optimizer = fusedopt.SGD(model.parameters(), lr=0.1)
-        x = torch.linspace(-1, 1, 20, dtype=torch.float64).reshape(10, 2)
-        batches = [make(x[i : i + 4], x[i : i + 4, :1]) for i in range(0, 10, 4)]
-        criterion = None if "closure" in kwargs else nn.MSELoss()
-        val = batches if validate else None
-        results.append(find_lr(model, optimizer, criterion, batches, val_loader=val, num_iter=9, end_lr=0.5, **kwargs))
-    assert results[0].losses == pytest.approx(results[1].losses, rel=1e-12)
-    assert results[0].losses[-1] != results[0].losses[0]
-
-
-def test_validation_is_weighted_by_the_sizes_of_the_batches(task):
-    model, optimizer, train, val = task
-    result = find_lr(model, optimizer, nn.MSELoss(), train, val_loader=val, start_lr=1e-30, end_lr=2e-30, num_iter=2)
-    inputs, labels = val.dataset.tensors
-    assert result.losses[0] == pytest.approx(nn.functional.mse_loss(model(inputs), labels).item(), rel=1e-12)
-
-
-def test_subclasses_of_torch_lr_finders_iterators(task):
-    model, optimizer, train, val = task
-
-    class Swapped(TrainDataLoaderIter):
-        def inputs_labels_from_batch(self, batch_data):
-            return batch_data[0] + 1, batch_data[1]
-
-    class SwappedVal(ValDataLoaderIter):
-        def inputs_labels_from_batch(self, batch_data):
-            return batch_data[0] + 1, batch_data[1]
-
-    def plus_one(batch):
-        return batch[0] + 1, batch[1]
-
-    finder = LRFinder(model, optimizer, nn.MSELoss())
-    finder.range_test(Swapped(train), val_loader=SwappedVal(val), end_lr=0.1, num_iter=7)
-    finder.reset()
-    losses = find_lr(
-        model, optimizer, nn.MSELoss(), train, val_loader=val, batch_fn=plus_one, start_lr=None, end_lr=0.1, num_iter=7
-    ).smoothed
-    assert finder.history["loss"] == losses
-    exhausted = TrainDataLoaderIter(train, auto_reset=False)
-    with pytest.raises(ValueError, match="auto_reset"):
-        finder.range_test(exhausted, end_lr=0.1, num_iter=7)
-
-
-def test_amp_in_training_and_validation():
-    model, optimizer, train, val = make_task(torch.float32)
-    dtypes = []
-    model.register_forward_hook(lambda model, _, out: dtypes.append((model.training, out.dtype)))
-    options = {"val_loader": val, "num_iter": 3, "end_lr": 0.1}
-    loss = partial(lambda out, y: nn.functional.mse_loss(out.float(), y))
-    find_lr(model, optimizer, loss, train, amp_dtype=torch.bfloat16, **options)
-    assert set(dtypes) == {(True, torch.bfloat16), (False, torch.bfloat16)}
-    dtypes.clear()
-    with pytest.raises(ValueError, match="grad_scaler"):
-        find_lr(model, optimizer, loss, train, amp_dtype=torch.float16, **options)
-    scaler = torch.amp.GradScaler("cpu")
-    find_lr(model, optimizer, loss, train, amp_dtype=torch.float16, grad_scaler=scaler, **options)
-    assert set(dtypes) == {(True, torch.float16), (False, torch.float16)}
-
-
-def test_a_scaled_run_trains_as_an_unscaled_one():
-    """The scale is a power of two, and large: a step that forgot to unscale would diverge."""
-    results = []
-    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**10)):
-        model, optimizer, train, _ = make_task(torch.float32)
-        results.append(find_lr(model, optimizer, nn.MSELoss(), train, end_lr=0.5, num_iter=20, grad_scaler=scaler))
-    assert results[0].losses == pytest.approx(results[1].losses, rel=1e-6)
-
-
-def test_amp_of_the_finder():
-    model, optimizer, train, _ = make_task(torch.float32)
-    dtypes = []
-    model.register_forward_hook(lambda model, _, out: dtypes.append(out.dtype))
-    config = {"device_type": "cpu", "dtype": torch.bfloat16}
-    loss = partial(lambda out, y: nn.functional.mse_loss(out.float(), y))
-    finder = LRFinder(model, optimizer, loss, amp_backend="torch", amp_config=config)
-    finder.range_test(train, end_lr=0.1, num_iter=2)
-    assert dtypes == [torch.bfloat16] * 2
-    with pytest.raises(ValueError, match="grad_scaler"):
-        LRFinder(model, optimizer, loss, amp_backend="torch", amp_config=config | {"dtype": torch.float16})
-    with pytest.raises(ValueError, match="Unknown amp backend: cuda"):
-        LRFinder(model, optimizer, loss, amp_backend="cuda")
-
-
-def test_the_finder_refuses_a_scheduler(task):
-    model, optimizer, train, _ = task
-    finder = LRFinder(model, optimizer, nn.MSELoss())
-    torch.optim.lr_scheduler.StepLR(optimizer, 1)
-    with pytest.raises(RuntimeError, match="already has a scheduler"):
-        finder.range_test(train)
-    with pytest.raises(RuntimeError, match="already has a scheduler"):
-        LRFinder(model, optimizer, nn.MSELoss())
-
-
-class Empty(DataLoader):
-    def __init__(self):
-        super().__init__(TensorDataset(torch.zeros(0, 2), torch.zeros(0, 1)))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"loader": []}, "yields no batches"),
-        ({"loader": 3}, "unsupported type int"),
-        ({"loader": iter([(torch.zeros(1, 2).double(), torch.zeros(1, 1).double())])}, "ran out of batches after 1"),
-        ({"loader": TensorDataset(torch.zeros(3, 2), torch.zeros(3, 1))}, "pass a DataLoader"),
-        ({"loader": [{"x": 1}]}, "batch_fn=lambda"),
-        ({"loader": [torch.zeros(2)]}, "a Tensor, where"),
-        ({"loader": [(1,)]}, "a tuple of 1, where"),
-        ({"loader": Empty()}, "yields no batches"),
-        ({"val_loader": []}, "validation loader yields no batches"),
-        ({"val_loader": 3}, "val_loader has unsupported type"),
-        ({"criterion": None}, "a criterion is needed"),
-        ({"criterion": nn.MSELoss(reduction="none")}, "must be a scalar tensor, not a tensor of shape"),
-        ({"criterion": lambda out, y: 1.0}, "must be a scalar tensor, not float"),
-        ({"closure": lambda model, batch: None}, "pass criterion=None"),
-        ({"step_mode": "log"}, r"expected one of \(exp, linear\), got log"),
-        ({"num_iter": 1}, "larger than 1"),
-        ({"end_lr": 1e-9}, "end_lr must be larger"),
-        ({"start_lr": -1.0}, "start_lr must be finite and at least 0"),
-        ({"start_lr": [1e-3, 1e-2]}, "2 learning rates for 1 parameter groups"),
-        ({"smooth_f": 1}, "smooth_f"),
-        ({"diverge_th": 0.5}, "diverge_th must be at least 1"),
-        ({"accumulation_steps": 0}, "accumulation_steps must be at least 1"),
-    ],
-)
-def test_wrong_arguments_say_what_is_wrong(task, options, message):
-    model, optimizer, train, _ = task
-    options = {"loader": train, "criterion": nn.MSELoss(), "num_iter": 3} | options
-    with pytest.raises(ValueError, match=message):
-        find_lr(model, optimizer, **options)
 
 
 def test_a_model_that_is_trained_already_gets_no_number_but_a_picture_of_its_curve():

@@ -5,8 +5,9 @@ from collections import UserDict
 
 import pytest
 import torch
-from test_lr_finder import Empty, make_task
-from test_lr_finder_restore import assert_same
+from finder_runs import assert_same
+from finder_task import make_task
+from test_lr_finder_arguments import Empty
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

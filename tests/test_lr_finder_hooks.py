@@ -5,8 +5,8 @@ import copy
 
 import pytest
 import torch
+from finder_runs import assert_same
 from step_hooks import HOLDERS, Shadow
-from test_lr_finder_restore import assert_same
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, TensorDataset

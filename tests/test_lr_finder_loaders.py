@@ -5,8 +5,8 @@ import functools
 import numpy as np
 import pytest
 import torch
+from finder_runs import assert_same
 from test_lr_finder_hooks import Run, both, data
-from test_lr_finder_restore import assert_same
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from fusedopt.lr_finder import LRFinder, TrainDataLoaderIter, ValDataLoaderIter, find_lr

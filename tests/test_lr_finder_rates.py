@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from test_lr_finder import make_task
+from finder_task import make_task
 from torch import nn
 
 import fusedopt

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as fw
 from cases import BY_NAME, FAST_CASES, Case
-from test_contract import each_class, make_params, make_twin, set_grads
+from pair import each_class, make_params, make_twin, set_grads
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx

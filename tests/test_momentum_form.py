@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from pair import make_params, set_grads
 from reference import ReferenceClassicSGD
-from test_contract import make_params, set_grads
 from torch import Tensor, nn
 
 import fusedopt

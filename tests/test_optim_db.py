@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_contract import make_params, set_grads
+from pair import make_params, set_grads
 from torch import Tensor, nn
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, OptimizerInfo, optim_db
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from trajectory import record_steps
 
 from fusedopt.data import ImageData, make_hands
 from fusedopt.models import HandClassifier
-from fusedopt.training import make_optimizer, record_steps, seeded
+from fusedopt.training import make_optimizer, seeded
 
 STEPS = 100
 NAMES = ["sgd", "rmsprop", "adagrad", "adam", "adamw"]

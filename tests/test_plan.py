@@ -11,7 +11,7 @@ from typing import Any
 import gpu
 import pytest
 import torch
-from test_contract import Pair, counts_steps, each_class, make_params, make_twin, set_grads
+from pair import Pair, counts_steps, each_class, make_params, make_twin, set_grads
 from torch import Tensor, nn
 from torch.optim import Optimizer
 

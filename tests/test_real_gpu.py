@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import gpu
 import pytest
 import torch
 from cases import BY_NAME, Case
-from test_contract import counts_steps
-from test_gpu import assert_equal, each_case, make_params, set_grads
+from gpu_problem import assert_equal, each_case, make_params, set_grads
+from pair import counts_steps
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -25,17 +24,6 @@ assert gpu.REAL, "conftest.py leaves this file out elsewhere"
 several_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 
-@contextmanager
-def no_synchronisation() -> Iterator[None]:
-    """The host must wait for nothing inside."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def gpu_copy(tensors: list[Tensor]) -> list[Tensor]:
     return [t.detach().clone() for t in tensors]
 
@@ -45,7 +33,7 @@ def gpu_copy(tensors: list[Tensor]) -> list[Tensor]:
 
 def test_the_debug_mode_sees_a_synchronisation() -> None:
     value = torch.ones((), device="cuda")
-    with no_synchronisation(), pytest.raises(RuntimeError, match="synchron"):
+    with gpu.no_synchronisation(), pytest.raises(RuntimeError, match="synchron"):
         value.item()
 
 
@@ -59,7 +47,7 @@ def test_a_warm_step_does_not_synchronise(case: Case, clip: float | None, captur
         set_grads(params, i)
         ours.step()
     fresh = [torch.ones_like(p) for p in params]
-    with no_synchronisation():
+    with gpu.no_synchronisation():
         ours.step()
         for p, grad in zip(params, fresh, strict=True):
             p.grad = grad  # at other addresses
@@ -80,7 +68,7 @@ def test_a_warm_step_of_grad_scaler_does_not_synchronise(case: Case, clip: float
         scaler.step(ours)
         scaler.update()
     set_grads(params, 3, scale=8.0)
-    with no_synchronisation():
+    with gpu.no_synchronisation():
         scaler.step(ours)
 
 

@@ -8,8 +8,8 @@ import torch
 from fusedopt.data import make_hands
 from fusedopt.examples import recipes
 from fusedopt.examples.recipes import RECIPES, Recipe, confusion, run
-from fusedopt.examples.tasks import TASKS
 from fusedopt.models import HandClassifier
+from fusedopt.tasks import TASKS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from typing import Any
 
 import gpu
 import pytest
 import torch
-from cases import BY_NAME, Case
-from test_contract import ONE_OF_EACH, counts_steps, each_class, make_params, make_twin, set_grads
-from torch import Tensor, nn
+from cases import BY_NAME, ONE_OF_EACH, Case
+from pair import counts_steps, each_class, make_params, make_twin, set_grads
+from refused import assert_refused, error_of, good, snapshot, start, started
+from torch import nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedopt
 
 OF_TORCH = [case for case in ONE_OF_EACH if case.twin]
-
-
-def error_of(f: Callable[[], Any]) -> tuple[type[BaseException], str]:
-    with pytest.raises(Exception) as caught:  # noqa: PT011
-        f()
-    return type(caught.value), str(caught.value)
 
 
 BAD_VALUES = [
@@ -173,109 +165,6 @@ def test_a_wrapper_that_copies_its_options_into_its_groups(case: Case, limit: fl
     torch.testing.assert_close(params, plain, rtol=0, atol=0)
     opt.load_state_dict(opt.state_dict())
     opt.add_param_group({"params": make_params([(2,)])})
-
-
-def snapshot(opt: Optimizer, params: list[Tensor]) -> Any:
-    """Everything that a step may change, with the keys and identities of the states."""
-    with torch.no_grad():
-        states = [{k: (id(v), v.clone()) for k, v in opt.state.get(p, {}).items()} for p in params]
-        return [p.clone() for p in params], states
-
-
-def assert_refused(opt: Optimizer, params: list[Tensor], kind: Any, match: str) -> None:
-    before = snapshot(opt, params)
-    grads = [(p.grad, None if p.grad is None else p.grad.clone()) for p in params]
-    with pytest.raises(kind, match=match):
-        opt.step()
-    torch.testing.assert_close(snapshot(opt, params), before, rtol=0, atol=0, equal_nan=True)
-    for p, (grad, value) in zip(params, grads, strict=True):
-        assert p.grad is grad
-        assert grad is None or grad.is_sparse or torch.equal(grad, value)
-
-
-# How good parameters, in a group before the refused one, are stepped.
-GOOD: dict[str, Callable[[], Tensor]] = {
-    "fused": lambda: nn.Parameter(torch.ones(4)),
-    "complex": lambda: nn.Parameter(torch.ones(4, dtype=torch.complex64)),
-    "strided": lambda: nn.Parameter(torch.ones(8)[::2]),
-}
-good = pytest.mark.parametrize("good", GOOD)
-started = pytest.mark.parametrize("steps", [0, 2])
-
-
-def start(case: Case, good: str, steps: int, **kwargs: Any) -> tuple[Optimizer, list[Tensor]]:
-    """A good parameter in one group, then a good one and the last, which is to be refused, in another."""
-    params = [GOOD[good](), nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(3, 2))]
-    opt = case.make([{"params": params[:1]}, {"params": params[1:]}], **kwargs)
-    for i in range(steps):
-        set_grads(params, i)
-        opt.step()
-    set_grads(params, steps)
-    return opt, params
-
-
-SPARSE = {
-    "sgd-nesterov-decay": "add\\(sparse, dense\\) is not supported",
-    "rmsprop-centered-momentum-decay": "RMSprop does not support sparse gradients",
-    "adagrad-lr-decay-decay": "weight_decay option is not compatible with sparse gradients",
-    "adam-amsgrad-decay": "Adam does not support sparse gradients, please consider SparseAdam instead",
-    "adamw-decay": "Adam does not support sparse gradients, please consider SparseAdam instead",
-    "lamb-no-clip-decay": "LAMB does not support sparse gradients",
-    "sgd-classic-nesterov-decay": "add\\(sparse, dense\\) is not supported",
-    "delta-bar-delta-momentum-decay": "DeltaBarDelta does not support sparse gradients",
-    "swats-decay": "SWATS does not support sparse gradients",
-    "swats-switch-decay": "SWATS does not support sparse gradients",
-}
-
-
-@good
-@started
-@pytest.mark.parametrize("clip", [None, 0.5])
-@each_class
-def test_sparse_gradient(case: Case, good: str, steps: int, clip: float | None) -> None:
-    opt, params = start(case, good, steps, max_grad_norm=clip)
-    with torch.sparse.check_sparse_tensor_invariants():
-        params[2].grad = params[2].grad.to_sparse(1)
-    assert_refused(opt, params, RuntimeError, SPARSE[case.name])
-    if case.twin:
-        copies = [nn.Parameter(p.detach().clone()) for p in params[2:]]
-        copies[0].grad = params[2].grad
-        twin = make_twin(case, copies)
-        assert error_of(twin.step) == error_of(opt.step)
-    set_grads(params, 7)
-    opt.step()  # and goes on
-
-
-class Watching(TorchDispatchMode):
-    """Sees every operation, so that each step is torch's."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-@good
-@started
-@pytest.mark.parametrize("wrong", ["sparse", "shape", "lr", "fused"])
-@pytest.mark.parametrize("everything_torch", [fusedopt.native, Watching])
-@each_class
-def test_refused_where_every_step_is_torchs(
-    case: Case, everything_torch: Any, wrong: str, good: str, steps: int
-) -> None:
-    """As by a fused step: by the same error, and with nothing changed."""
-    opt, params = start(case, good, steps)
-    if wrong == "sparse":
-        params[2].grad = params[2].grad.to_sparse(1)
-    elif wrong == "lr":
-        opt.param_groups[1]["lr"] = "0.1"
-    else:
-        params[2].grad.data = torch.ones(4, 3)
-        opt.param_groups[1]["fused"] = wrong == "fused" or None
-    kind, message = error_of(opt.step)
-    with everything_torch():
-        assert_refused(opt, params, kind, re.escape(message))
-    opt.param_groups[1].update(lr=0.1, fused=None)
-    set_grads(params, 7)
-    opt.step()
 
 
 @good

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import collections
 import gc
 import weakref
-from contextlib import nullcontext
-from typing import Any
 
 import gpu
 import pytest
 import torch
 from cases import BY_NAME, Case
-from test_contract import Pair, counts_steps, each_class, make_params, make_twin, one_by_one, set_grads
+from pair import Pair, counts_steps, each_class, make_params, make_twin, one_by_one, set_grads
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -284,113 +281,3 @@ def test_nan_learning_rate_is_accepted_where_torch_does() -> None:
         set_grads(params, 0)
         opt.step()
         assert bool(params[0].isnan().all())
-
-
-@each_class
-@pytest.mark.parametrize("set_to_none", [True, False])
-def test_zero_grad(case: Case, set_to_none: bool) -> None:
-    pair = Pair(case)
-    pair.step(0)
-    for opt, params in pair:
-        opt.zero_grad(set_to_none)
-        assert all((p.grad is None) if set_to_none else not p.grad.any() for p in params)
-        opt.step()
-    pair.compare()
-
-
-@pytest.mark.parametrize("reason", ["compiling", "another class"])
-def test_zero_grad_is_torchs_where_it_may_matter(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def zero_grad(opt: Optimizer, set_to_none: bool = True) -> None:
-        calls.append(opt)
-        original(opt, set_to_none)
-
-    original = Optimizer.zero_grad
-    mixin = type("Mixin", (Optimizer,), {"zero_grad": zero_grad})
-    params = make_params([(3,)])
-    set_grads(params, 0)
-    if reason == "compiling":
-        opt = fusedopt.AdamW(params)
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-        monkeypatch.setattr(Optimizer, "zero_grad", zero_grad)
-        monkeypatch.setattr("fusedopt.optim._fused._torch_zero_grad", zero_grad)
-    else:
-        opt = type("Mixed", (fusedopt.AdamW, mixin), {})(params)
-    opt.zero_grad()
-    assert calls == [opt]
-    assert params[0].grad is None
-
-
-@pytest.mark.parametrize("profiled", [False, True])
-def test_zero_grad_tells_the_profiler_when_it_listens(profiled: bool) -> None:
-    params = make_params([(3,)])
-    opt = fusedopt.AdamW(params)
-    set_grads(params, 0)
-    with torch.profiler.profile() if profiled else nullcontext() as profile:
-        opt.zero_grad()
-    assert params[0].grad is None
-    if profiled:
-        assert "Optimizer.zero_grad#AdamW.zero_grad" in {event.name for event in profile.events()}
-
-
-class Spy(dict[str, Any]):
-    """A dict in which torch finds something else than its entries."""
-
-    def __getitem__(self, key: str) -> Any:
-        value = super().__getitem__(key)
-        return value + 1 if key == "step" else value
-
-
-@each_class
-@pytest.mark.parametrize("kind", [collections.UserDict, collections.OrderedDict, collections.ChainMap, Spy])
-def test_states_in_other_mappings(case: Case, kind: type[Any]) -> None:
-    if kind is Spy and case.cls is fusedopt.SWATS:
-        pytest.skip("its reference does not ask for entries in the same way")
-    pair = Pair(case)
-    pair.step(0)
-    for opt, params in pair:
-        for p in params:
-            opt.state[p] = kind(opt.state[p])
-    for i in range(1, 4):
-        pair.step(i)
-    fused = kind is collections.OrderedDict
-    assert {e.path for e in pair.ours.explain()} == {"fused" if fused else "torch"}
-
-
-@each_class
-def test_an_empty_mapping_as_state(case: Case) -> None:
-    pair = Pair(case)
-    for opt, params in pair:
-        for p in params:
-            opt.state[p] = collections.UserDict(opt.state.get(p, {}))
-    for i in range(3):
-        pair.step(i)
-
-
-def test_a_class_that_makes_no_states_is_left_to_torch() -> None:
-    class Forgetful(fusedopt.AdamW):
-        def _init_states(self, group: dict[str, Any], params: list[Tensor]) -> None:
-            pass
-
-    params = make_params()
-    opt = Forgetful(params)
-    before = [p.detach().clone() for p in params]
-    set_grads(params, 0)
-    opt.step()
-    assert all((p != q).all() for p, q in zip(params, before, strict=True))
-    assert {e.path for e in opt.explain()} == {"torch"}
-    opt.step()
-    assert {e.path for e in opt.explain()} == {"fused"}
-
-
-def test_a_step_count_of_eight_bytes_is_one_to_its_last_byte() -> None:
-    params = make_params([(3,), (3,)])
-    opt = fusedopt.AdamW(params)
-    set_grads(params, 0)
-    opt.step()
-    memory = torch.zeros(2)
-    opt.state[params[0]]["step"] = memory.view(torch.float64)[0]
-    opt.state[params[1]]["step"] = memory[1]
-    opt.step()
-    assert {e.path for e in opt.explain()} == {"torch"}

@@ -16,12 +16,13 @@ import pytest
 import torch
 from run_folders import config_of, hide, make_run, network, run_command, small_hands
 from torch import nn
+from trajectory import record_steps
 
 from fusedopt.data import ImageData, Normalize, hold_out, make_hands
-from fusedopt.examples.tasks import TASKS, Task
 from fusedopt.gradients import capture
 from fusedopt.models import HandClassifier
-from fusedopt.training import RunFolder, make_optimizer, predict, record_steps
+from fusedopt.tasks import TASKS, Task
+from fusedopt.training import RunFolder, make_optimizer, predict
 
 pytest.importorskip("captum", reason="captum is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")

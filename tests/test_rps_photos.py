@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fusedopt.data import DataError, load_rps_photos, rps_photos
-from fusedopt.examples.tasks import TASKS
+from fusedopt.tasks import TASKS
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 REAL = os.environ.get("FUSEDOPT_DATA")

@@ -15,9 +15,9 @@ import torch
 from run_folders import config_of, make_run, network, small_hands
 
 from fusedopt.data import DataError, Normalize, hold_out, make_hands
-from fusedopt.examples.tasks import TASKS, Task
 from fusedopt.files import FileError
 from fusedopt.models import MODELS, HandClassifier
+from fusedopt.tasks import TASKS, Task
 from fusedopt.training import RunConfig, RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")

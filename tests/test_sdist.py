@@ -26,5 +26,5 @@ def test_the_archive_has_every_source_file(tmp_path: Path) -> None:
         if path.is_file() and path.suffix not in LEFT_OUT
     }
     assert wanted - packed == set()
-    assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile"} <= packed
+    assert {"setup.py", "build_backend.py", "pyproject.toml", "README.md", "LICENSE", "Makefile"} <= packed
     assert not any(Path(name).suffix in LEFT_OUT for name in packed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import BY_NAME, Case
-from ranks import gloo_group, run_ranks
+from ranks import environment, gloo_group, run_ranks
 
 import fusedopt
 from fusedopt.gradients import GradientNoise
@@ -145,3 +146,13 @@ def test_noise_and_records_are_those_of_one_process(ranks: dict, world: int, lay
 if __name__ == "__main__":
     folder = Path(sys.argv[2])
     _worker(int(sys.argv[1]), folder, int(folder.name.removeprefix("of")[0]))
+
+
+def test_dtensors_are_imported_by_those_who_use_them() -> None:
+    script = (
+        "import sys, torch, fusedopt; print('torch.distributed.tensor' in sys.modules)"  # torch's first step imports it
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True, timeout=120
+    )
+    assert result.stdout.strip() == "False"

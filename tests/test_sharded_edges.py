@@ -6,9 +6,7 @@ Each check runs on four gloo processes, all in one set of them.
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial as partial_of
@@ -19,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import BY_NAME
-from ranks import environment, gloo_group, run_ranks
+from ranks import run_ranks
 from torch import nn
 
 import fusedopt
@@ -29,7 +27,21 @@ from fusedopt.sharding import local
 if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("this torch has no gloo", allow_module_level=True)
 
-from sharded import compare, distance, everyone, layouts, partial, place, run, whole, whole_tensors
+from sharded import (
+    compare,
+    distance,
+    everyone,
+    is_as_one_process,
+    is_same_everywhere,
+    partial,
+    place,
+    run,
+    run_checks,
+    set_gradients,
+    switches_of,
+    whole,
+    whole_tensors,
+)
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 WORLD = 4
@@ -40,19 +52,6 @@ WITH_NORMS = ("sgd-clip-decay", "adamw-clip", "lamb-decay", "swats-clip", "swats
 def check(function: Callable[[dict[str, Any], int], None]) -> Callable[[dict[str, Any], int], None]:
     CHECKS[function.__name__] = function
     return function
-
-
-def is_same_everywhere(value: Any) -> bool:
-    values = everyone(value)
-    return all(other == values[0] for other in values)
-
-
-def switches_of(optimizer: Any) -> list[list[float]]:
-    return [group["switch"].tolist() for group in optimizer.param_groups if "switch" in group]
-
-
-def is_as_one_process(result: dict[str, Any]) -> bool:
-    return max(result["params"], result["states"], result["norm"], result["switch"]) < 2e-6
 
 
 @check
@@ -69,9 +68,7 @@ def a_gradient_is_missing_on_one_process(places: dict[str, Any], rank: int) -> N
         squares = sum(float(g.double().square().sum()) for g in grads)
         lost = sum(float(grads[i].chunk(WORLD)[1].double().square().sum()) for i in (0, 4))
         assert abs(norms[0] / math.sqrt(squares - lost) - 1) < 1e-6
-        assert is_same_everywhere(
-            (norms, [group["switch"].tolist() for group in optimizer.param_groups if "switch" in group])
-        )
+        assert is_same_everywhere((norms, switches_of(optimizer)))
         if rank == 1:
             assert params[0] not in optimizer.state
 
@@ -153,8 +150,7 @@ def overflow_on_one_process(places: dict[str, Any], rank: int) -> None:
             scaler.scale(torch.ones(()))
             for step in range(3):
                 before = [p.detach().to_local().clone() for p in params]
-                for i, (p, grad) in enumerate(zip(params, whole_tensors(step, scale=4.0), strict=True)):
-                    p.grad = place(grad, places[layout](i, grad))
+                set_gradients(params, step, places[layout], scale=4.0)
                 if step == 1 and rank == 3:
                     params[4].grad.to_local()[0, 0] = torch.inf
                 scaler.step(optimizer)
@@ -198,8 +194,7 @@ def states_that_are_placed_otherwise(places: dict[str, Any], rank: int) -> None:
     for p in params:
         state = optimizer.state[p]
         state["exp_avg"] = state["exp_avg"].redistribute(p.device_mesh, [Replicate()])
-    for i, (p, grad) in enumerate(zip(params, whole_tensors(1), strict=True)):
-        p.grad = place(grad, places["fsdp"](i, grad))
+    set_gradients(params, 1, places["fsdp"])
     optimizer.step()
     found = compare((optimizer, params, []), expected)
     assert is_as_one_process(found)
@@ -224,10 +219,7 @@ def versions_count(places: dict[str, Any], rank: int) -> None:
         optimizer, params, _ = run(fusedopt.LAMB, places["fsdp"], steps=1)
         tensors = [*params, *(optimizer.state[p]["exp_avg"] for p in params)]
         before = [(t._version, t._local_tensor._version) for t in tensors]
-        if native:
-            with fusedopt.native():
-                optimizer.step()
-        else:
+        with fusedopt.native() if native else nullcontext():
             optimizer.step()
         for t, (outer, inner) in zip(tensors, before, strict=True):
             assert t._version > outer
@@ -248,8 +240,7 @@ def parameters_that_are_sharded_anew_between_steps(places: dict[str, Any], rank:
                 optimizer.state[params[i]] = moved
         optimizer.param_groups[0]["params"], optimizer.param_groups[1]["params"] = params[:2], params[2:]
         for step in (2, 3):
-            for i, (p, grad) in enumerate(zip(params, whole_tensors(step), strict=True)):
-                p.grad = place(grad, places["hsdp"](i, grad))
+            set_gradients(params, step, places["hsdp"])
             optimizer.step()
         found = compare((optimizer, params, []), expected)
         assert is_as_one_process(found), (name, found)
@@ -341,8 +332,7 @@ def clip_grad_norm(places: dict[str, Any], rank: int) -> None:
     found, expected = [], []
     for clip, norms in ((fusedopt.clip_grad_norm_, found), (nn.utils.clip_grad_norm_, expected)):
         params = [nn.Parameter(place(p, places["fsdp"](i, p))) for i, p in enumerate(whole_tensors(-1))]
-        for i, (p, grad) in enumerate(zip(params, whole_tensors(0), strict=True)):
-            p.grad = place(grad, places["fsdp"](i, grad))
+        set_gradients(params, 0, places["fsdp"])
         norms += [whole(clip(params, 0.5)), *(whole(p.grad) for p in params)]
     assert max(map(distance, found, expected)) < 1e-6
 
@@ -363,39 +353,21 @@ def a_switch_survives_another_mesh(places: dict[str, Any], rank: int) -> None:
     make = BY_NAME["swats-switch-decay"].make
     folder = everyone(str(Path(sys.argv[2]) / "checkpoint"))[0]
 
-    def model_of(params: list[Any]) -> nn.Module:
-        return nn.ParameterList(params)
-
     expected = run(make, None)
     optimizer, params, _ = run(make, places["fsdp"], steps=2)
     assert optimizer.phase == ["sgd", "sgd"]
     values = [whole(p).detach() for p in params]
-    dcp.save({"optimizer": get_optimizer_state_dict(model_of(params), optimizer)}, checkpoint_id=folder)
+    dcp.save({"optimizer": get_optimizer_state_dict(nn.ParameterList(params), optimizer)}, checkpoint_id=folder)
     other = [nn.Parameter(place(v, places["2d"](i, v))) for i, v in enumerate(values)]
     fresh = make([{"params": other[:2]}, {"params": other[2:], "lr": 0.02}])
-    loaded = get_optimizer_state_dict(model_of(other), fresh)
+    loaded = get_optimizer_state_dict(nn.ParameterList(other), fresh)
     dcp.load({"optimizer": loaded}, checkpoint_id=folder)
-    set_optimizer_state_dict(model_of(other), fresh, loaded)
+    set_optimizer_state_dict(nn.ParameterList(other), fresh, loaded)
     assert fresh.phase == ["sgd", "sgd"]
     for step in (2, 3):
-        for i, (p, grad) in enumerate(zip(other, whole_tensors(step), strict=True)):
-            p.grad = place(grad, places["2d"](i, grad))
+        set_gradients(other, step, places["2d"])
         fresh.step()
     assert is_as_one_process(compare((fresh, other, []), expected))
-
-
-def _worker(rank: int, folder: Path) -> None:
-    results = {}
-    with gloo_group(rank, folder, WORLD):
-        places = layouts(WORLD)
-        for name, function in CHECKS.items():
-            try:
-                function(places, rank)
-                results[name] = ""
-            except Exception:
-                results[name] = traceback.format_exc()
-            torch.save(results, folder / f"{rank}.pt")
-            dist.barrier()
 
 
 @pytest.fixture(scope="module")
@@ -408,15 +380,5 @@ def test_edge(ranks: list[dict[str, str]], name: str) -> None:
     assert [result[name] for result in ranks] == [""] * WORLD
 
 
-def test_dtensors_are_imported_by_those_who_use_them() -> None:
-    script = (
-        "import sys, torch, fusedopt; print('torch.distributed.tensor' in sys.modules)"  # torch's first step imports it
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True, timeout=120
-    )
-    assert result.stdout.strip() == "False"
-
-
 if __name__ == "__main__":
-    _worker(int(sys.argv[1]), Path(sys.argv[2]))
+    run_checks(CHECKS, int(sys.argv[1]), Path(sys.argv[2]), WORLD)

@@ -8,7 +8,7 @@ import gpu
 import pytest
 import torch
 from cases import BY_NAME, Case
-from test_contract import each_class
+from pair import each_class
 from test_fallback import assert_identical, native_twin, paths_within_a_group, step_both
 from torch import Tensor, nn
 from torch.optim import Optimizer

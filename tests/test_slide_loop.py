@@ -9,8 +9,8 @@ import torch
 import vision
 
 from fusedopt.data import make_hands
-from fusedopt.examples.tasks import TASKS, Task
 from fusedopt.models import CNN2, HandClassifier
+from fusedopt.tasks import TASKS, Task
 from fusedopt.training import Settings, seeded
 
 pytestmark = pytest.mark.usefixtures("one_thread")

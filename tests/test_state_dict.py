@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BY_NAME, CASES, Case
-from test_contract import ONE_OF_EACH, Pair, counts_steps, each_class, make_params, make_twin, set_grads
+from cases import BY_NAME, CASES, ONE_OF_EACH, Case
+from pair import Pair, counts_steps, each_class, make_params, make_twin, set_grads
 from torch import Tensor, nn
 from torch.optim import Optimizer
 

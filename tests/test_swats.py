@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from cases import BF16, F16, F32, F64, dtype_id
+from pair import make_params
 from reference import ReferenceSWATS
-from test_contract import make_params
 from torch import Tensor, nn
 
 from fusedopt import SWATS, native

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cases import DTYPES, F64, dtype_id
-from test_contract import make_params
+from pair import make_params
 from test_swats import LARGE, OPTIONS, each_path, on, phases, set_grads, switch_of
 from torch import Tensor, nn
 

@@ -1,10 +1,11 @@
-"""The training loop, optimizers by name, and the timer."""
+"""The training loop, and optimizers by name."""
 
 import dataclasses
 import math
 
 import pytest
 import torch
+from trajectory import record_steps
 
 import fusedopt
 from fusedopt.data import make_hands
@@ -17,7 +18,6 @@ from fusedopt.training import (
     make_optimizer,
     optimizer_names,
     predict,
-    record_steps,
     seeded,
     train,
 )

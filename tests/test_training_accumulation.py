@@ -10,8 +10,8 @@ from training_runs import assert_same_weights, fit, written_out
 
 from fusedopt.data import make_hands
 from fusedopt.training.batches import parts
+from fusedopt.training.compute import Precision
 from fusedopt.training.distributed import ALONE, World
-from fusedopt.training.precision import Precision
 from fusedopt.training.step import Step
 
 pytestmark = pytest.mark.usefixtures("one_thread")

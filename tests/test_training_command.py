@@ -18,17 +18,20 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb", "torch.sgd"])
-def test_train_reports_accuracy_and_share_of_the_step(fashion, optimizer):
-    output = train(fashion, "--optimizer", optimizer, "--epochs", 2, "--batch-size", 20).stdout
+def test_train_reports_accuracy_and_share_of_the_step(fashion, tmp_path, optimizer):
+    options = ("--optimizer", optimizer, "--epochs", 2, "--batch-size", 20, "--out", tmp_path / "run")
+    output = train(fashion, *options).stdout
     assert "400 training and 50 test images" in output
     assert "epoch 2/2: loss" in output
     assert f"optimizer.step ({optimizer}: " in output
+    rows = RunFolder.open(tmp_path / "run").rows
     final = re.search(
-        r"test accuracy ([\d.]+) % after the last epoch, [\d.]+ % the best .*; ([\d.]+) % of the time",
+        r"test accuracy ([\d.]+) % after the last epoch, ([\d.]+) % the best .*; ([\d.]+) % of the time",
         output.splitlines()[-1],
     )
-    assert final is not None
-    assert 0 < float(final[2]) < 100
+    accuracies = [100 * row["test_accuracy"] for row in rows]
+    share = 100 * sum(row["step_seconds"] for row in rows) / sum(row["seconds"] for row in rows)
+    assert final.groups() == (f"{accuracies[-1]:.2f}", f"{max(accuracies):.2f}", f"{share:.1f}")
 
 
 def test_train_learns(fashion):
@@ -159,6 +162,23 @@ def test_held_out_images_are_told_from_test_images(fashion):
 def test_held_out_needs_a_share(fashion):
     output = plain(train(fashion, "--held-out", 1.5, code=2).stderr)
     assert "a share of 1.5 of 400 images leaves none" in output
+
+
+@pytest.mark.parametrize(
+    ("has", "slow"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"architecture": "x86_64", "amx_bf16": True}, False),
+        ({"architecture": "aarch64"}, False),  # has instructions of other names
+    ],
+)
+def test_bf16_without_instructions_is_said_to_be_slow(fashion, tmp_path, monkeypatch, has, slow):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    options = ("--epochs", 1, "--batch-size", 400, "--model", "mlp3", "--out", tmp_path / "run")
+    told = train(fashion, *options, "--amp", "bf16").stderr
+    text = "fusedopt: --amp bf16 on a cpu device without instructions for it: slower than without --amp\n"
+    assert told == (text if slow else "")
 
 
 def test_early_stopping_is_said(fashion):

@@ -157,7 +157,7 @@ def test_one_process_says_why_and_all_end(tmp_path, options, message):
     code, _, errors = _torchrun(tmp_path, *options)
     assert code == 1
     assert errors.count(message) == 1
-    assert "fusedopt/commands/train.py" not in errors  # a traceback there is of the launcher, which has seen the exits
+    assert "fusedopt/cli/train.py" not in errors  # a traceback there is of the launcher, which has seen the exits
 
 
 def test_leaving_the_group_does_not_hang():

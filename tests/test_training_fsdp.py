@@ -16,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from fusedopt import files
 from fusedopt.data import make_hands
 from fusedopt.models import HandClassifier
+from fusedopt.runs.checkpoint import read
+from fusedopt.runs.shards import whole
 from fusedopt.training import Checkpoint, Settings, make_optimizer, seeded, train
 from fusedopt.training.auto_lr import find_training_lr
-from fusedopt.training.checkpoint import read
 from fusedopt.training.distributed import World, parallel
-from fusedopt.training.sharded import whole
 
 if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("this torch has no gloo", allow_module_level=True)

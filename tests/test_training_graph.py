@@ -10,13 +10,13 @@ from torch import nn
 import fusedopt
 from fusedopt.data import compose, make_hands
 from fusedopt.models import HandClassifier
+from fusedopt.schedulers.named import Schedule
 from fusedopt.training import Settings, make_optimizer, seeded, train
 from fusedopt.training import graph as graphs
 from fusedopt.training.batches import parts
+from fusedopt.training.compute import Precision
 from fusedopt.training.distributed import ALONE, World
 from fusedopt.training.graph import GraphedStep, check_capture
-from fusedopt.training.precision import Precision
-from fusedopt.training.schedule import Schedule
 from fusedopt.training.step import Step
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,8 +6,7 @@ from command_line import train
 
 from fusedopt.gradients import History
 from fusedopt.training import Checkpoint
-from fusedopt.training.early_stopping import EarlyStopping
-from fusedopt.training.metrics import Metrics
+from fusedopt.training.metrics import EarlyStopping, Metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIONS = ("--capture", "--batch-size", 3)  # 134 steps an epoch: more than there are records of every step

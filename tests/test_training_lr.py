@@ -10,10 +10,10 @@ from training_runs import assert_same_weights, fit
 from fusedopt.data import make_hands
 from fusedopt.models import CNN2, HandClassifier
 from fusedopt.schedulers.gallery import GALLERY
+from fusedopt.schedulers.named import Schedule
 from fusedopt.schedulers.simulate import simulate
 from fusedopt.training import Settings, make_optimizer, seeded, train
 from fusedopt.training.auto_lr import find_training_lr
-from fusedopt.training.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,7 @@ import pytest
 from command_line import plain
 
 from fusedopt.data import make_hands
-from fusedopt.examples.tasks import TASKS, Task
+from fusedopt.tasks import TASKS, Task
 from fusedopt.training import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,7 +13,7 @@ from fusedopt.data import hold_out, load_fashion_mnist
 from fusedopt.models import GarmentClassifier
 from fusedopt.training import RunFolder, accuracy, auto_lr, make_optimizer, seeded
 from fusedopt.training.auto_lr import find_training_lr
-from fusedopt.training.early_stopping import EarlyStopping
+from fusedopt.training.metrics import EarlyStopping
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

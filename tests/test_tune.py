@@ -12,8 +12,8 @@ import torch
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 
 from fusedopt.data import hold_out, make_hands  # noqa: E402
-from fusedopt.examples.tasks import TASKS, Task  # noqa: E402
 from fusedopt.files import FileError  # noqa: E402
+from fusedopt.tasks import TASKS, Task  # noqa: E402
 from fusedopt.tuning import METHODS, Search, finished, make_space, open_study, run, search  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")

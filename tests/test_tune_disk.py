@@ -11,8 +11,8 @@ from sqlalchemy import event  # noqa: E402, optuna brings it
 from sqlalchemy.engine import Engine  # noqa: E402
 
 from fusedopt.data import make_hands  # noqa: E402
-from fusedopt.examples.tasks import TASKS, Task  # noqa: E402
 from fusedopt.files import FileError  # noqa: E402
+from fusedopt.tasks import TASKS, Task  # noqa: E402
 from fusedopt.tuning import Search, finished, make_space, open_study, search  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")

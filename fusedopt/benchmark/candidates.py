@@ -25,7 +25,7 @@ from fusedopt.benchmark.implementations import (
 )
 from fusedopt.benchmark.rivals import rivals
 from fusedopt.benchmark.subjects import Subject
-from fusedopt.optim._fused import FusedStep
+from fusedopt.optim import FusedStep
 from fusedopt.replacement import REPLACEMENTS, torchs_own
 from fusedopt.sharding import is_dtensor
 

@@ -67,9 +67,9 @@ class OptimizerCase:
 
 
 def _fusedopt(class_name: str, options: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
-    import fusedopt
+    from fusedopt import optim
 
-    optimizer: Optimizer = getattr(fusedopt, class_name)(parameters, **options)
+    optimizer: Optimizer = getattr(optim, class_name)(parameters, **options)
     return optimizer
 
 
@@ -95,9 +95,9 @@ def clipping(optimizer: Optimizer, parameters: Sequence[torch.nn.Parameter], lim
 
 def _plain(class_name: str, options: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
     """What stands in for torch's for-loop: the plain PyTorch one that fusedopt falls back to."""
-    import fusedopt
+    from fusedopt import optim
 
-    return plain(getattr(fusedopt, class_name))(parameters, **options)
+    return plain(getattr(optim, class_name))(parameters, **options)
 
 
 def plain(cls: type[Optimizer]) -> type[Optimizer]:

@@ -23,9 +23,10 @@ def machine(threads: int | None = None, with_ours: bool = True) -> dict[str, Any
         "torch ISA": torch.backends.cpu.get_cpu_capability(),
     }
     if with_ours:
-        import fusedopt  # Here, so that the GPU benchmark can be begun before the package is built.
+        # Here, so that the GPU benchmark can be begun before the package is built.
+        from fusedopt.installation import info
 
-        description["fusedopt"] = fusedopt.info()
+        description["fusedopt"] = info()
     return description
 
 

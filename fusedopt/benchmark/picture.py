@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
 
 from fusedopt.benchmark.implementations import OURS
-from fusedopt.benchmark.results import Comparison, Measured
 from fusedopt.benchmark.timing import Spread
 from fusedopt.benchmark.words import duration, label, unit
+
+if TYPE_CHECKING:
+    from fusedopt.benchmark.results import Comparison, Measured
 
 _COLORS = {OURS: "#1f6fb4", "for-loop": "#c9c9c9", "foreach": "#9a9a9a", "fused": "#6b6b6b"}
 _OTHERS = "#c98a5a"

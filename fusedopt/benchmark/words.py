@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fusedopt.benchmark.implementations import NATIVE, OURS
-from fusedopt.benchmark.results import Comparison, Measured
+
+if TYPE_CHECKING:
+    from fusedopt.benchmark.results import Comparison, Measured
 
 LABELS = {OURS: OURS, **{name: f"PyTorch {name}" for name in NATIVE}}
 NOT_TORCHS = ("LAMB", "SWATS", "DBD", "DBD-momentum", "DeltaBarDelta")

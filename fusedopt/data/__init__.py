@@ -3,6 +3,7 @@
 from fusedopt.data.augmentations import AUGMENTATIONS, Augmentation, Compose, compose, make_augmentation
 from fusedopt.data.cifar10 import load_cifar10
 from fusedopt.data.fashion_mnist import load_fashion_mnist
+from fusedopt.data.folder import ImageFolder, find_images
 from fusedopt.data.hands import draw_hands, make_hands
 from fusedopt.data.image_files import read_image
 from fusedopt.data.images import DataError, ImageData, Normalize, hold_out
@@ -21,10 +22,12 @@ __all__ = [
     "DataError",
     "ImageData",
     "ImageFiles",
+    "ImageFolder",
     "Normalize",
     "channel_statistics",
     "compose",
     "draw_hands",
+    "find_images",
     "hold_out",
     "load_cifar10",
     "load_fashion_mnist",

@@ -2,6 +2,8 @@
 
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
 https://www.cs.toronto.edu/~kriz/cifar.html (the python version).
+
+Not torchvision's, for the reasons in `fashion_mnist`.
 """
 
 from __future__ import annotations

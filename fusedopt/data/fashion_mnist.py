@@ -2,6 +2,9 @@
 
 Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms",
 2017, https://github.com/zalandoresearch/fashion-mnist.
+
+Not torchvision's: each of its versions belongs to one of torch's, and its class unpacks into the user's folder what is
+read in place here, as one tensor, with errors that name the file.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fusedopt.data.images import DataError
+from fusedopt.extras import named_if_missing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,7 +50,8 @@ def read_image(
             range is unknown; or the number of channels is another.
         ModuleNotFoundError: Pillow is not installed.
     """
-    from PIL import Image, ImageOps
+    with named_if_missing():
+        from PIL import Image, ImageOps
 
     name = str(file) if name is None else name
     if channels not in _MODES:
@@ -70,7 +72,8 @@ def open_image(file: Path | str | IO[bytes], name: str, advice: str = _ADVICE) -
     Raises:
         DataError: see `read_image`.
     """
-    from PIL import Image, UnidentifiedImageError
+    with named_if_missing():
+        from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():

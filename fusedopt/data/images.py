@@ -34,6 +34,12 @@ class ImageData:
     test_images: Tensor
     test_labels: Tensor
 
+    def __repr__(self) -> str:
+        """What it is, without the images."""
+        counts = f"{len(self.train_images):,} training and {len(self.test_images):,} test images"
+        shape = "x".join(map(str, self.train_images.shape[1:]))
+        return f"ImageData({self.name!r}: {counts} of {shape}, {len(self.classes)} classes)"
+
 
 class Normalize:
     """Turns uint8 images into float32 ones with mean 0 and standard deviation 1 per channel.

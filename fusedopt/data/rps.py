@@ -34,26 +34,36 @@ ADVICE = "fetch it again"
 class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
     """Image files in one folder per class, decoded and resized when asked for: for sets that do not fit into memory.
 
-    An item is a uint8 [3, size, size] image, as `fusedopt.data.read_image` reads it, and its int64 label, the index of
-    its folder in `classes`. The files are in order of class, then of name. Needs Pillow.
+    An item is a uint8 [channels, size, size] image, as `fusedopt.data.read_image` reads it, and its int64 label, the
+    index of its folder in `classes`. The files are in order of class, then of name. Needs Pillow.
 
     Args:
         folder: holds the folders of the classes; other files and folders there are ignored, and so are hidden files and
             folders among the images.
         classes: names of the folders.
         size: the images are resized to, bilinear with antialiasing.
+        channels: 3, or 1 to make them grey.
+        advice: what an error says to do about a file that cannot be read.
 
     Raises:
         DataError: a folder is missing or holds no images.
     """
 
-    def __init__(self, folder: Path | str, classes: Iterable[str], size: int) -> None:
-        folder, self.size = Path(folder), size
+    def __init__(
+        self, folder: Path | str, classes: Iterable[str], size: int, *, channels: int = 3, advice: str = ADVICE
+    ) -> None:
+        folder = self._folder = Path(folder)
+        self.size, self._channels, self._advice = size, channels, advice
         self.files: list[tuple[Path, int]] = []
         for label, name in enumerate(classes):
             if not (folder / name).is_dir():
                 raise DataError(f"{folder / name}: no such folder; each class has a folder with its images there")
             self.files += [(path, label) for path in image_paths(folder / name)]
+
+    def __repr__(self) -> str:
+        """How many there are, and where."""
+        classes = len({label for _, label in self.files})
+        return f"ImageFiles({self._folder}: {len(self.files):,} images of {classes} classes, size {self.size})"
 
     def __len__(self) -> int:
         return len(self.files)
@@ -65,10 +75,10 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
             DataError: the file cannot be read.
         """
         path, label = self.files[index]
-        return read_image(path, 3, self.size, advice=ADVICE), torch.tensor(label)
+        return read_image(path, self._channels, self.size, advice=self._advice), torch.tensor(label)
 
     def load(self) -> tuple[Tensor, Tensor]:
-        """Returns all images uint8 [N, 3, size, size] and labels int64 [N]."""
+        """Returns all images uint8 [N, channels, size, size] and labels int64 [N]."""
         images, labels = zip(*(self[i] for i in range(len(self))), strict=True)
         return torch.stack(images), torch.stack(labels)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
 from torch import Tensor
 
 from fusedopt.data import AUGMENTATIONS, ImageData, make_augmentation
+from fusedopt.extras import named_if_missing
+
+with named_if_missing():
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
 
 _COLUMNS = 10
 

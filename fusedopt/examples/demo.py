@@ -13,8 +13,8 @@ from fusedopt.data import ImageData, Normalize, make_hands
 from fusedopt.examples.figures import plot_training
 from fusedopt.models import HandClassifier
 from fusedopt.reports import write_report
+from fusedopt.runs.folder import make_folder
 from fusedopt.training import OPTIMIZERS, Epoch, RunConfig, RunFolder, make_optimizer, predict, seeded, train
-from fusedopt.training.run import make_folder
 
 _BATCH_SIZE = 32
 

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from matplotlib.figure import Figure, SubFigure  # without pyplot: nothing global changes, and no display is needed
 from torch import Tensor
 
+from fusedopt.extras import named_if_missing
 from fusedopt.reports import write_picture
 from fusedopt.training import Epoch
+
+with named_if_missing():
+    from matplotlib.figure import Figure, SubFigure  # without pyplot: nothing global changes, and no display is needed
 
 _OURS = "#1f6fb4"
 _SHEET_ROWS, _SHEET_COLUMNS = 4, 6

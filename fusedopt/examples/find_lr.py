@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
 from torch import Tensor, nn
 
 from fusedopt import models
 from fusedopt.data import ImageData, Normalize
+from fusedopt.extras import named_if_missing
 from fusedopt.lr_finder import LRFinderResult, find_lr
 from fusedopt.lr_finder.sweep import Progress
 from fusedopt.training import batches, make_optimizer, seeded
 from fusedopt.training.batches import Batch, batch_sizes
+
+with named_if_missing():
+    from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
 
 
 def _by_name(name: str) -> Callable[[ImageData], nn.Module]:
@@ -143,13 +145,9 @@ def in_options(text: str) -> str:
     return text
 
 
-def draw(result: LRFinderResult, title: str, path: Path) -> None:
-    """Writes the picture of a range test.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+def draw(result: LRFinderResult, title: str) -> Figure:
+    """Returns the picture of a range test."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = result.plot(figure.subplots())
     axes.set_title(title if not axes.get_title() else f"{title}\n{axes.get_title()}", fontsize=11)
-    figure.savefig(path, dpi=110)
+    return figure

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 import fusedopt
 from fusedopt.averages import ewma, moving_average
 from fusedopt.data import load_fashion_mnist, make_hands
+from fusedopt.extras import named_if_missing
 from fusedopt.gradients import capture
 from fusedopt.models import GarmentClassifier, HandClassifier
 from fusedopt.optim.sgd import MomentumForm
 from fusedopt.training import OPTIMIZERS, make_optimizer, seeded, train
+
+with named_if_missing():
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TEMPERATURES = (
     (5, 11, 15, 6, 5, 3, 3, 0, 0, 3, 4, 2, 1, -1, -2, 2, 2, -2, -1, -1, 3, 4, -1, 2, 6, 4, 9, 11, 9, -2)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fusedopt.data import Augmentation, Compose, ImageData, Normalize, hold_out, make_augmentation
-from fusedopt.examples.tasks import TASKS
 from fusedopt.models import CNN2, MLP3, GarmentClassifier, ResNet9
+from fusedopt.tasks import TASKS
 from fusedopt.training import Epoch, Settings, make_loss, make_optimizer, predict, seeded, train
 
 

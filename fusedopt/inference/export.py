@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from fusedopt import files
 from fusedopt.data import Normalize
+from fusedopt.extras import named_if_missing
 from fusedopt.files import FileError
+from fusedopt.runs.folder import make_folder
 from fusedopt.training import RunFolder
-from fusedopt.training.run import make_folder
 
 _WHITE = 255
 _RELATIVE = 1e-4  # float32 sums in another order differ by about a tenth of that
@@ -86,9 +87,10 @@ def export_onnx(run: RunFolder, path: Path | str, dtype: torch.dtype = torch.uin
         ModuleNotFoundError: onnx, onnxscript or onnxruntime is not installed.
     """
     path = Path(path)
-    import onnx
-    import onnxruntime
-    import onnxscript  # noqa: F401, what torch's exporter needs
+    with named_if_missing():
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401, what torch's exporter needs
 
     model, example, dynamic = _prepare(run, dtype)
     with warnings.catch_warnings():

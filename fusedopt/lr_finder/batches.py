@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 if TYPE_CHECKING:
-    from fusedopt.training.sampler import ResumableSampler
+    from fusedopt.runs.sampler import ResumableSampler
 
 BatchFn = Callable[[Any], tuple[Any, Any]]
 """Turns what a loader yields into inputs for the model and labels for the criterion."""
@@ -173,7 +173,7 @@ def _next_epoch(loader: Any) -> Iterator[Any]:
 def _resumable_sampler(loader: Any) -> ResumableSampler | None:
     for sampler in (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)):
         if hasattr(sampler, "advance"):
-            from fusedopt.training.sampler import ResumableSampler  # with whose package comes more than is needed here
+            from fusedopt.runs.sampler import ResumableSampler  # with whose package comes more than is needed here
 
             if isinstance(sampler, ResumableSampler):
                 return sampler

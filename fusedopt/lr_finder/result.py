@@ -59,6 +59,16 @@ class LRFinderResult:
             list(group_scales),
         )
 
+    def __repr__(self) -> str:
+        """What was tried and what is suggested, without the curve."""
+        tried = f"{len(self.lrs)} learning rates"
+        tried += f" from {self.lrs[0]:.2e} to {self.lrs[-1]:.2e}" if self.lrs else ""
+        try:
+            suggested = f"{self.suggestion:.2e}"
+        except ValueError:
+            suggested = "none"
+        return f"LRFinderResult({tried}: {self.stopped}; suggestion: {suggested} ({self.method}))"
+
     def suggest(self, method: str) -> float:
         """The suggestion of one method, see `suggest_lr`.
 

@@ -72,7 +72,8 @@ class DropBlock(nn.Module):
     is scaled up by the share that is, over the batch.
 
     Source: Ghiasi et al., "DropBlock: A regularization method for convolutional networks", 2018,
-    https://arxiv.org/abs/1810.12890; the numbers are those of `torchvision.ops.drop_block2d`.
+    https://arxiv.org/abs/1810.12890; the numbers are those of `torchvision.ops.drop_block2d`,
+    of which each version belongs to one of torch's.
 
     Args:
         p: share of the features that is dropped, 0 to 1, on average and not counting that blocks overlap.

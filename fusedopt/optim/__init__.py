@@ -29,6 +29,7 @@ else:  # whatever the installed version has
     globals().update({name: getattr(torch.optim, name) for name in torch.optim.__all__})
 
 from fusedopt.optim._explanation import Explanation
+from fusedopt.optim._fused import FusedStep as FusedStep  # not torch's, so not among the names
 from fusedopt.optim._fused import native
 from fusedopt.optim.adagrad import Adagrad
 from fusedopt.optim.adam import Adam, AdamW

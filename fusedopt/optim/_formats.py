@@ -131,7 +131,7 @@ def in_float32(optimizer: FusedStep, groups: list[dict[str, Any]]) -> Iterator[l
 
 
 def memory(optimizer: Optimizer) -> dict[str, int]:
-    """Bytes that the parameters of an optimizer, their gradients and their states take on this process."""
+    """Bytes on this process: of the parameters, of their gradients, and of the states by their names."""
     size: Callable[[Tensor], int] = lambda t: local(t).nbytes  # noqa: E731
     params = [p for group in optimizer.param_groups for p in group["params"] if not is_lazy(p)]
     total = {"parameters": sum(map(size, params))}

@@ -19,7 +19,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from fusedopt import _C
-from fusedopt.optim._explanation import Explanation, explain
+from fusedopt.optim._explanation import explain
 from fusedopt.optim._formats import check_state_dtype, memory, store
 from fusedopt.optim._options import Options
 from fusedopt.optim._processes import is_partition, refuse_partition
@@ -103,9 +103,7 @@ class FusedStep(Options):
             return self._grad_norm.to(device, dtype, copy=True)
         return torch.tensor(self._grad_norm, dtype=dtype, device=device)
 
-    def explain(self) -> list[Explanation]:
-        """For every parameter, the path it took in the last step and the reason."""
-        return explain(self)
+    explain = explain
 
     def bytes_per_step(self) -> int:
         """Bytes that the last step's fused path has to read and write at least, by the declarations of its rules."""
@@ -114,9 +112,7 @@ class FusedStep(Options):
         late = [self._is_late(group) for group in self.param_groups]
         return self._plan.bytes_per_step(self.defaults["max_grad_norm"] is not None, late)
 
-    def memory(self) -> dict[str, int]:
-        """Bytes on this process: of the parameters, of their gradients, and of the states by their names."""
-        return memory(self)
+    memory = memory
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, which spends most of its time on telling the profiler: here it is told only when it listens."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fusedopt import _C, sharding
+from fusedopt.optim._plain import check_size
 from fusedopt.optim._scaling import Scaling, Scalings, gradient_scale
 from fusedopt.optim._shards import Domains, params_of, placed
 from fusedopt.optim._torch import (
-    check_size,
     look_again,
     new_states,
     refuse_capturable,

@@ -12,8 +12,8 @@ from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
+from fusedopt.optim._plain import PlainOptimizer, check_numbers, number, scalar
 from fusedopt.optim._processes import Spread, refuse_merged
-from fusedopt.optim._torch import PlainOptimizer, check_numbers, number, scalar
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -10,7 +10,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
-from fusedopt.optim._torch import PlainOptimizer, scalar
+from fusedopt.optim._plain import PlainOptimizer, scalar
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -12,8 +12,8 @@ from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
+from fusedopt.optim._plain import PlainOptimizer, check_numbers, number, real, scalar
 from fusedopt.optim._processes import Spread
-from fusedopt.optim._torch import PlainOptimizer, check_numbers, number, real, scalar
 from fusedopt.sharding import is_dtensor
 
 if TYPE_CHECKING:

@@ -1,10 +1,13 @@
 """Reports on a finished run: pictures, numbers and a page that holds them all; see `write_report`."""
 
-from fusedopt.reports.attributions import attribute, pick_wrong, plot_attributions
-from fusedopt.reports.evaluation import Evaluation, evaluate
-from fusedopt.reports.figures import plot_class_accuracy, plot_confusion, plot_curves
-from fusedopt.reports.layers import plot_activations, plot_filters
-from fusedopt.reports.report import write_picture, write_report
+from fusedopt.extras import named_if_missing
+
+with named_if_missing():
+    from fusedopt.reports.attributions import attribute, pick_wrong, plot_attributions
+    from fusedopt.reports.evaluation import Evaluation, evaluate
+    from fusedopt.reports.figures import plot_class_accuracy, plot_confusion, plot_curves
+    from fusedopt.reports.layers import plot_activations, plot_filters
+    from fusedopt.reports.report import write_picture, write_report
 
 __all__ = [
     "Evaluation",

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fusedopt.data import ImageData, Normalize
+from fusedopt.extras import named_if_missing
 from fusedopt.reports.evaluation import Evaluation
 from fusedopt.reports.layers import convolutions, feature_maps, find_layer
 
@@ -41,7 +42,8 @@ def attribute(model: nn.Module, images: Tensor, targets: Tensor, layer: str | No
         ValueError: there is no such layer, or its output is no feature map.
         ModuleNotFoundError: captum is not installed.
     """
-    from captum.attr import LayerAttribution, LayerGradCam, Saliency
+    with named_if_missing():
+        from captum.attr import LayerAttribution, LayerGradCam, Saliency
 
     layer = layer or next(reversed(convolutions(model)), None)
     if layer is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusedopt.data import ImageData, Normalize
+from fusedopt.extras import named_if_missing
 from fusedopt.training import predict
 
 
@@ -59,7 +60,8 @@ def evaluate(model: nn.Module, data: ImageData, normalize: Normalize) -> Evaluat
         ValueError: there are no test images.
         ModuleNotFoundError: torchmetrics is not installed.
     """
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
+    with named_if_missing():
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     if not len(data.test_labels):
         raise ValueError(f"{data.name} holds no test images")

@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 from torch.optim import Optimizer
-from typing_extensions import override  # a requirement of torch
+from typing_extensions import override
 
 from fusedopt.schedulers.arguments import above_zero, at_least, fraction
 from fusedopt.schedulers.closed_form import LR, ClosedFormLR

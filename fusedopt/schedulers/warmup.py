@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from typing_extensions import override  # a requirement of torch
+from typing_extensions import override
 
 from fusedopt.schedulers.arguments import at_least, fraction, one_of, start_factor_in_range
 from fusedopt.schedulers.closed_form import LR, ClosedFormLR, check_state, set_lrs

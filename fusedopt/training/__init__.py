@@ -1,20 +1,25 @@
 """A training loop for small in-memory data sets, and optimizers by name."""
 
+import sys
+
+from fusedopt.runs import checkpoint
+from fusedopt.runs.checkpoint import Checkpoint, Position
+from fusedopt.runs.config import RunConfig
+from fusedopt.runs.epoch import Epoch
+from fusedopt.runs.folder import RunFolder
+from fusedopt.runs.sampler import ResumableSampler
 from fusedopt.training.batches import batches, seeded
-from fusedopt.training.checkpoint import Checkpoint, Position
-from fusedopt.training.compiled import CompileError
+from fusedopt.training.compute import CompileError
 from fusedopt.training.ema import ExponentialAverage
-from fusedopt.training.epoch import Epoch
 from fusedopt.training.evaluate import accuracy, evaluate, predict
 from fusedopt.training.loop import train
 from fusedopt.training.losses import LOSSES, make_loss
 from fusedopt.training.optimizers import OPTIMIZERS, make_optimizer, optimizer_names
 from fusedopt.training.progress import ProgressBar
-from fusedopt.training.run import RunFolder
-from fusedopt.training.run_config import RunConfig
-from fusedopt.training.sampler import ResumableSampler
 from fusedopt.training.settings import Settings
-from fusedopt.training.trajectory import Trajectory, record_steps
+
+# `fusedopt.training.checkpoint.read` has been public from the first.
+sys.modules[f"{__name__}.checkpoint"] = checkpoint
 
 __all__ = [
     "LOSSES",
@@ -29,7 +34,6 @@ __all__ = [
     "RunConfig",
     "RunFolder",
     "Settings",
-    "Trajectory",
     "accuracy",
     "batches",
     "evaluate",
@@ -37,7 +41,6 @@ __all__ = [
     "make_optimizer",
     "optimizer_names",
     "predict",
-    "record_steps",
     "seeded",
     "train",
 ]

@@ -23,21 +23,18 @@ from torch.optim import Optimizer
 from fusedopt.data.augmentations import Augmentation
 from fusedopt.data.images import ImageData, Normalize
 from fusedopt.data.loader import BatchLoader, BatchTransform
+from fusedopt.runs.checkpoint import Checkpoint
+from fusedopt.runs.epoch import Epoch
+from fusedopt.runs.sampler import ResumableSampler
+from fusedopt.schedulers.named import Schedule
 from fusedopt.training.batches import Batch, Loss, batch_sizes, parts
-from fusedopt.training.checkpoint import Checkpoint
-from fusedopt.training.compiled import compile_errors
+from fusedopt.training.compute import Precision, compile_errors, without_onednn
 from fusedopt.training.distributed import World
-from fusedopt.training.early_stopping import EarlyStopping
 from fusedopt.training.ema import ExponentialAverage, ShardedAverage
-from fusedopt.training.epoch import Epoch
 from fusedopt.training.evaluate import device_of, evaluate
 from fusedopt.training.graph import GraphedStep, check_capture
-from fusedopt.training.metrics import Metrics, Stopwatch
-from fusedopt.training.onednn import without_onednn
-from fusedopt.training.precision import Precision
+from fusedopt.training.metrics import EarlyStopping, Metrics, Stopwatch
 from fusedopt.training.progress import Progress
-from fusedopt.training.sampler import ResumableSampler
-from fusedopt.training.schedule import Schedule
 from fusedopt.training.settings import PLAIN, Settings
 from fusedopt.training.sharded import check_settings, check_sharded, is_sharded
 from fusedopt.training.step import Step

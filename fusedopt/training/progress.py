@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 from typing import Any, TextIO
 
+from fusedopt.extras import named_if_missing
 from fusedopt.training.batches import Batch
 from fusedopt.training.metrics import Metrics
 
@@ -25,7 +26,8 @@ class ProgressBar:
     """
 
     def __init__(self, interval: float = 0.5, file: TextIO | None = None) -> None:
-        from tqdm import tqdm
+        with named_if_missing():
+            from tqdm import tqdm
 
         self._interval = interval
         self._options: dict[str, Any] = {"file": file, "disable": None if file is None else False, "mininterval": 0}

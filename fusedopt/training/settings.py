@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fusedopt.schedulers.gallery import GALLERY
-from fusedopt.training.precision import DTYPES
+from fusedopt.training.compute import DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)

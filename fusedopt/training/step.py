@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from fusedopt.gradients import clip_grad_norm_
 from fusedopt.training.batches import Loss, Part
-from fusedopt.training.precision import Precision
+from fusedopt.training.compute import Precision
 from fusedopt.training.sharded import is_sharded
 
 

@@ -24,8 +24,8 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from fusedopt.data import ImageData
-from fusedopt.examples.tasks import find_task
 from fusedopt.files import FileError, locked
+from fusedopt.tasks import find_task
 from fusedopt.training import make_optimizer, seeded, train
 from fusedopt.training.batches import batch_sizes
 from fusedopt.tuning.space import Space, suggest
@@ -43,7 +43,7 @@ class Search:
     """What is searched, and how.
 
     Attributes:
-        dataset: a name in `fusedopt.examples.tasks`.
+        dataset: a name in `fusedopt.tasks`.
         model: a name in `fusedopt.models`; None is the data set's own.
         method: one of `METHODS`. `bayes` is the tree-structured Parzen estimator, `genetic` NSGA-II; `halving` draws at
             random and `hyperband` with `bayes`, and both stop after any epoch what is behind the others.

@@ -1,0 +1,76 @@
+"""States in other mappings than dictionaries, without any, and of other dtypes."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import pytest
+import torch
+from cases import Case
+from pair import Pair, each_class, make_params, set_grads
+from torch import Tensor
+
+import fusedopt
+
+
+class Spy(dict[str, Any]):
+    """A dict in which torch finds something else than its entries."""
+
+    def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
+        return value + 1 if key == "step" else value
+
+
+@each_class
+@pytest.mark.parametrize("kind", [collections.UserDict, collections.OrderedDict, collections.ChainMap, Spy])
+def test_states_in_other_mappings(case: Case, kind: type[Any]) -> None:
+    if kind is Spy and case.cls is fusedopt.SWATS:
+        pytest.skip("its reference does not ask for entries in the same way")
+    pair = Pair(case)
+    pair.step(0)
+    for opt, params in pair:
+        for p in params:
+            opt.state[p] = kind(opt.state[p])
+    for i in range(1, 4):
+        pair.step(i)
+    fused = kind is collections.OrderedDict
+    assert {e.path for e in pair.ours.explain()} == {"fused" if fused else "torch"}
+
+
+@each_class
+def test_an_empty_mapping_as_state(case: Case) -> None:
+    pair = Pair(case)
+    for opt, params in pair:
+        for p in params:
+            opt.state[p] = collections.UserDict(opt.state.get(p, {}))
+    for i in range(3):
+        pair.step(i)
+
+
+def test_a_class_that_makes_no_states_is_left_to_torch() -> None:
+    class Forgetful(fusedopt.AdamW):
+        def _init_states(self, group: dict[str, Any], params: list[Tensor]) -> None:
+            pass
+
+    params = make_params()
+    opt = Forgetful(params)
+    before = [p.detach().clone() for p in params]
+    set_grads(params, 0)
+    opt.step()
+    assert all((p != q).all() for p, q in zip(params, before, strict=True))
+    assert {e.path for e in opt.explain()} == {"torch"}
+    opt.step()
+    assert {e.path for e in opt.explain()} == {"fused"}
+
+
+def test_a_step_count_of_eight_bytes_is_one_to_its_last_byte() -> None:
+    params = make_params([(3,), (3,)])
+    opt = fusedopt.AdamW(params)
+    set_grads(params, 0)
+    opt.step()
+    memory = torch.zeros(2)
+    opt.state[params[0]]["step"] = memory.view(torch.float64)[0]
+    opt.state[params[1]]["step"] = memory[1]
+    opt.step()
+    assert {e.path for e in opt.explain()} == {"torch"}
