@@ -100,7 +100,7 @@ def test_no_circle_between_modules() -> None:
 
 @pytest.mark.parametrize("module", FILES)
 def test_private_names_stay_at_home(module: str) -> None:
-    """What begins with an underscore is used in its own package only; the extension, and what is known of it, is everybody's."""
+    """What begins with an underscore is used in its own package only, but for the extension and what is known of it."""
     here = package_of(module)
     taken = {
         f"{other}: {name}"

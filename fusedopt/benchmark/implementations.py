@@ -102,10 +102,10 @@ def _plain(class_name: str, options: Mapping[str, Any], parameters: Sequence[tor
 
 def plain(cls: type[Optimizer]) -> type[Optimizer]:
     """A class of ours whose steps take torch's path."""
-    import fusedopt
+    from fusedopt import optim
 
     def step(self: Optimizer, closure: Any = None) -> Any:
-        with fusedopt.native():
+        with optim.native():
             return cls.step(self, closure)
 
     return type(f"Plain{cls.__name__}", (cls,), {"step": step})

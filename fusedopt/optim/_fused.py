@@ -36,8 +36,7 @@ from fusedopt.optim._torch import (
     torch_step,
 )
 
-# Function modes that need not see a step: a default device says where tensors are made.
-_BLIND: set[type] = {DeviceContext}
+_BLIND: set[type] = {DeviceContext}  # function modes that need not see a step: it says where tensors are made
 _REASONS = _C.REASONS
 _native: ContextVar[bool] = ContextVar("fusedopt_native", default=os.environ.get("FUSEDOPT_DISABLE") == "1")
 
