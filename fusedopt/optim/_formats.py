@@ -46,7 +46,7 @@ def elementwise(param: Tensor, state: dict[str, Any]) -> dict[str, Tensor]:
     return {
         name: value
         for name, value in state.items()
-        if name != "step" and isinstance(value, Tensor) and value.is_floating_point() and value.shape == param.shape
+        if name != "step" and isinstance(value, Tensor) and value.dtype.is_floating_point and value.shape == param.shape
     }
 
 
@@ -82,7 +82,7 @@ def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, dtype: 
         return
     for name, value in elementwise(param, state).items():
         original = saved.get(name)
-        same = isinstance(original, Tensor) and original.shape == value.shape and original.is_floating_point()
+        same = isinstance(original, Tensor) and original.shape == value.shape and original.dtype.is_floating_point
         state[name] = (original.to(value.device) if same else value).to(dtype)  # type: ignore[union-attr]
 
 
