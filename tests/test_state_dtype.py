@@ -208,6 +208,7 @@ def test_a_group_has_a_dtype_of_its_own() -> None:
     give_gradients([embedding, weight], 0)
     opt.step()
     assert [opt.state[p]["exp_avg"].dtype for p in (embedding, weight)] == [F32, BF16]
+    assert [e.reason.endswith(", states in float32") for e in opt.explain()] == [True, False]
     assert opt.memory() == {
         "parameters": 2 * (36 + 16),
         "gradients": 2 * (36 + 16),

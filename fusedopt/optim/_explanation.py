@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fusedopt import _C
+from fusedopt.optim._formats import elementwise
 from fusedopt.sharding import describe, is_dtensor
 
 if TYPE_CHECKING:
@@ -41,10 +42,16 @@ def explain(optimizer: FusedStep) -> list[Explanation]:
         idle = reason in (_C.REASONS["NoGradient"], _C.REASONS["NoStepYet"])
         path = "none" if idle else "torch" if reason else "fused"
         name = names[i] if names else None
-        text = reason or f"rule {optimizer._torch_class.__name__.removeprefix('_Torch').removeprefix('_')}, {_where(p)}"
+        rule = optimizer._torch_class.__name__.removeprefix("_Torch").removeprefix("_")
+        text = reason or f"rule {rule}, {_where(p)}{_stored(p, optimizer.state.get(p, {}))}"
         shape = () if is_lazy(p) else tuple(p.shape)
         explanations.append(Explanation(g, i, name, shape, p.dtype, path, text))
     return explanations
+
+
+def _stored(param: Tensor, state: dict[str, Any]) -> str:
+    dtypes = sorted({str(v.dtype).removeprefix("torch.") for v in elementwise(param, state).values()})
+    return "" if dtypes in ([], [str(param.dtype).removeprefix("torch.")]) else f", states in {' and '.join(dtypes)}"
 
 
 def _where(param: Tensor) -> str:
