@@ -55,13 +55,13 @@ def torch_step(
     selected = _select(optimizer, indices, every_group)
     if not selected:
         return
-    groups = [{**group, "params": params} for group, params in selected]
-    for group in groups:
-        if group.get("fused") and not all(_alike(p, optimizer.state.get(p, {})) for p in group["params"]):
-            group["fused"] = False
     with contextlib.ExitStack() as undo:
-        if guarded:
+        if guarded:  # which has SWATS bring its switch to where the parameters are: before the groups are copied
             undo.enter_context(restored_if_refused(optimizer, indices, every_group))
+        groups = [{**group, "params": params} for group, params in selected]
+        for group in groups:
+            if group.get("fused") and not all(_alike(p, optimizer.state.get(p, {})) for p in group["params"]):
+                group["fused"] = False
         groups = undo.enter_context(in_float32(optimizer, groups))
         if scale != 1:
             for p in (p for group in groups for p in group["params"]):
