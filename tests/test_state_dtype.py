@@ -77,7 +77,8 @@ def test_a_step_is_that_of_float32_rounded_to_what_it_is_stored_in(
                 assert_close(p.detach(), q.detach().to(dtype), 2)
 
 
-@by_case
+# Without it: where gradient and decay cancel, rounding decides on the direction.
+@pytest.mark.parametrize("case", [c for c in CASES if c.states and not c.name.endswith(("-decay", "-fast"))], ids=str)
 @pytest.mark.parametrize(("dtype", "state_dtype"), [(F32, BF16), (BF16, F32), (F16, F32), (F16, BF16)], ids=dtype_id)
 def test_the_plain_path_computes_in_float32_too(case: Case, dtype: torch.dtype, state_dtype: torch.dtype) -> None:
     params = parameters(dtype)
