@@ -82,4 +82,5 @@ def test_the_plan_is_small(name: str, numels: list[int]) -> None:
     optimizer = prepared(BY_NAME[name], [torch.ones(n) for n in numels])
     chunks = sum(-(-n // (16 * 1024)) for n in numels)
     rows = 256  # one group at one step count
-    assert optimizer._plan.memory() <= 256 * len(numels) + 32 * chunks + rows
+    kept = 48  # of a parameter, where there are other threads of Python: references to its operands
+    assert optimizer._plan.memory() <= (256 + kept) * len(numels) + 32 * chunks + rows
