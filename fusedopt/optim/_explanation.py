@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from fusedopt.optim._fused import FusedStep
 
 
+_IDLE = ("no gradient", "no step yet")
+
+
 @dataclass(frozen=True)
 class Explanation:
     """Which path a parameter took in the last step, and why."""
@@ -36,9 +39,11 @@ def explain(optimizer: FusedStep) -> list[Explanation]:
     params = [(g, i, p, group.get("param_names")) for g, group in groups for i, p in enumerate(group["params"])]
     reasons = optimizer._reasons or (optimizer._plan.reasons() if optimizer._plan else [])
     reasons = list(reasons) + ["no step yet"] * (len(params) - len(reasons))
-    explanations = []
+    steps, explanations = optimizer.__dict__.get("_in_backward"), []
     for (g, i, p, names), reason in zip(params, reasons, strict=False):
-        idle = reason in ("no gradient", "no step yet")
+        if reason in _IDLE and steps is not None:
+            reason = steps.reason(p)
+        idle = reason in _IDLE
         path = "none" if idle else "torch" if reason else "fused"
         name = names[i] if names else None
         text = reason or f"rule {optimizer._torch_class.__name__.removeprefix('_Torch').removeprefix('_')}, {_where(p)}"
