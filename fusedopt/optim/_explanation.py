@@ -42,7 +42,7 @@ def explain(optimizer: FusedStep) -> list[Explanation]:
     steps, explanations = optimizer.__dict__.get("_in_backward"), []
     for (g, i, p, names), reason in zip(params, reasons, strict=False):
         if reason in _IDLE and steps is not None:
-            reason = steps.reason(p)
+            reason = steps.reason(p, reason)
         idle = reason in _IDLE
         path = "none" if idle else "torch" if reason else "fused"
         name = names[i] if names else None

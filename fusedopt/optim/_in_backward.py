@@ -78,12 +78,12 @@ def step_in_backward(optimizer: Optimizer) -> StepsInBackward:
 
 
 def refuse_in_backward(optimizer: Optimizer, who: str) -> None:
-    """Raises where an optimizer that is given to `who`, which steps in a way of its own, steps in the backward pass.
+    """Raises where an optimizer steps in the backward pass, and `who` has to see its gradients afterwards.
 
     Raises:
         ValueError: with what to do.
     """
-    if optimizer.__dict__.get("_in_backward") is not None:
+    if getattr(optimizer, "_in_backward", None) is not None:
         raise ValueError(
             f"{who} needs the gradients after backward(): call remove() on step_in_backward's handle first"
         )
@@ -137,11 +137,11 @@ class StepsInBackward:
         finally:
             self._accumulating -= 1
 
-    def reason(self, param: Tensor) -> str | None:
-        """What `Plan.reasons` says of the last step that a parameter took in a backward pass."""
+    def reason(self, param: Tensor, otherwise: str) -> str | None:
+        """What `Plan.reasons` says of the last step that a parameter took in a backward pass, if there was one."""
         twin = self._twins.get(param)
         if twin is None:
-            return "no step yet"
+            return otherwise
         return (twin._reasons or twin._plan.reasons())[0]  # type: ignore[union-attr]
 
     def _attach(self, optimizer: Optimizer) -> None:

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from fusedopt.data.augmentations import Augmentation
 from fusedopt.data.images import ImageData, Normalize
 from fusedopt.data.loader import BatchLoader, BatchTransform
+from fusedopt.optim._in_backward import refuse_in_backward
 from fusedopt.training.batches import Batch, Loss, batch_sizes, parts
 from fusedopt.training.checkpoint import Checkpoint
 from fusedopt.training.compiled import compile_errors
@@ -130,6 +131,8 @@ class _Training:
         self.network = model.module if isinstance(model, DistributedDataParallel) else model
         self.device, self.sharded = device_of(model), is_sharded(model)
         check_sharded(model, optimizer)
+        if settings.accumulate > 1 or settings.max_grad_norm is not None or settings.amp == "fp16":
+            refuse_in_backward(optimizer, "training with accumulate, max_grad_norm or fp16")
         if batch_size % self.world.size:
             raise ValueError(f"a batch of {batch_size} images cannot be shared by {self.world.size} processes evenly")
         if self.sharded:
