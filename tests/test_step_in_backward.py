@@ -27,6 +27,10 @@ from torch.utils.checkpoint import checkpoint
 
 import fusedopt
 from fusedopt import native, step_in_backward
+from fusedopt.data import make_hands
+from fusedopt.models import HandClassifier
+from fusedopt.training import Settings
+from fusedopt.training import train as training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CASES = [case for case in FAST_CASES if case.max_grad_norm is None and case.cls is not fusedopt.SWATS]
@@ -172,7 +176,7 @@ def test_few_gradients_are_alive_at_a_time() -> None:
         return max(alive)
 
     assert most_alive(in_backward=False) == 24
-    assert most_alive(in_backward=True) <= 3  # the one that is stepped, and two sums of the layer that is used twice
+    assert most_alive(in_backward=True) == 1
 
 
 def test_gradients_accumulate_within_the_context() -> None:
@@ -394,6 +398,19 @@ def test_activation_checkpoints(reentrant: bool) -> None:
     assert_same(model, optimizer, other, its)
 
 
+def test_compiled_models() -> None:
+    model, optimizer, other, its = pair(adam)
+    step_in_backward(optimizer)
+    for net, its_optimizer in ((model, optimizer), (other, its)):
+        compiled = torch.compile(net, backend="aot_eager")
+        for _ in range(3):
+            its_optimizer.zero_grad()
+            compiled(torch.ones(4, 8)).square().sum().backward()
+            assert (net.layers[0].weight.grad is None) == (net is model)
+            its_optimizer.step()
+    assert_same(model, optimizer, other, its)
+
+
 def test_torchs_path_is_followed_and_explained() -> None:
     model, optimizer, other, its = pair(adam)
     step_in_backward(optimizer)
@@ -595,6 +612,25 @@ def test_what_has_to_see_the_gradients_is_refused() -> None:
     found = fusedopt.find_lr(model, optimizer, nn.MSELoss(), data, num_iter=8)
     steps.remove()
     assert found.losses == fusedopt.find_lr(model, optimizer, nn.MSELoss(), data, num_iter=8).losses
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"max_grad_norm": 1.0}, {"amp": "fp16"}], ids=str)
+def test_training_goes_as_before_or_is_refused(options: dict[str, Any]) -> None:
+    data, networks = make_hands(32, 8), []
+    for in_backward in (False, True):
+        torch.manual_seed(0)
+        network = HandClassifier()
+        optimizer = adam(network.parameters(), lr=1e-3)
+        if in_backward:
+            step_in_backward(optimizer)
+        arguments: dict[str, Any] = {"epochs": 1, "batch_size": 16, "settings": Settings(**options)}
+        if in_backward and options:
+            with pytest.raises(ValueError, match=r"accumulate, max_grad_norm or fp16.*remove\(\)"):
+                training(network, optimizer, data, **arguments)
+            return
+        list(training(network, optimizer, data, **arguments))
+        networks.append(network)
+    assert_equal(networks[1].state_dict(), networks[0].state_dict())
 
 
 @contextmanager
