@@ -449,6 +449,22 @@ def test_threads_that_run_backward_passes_of_their_own() -> None:
         assert_same(model, optimizer, other, its)
 
 
+def test_a_pass_waits_for_the_step_of_another_thread() -> None:
+    model = Net()
+    optimizer = adam(model.parameters())
+    step_in_backward(optimizer)
+    backward(model, 0)
+    before = copy.deepcopy(model.state_dict())
+    with optimizer._turn:  # type: ignore[union-attr]  # as step() has it
+        thread = threading.Thread(target=backward, args=(model, 2))
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive()
+        assert_equal(model.state_dict(), before)
+    thread.join()
+    assert optimizer.state[model.layers[0].weight]["step"] == 2
+
+
 def test_remove_goes_back_to_ordinary_steps() -> None:
     model, optimizer, other, its = pair(adam)
     with step_in_backward(optimizer) as steps:
@@ -595,6 +611,8 @@ def test_a_scaler_that_comes_later_is_refused_at_its_step() -> None:
     model.layers[0].weight.grad = torch.ones(8, 8)
     with pytest.raises(RuntimeError, match="still scaled"):
         scaler.step(optimizer)
+    with pytest.raises(RuntimeError, match="still scaled"):  # which the scaler has not taken back
+        backward(model, 0)
 
 
 def test_what_has_to_see_the_gradients_is_refused() -> None:

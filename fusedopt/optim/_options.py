@@ -118,7 +118,7 @@ class Options(Optimizer):
         """Converts states that are loaded, where another class or form of this one has saved them."""
 
     def _to_torch(self, state: dict[str, Any]) -> None:
-        """Converts a state_dict, whose dicts above those of single parameters are copies, to that of torch's class."""
+        """Converts what a state_dict stores to what torch's class does; the dicts of single states are not its own."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # torch keeps only what a loaded group carries. An option of ours that it does not know stays as it is.

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from fusedopt.optim._fused import FusedStep
-from fusedopt.replacement import torchs_own
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
 
@@ -35,25 +34,17 @@ def portable_state_dict(optimizer: Optimizer) -> dict[str, Any]:
     Raises:
         ValueError: for classic momentum at a learning rate of 0, by which nothing can be converted.
     """
-    saved = optimizer.state_dict()
-    saved = {**saved, "param_groups": [dict(group) for group in saved["param_groups"]], "state": dict(saved["state"])}
+    saved = optimizer.state_dict()  # its dicts of groups and of parameters are its own, those of states are not
+    groups, states = saved["param_groups"], saved["state"]
     if isinstance(optimizer, FusedStep):
         optimizer._to_torch(saved)
-        foreign = _foreign_keys(optimizer)
-        saved["param_groups"] = [{k: v for k, v in g.items() if k not in foreign} for g in saved["param_groups"]]
-    for index, state in saved["state"].items():
-        if isinstance(state, dict):
-            saved["state"][index] = {name: _wide(value) for name, value in state.items()}
-    return saved
-
-
-def _foreign_keys(optimizer: FusedStep) -> set[str]:
-    """The options of a group that torch's class does not have; with no such class, those that are no rule's."""
-    theirs = optimizer._torch_class
-    ours = {*optimizer._group_options, *optimizer._own_options}
-    if theirs.__module__.partition(".")[0] != "torch":
-        return ours
-    return ours - torchs_own(theirs, [nn.Parameter(torch.empty(0, device="cpu"))]).defaults.keys()
+        ours = {*optimizer._group_options, *optimizer._own_options}
+        groups = [{name: value for name, value in group.items() if name not in ours} for group in groups]
+    states = {
+        index: {name: _wide(value) for name, value in state.items()} if isinstance(state, dict) else state
+        for index, state in states.items()
+    }
+    return {**saved, "state": states, "param_groups": groups}
 
 
 def _wide(value: Any) -> Any:

@@ -33,6 +33,10 @@ _PARALLEL = (
     "DistributedDataParallel averages gradients only after they are complete on a process: use fully_shard (FSDP2), or "
     "ordinary steps"
 )
+_SCALED = (
+    "a GradScaler has left its scale on it, whose gradients are still scaled in the backward pass: train in bfloat16, or "
+    "call remove() on the handle"
+)
 
 
 def refusal(optimizer: Optimizer) -> str | None:
@@ -64,6 +68,8 @@ def changeable_refusal(optimizer: Optimizer, groups: list[dict[str, Any]], param
         return "max_grad_norm needs the norm of all gradients: give max_grad_norm=None"
     if any(group.get("differentiable") for group in groups):
         return "differentiable=True is for steps that autograd sees"
+    if _is_scaled(optimizer):
+        return _SCALED
     if any(hook is not before_step for hook in optimizer._optimizer_step_pre_hooks.values()):
         return "it has step pre-hooks (GradientNoise?), which would find no gradients: remove them"
     return None
@@ -71,11 +77,8 @@ def changeable_refusal(optimizer: Optimizer, groups: list[dict[str, Any]], param
 
 def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Looks at what `optimizer.step()` is called with."""
-    if getattr(optimizer, "grad_scale", None) is not None or getattr(optimizer, "found_inf", None) is not None:
-        raise RuntimeError(
-            "a GradScaler steps an optimizer that steps in the backward pass, by gradients that were still scaled: "
-            "train in bfloat16, or call remove() on step_in_backward's handle"
-        )
+    if _is_scaled(optimizer):
+        raise RuntimeError(f"{type(optimizer).__name__} steps in the backward pass, and {_SCALED}")
     optimizer.__dict__["_in_backward"]._attach(optimizer)
 
 
@@ -89,6 +92,10 @@ def _reduced(module: nn.Module) -> set[Tensor]:
     """The parameters of a module that DistributedDataParallel takes care of."""
     ignored = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
     return {p for name, p in module.named_parameters() if name not in ignored}
+
+
+def _is_scaled(optimizer: Optimizer) -> bool:
+    return any(getattr(optimizer, name, None) is not None for name in ("grad_scale", "found_inf"))
 
 
 def scaler_in_use() -> bool:
