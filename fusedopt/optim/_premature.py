@@ -34,8 +34,8 @@ _PARALLEL = (
     "ordinary steps"
 )
 _SCALED = (
-    "a GradScaler has left its scale on it, whose gradients are still scaled in the backward pass: train in bfloat16, or "
-    "call remove() on the handle"
+    "a GradScaler has left its scale on it, whose gradients are still scaled in the backward pass: train in bfloat16, "
+    "or call remove() on the handle"
 )
 
 
