@@ -48,8 +48,8 @@ def step_in_backward(optimizer: Optimizer) -> StepsInBackward:
     pass or without. A parameter that is used several times is stepped once. `backward(create_graph=True)`, whose
     gradients are to be differentiated again, leaves them to the next `backward()` or `step()`.
 
-    What looks at gradients, or changes them, between `backward()` and `step()` finds none: clipping and all-reduces by
-    hand, :func:`fusedopt.capture`. Keep the optimizer as long as you train.
+    What looks at gradients, or changes them, between `backward()` and `step()` finds none, as clipping and all-reduces
+    by hand. Keep the optimizer as long as you train.
 
     Args:
         optimizer: any of fusedopt's, or of torch.optim's but LBFGS.
