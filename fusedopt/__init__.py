@@ -21,6 +21,8 @@ from fusedopt.installation import __version__ as __version__
 from fusedopt.installation import info
 from fusedopt.lr_finder import LRFinder, LRFinderResult, find_lr
 from fusedopt.optim import LAMB, SGD, SWATS, Adagrad, Adam, AdamW, DeltaBarDelta, Explanation, RMSprop, native
+from fusedopt.optim._in_backward import step_in_backward
+from fusedopt.optim._portable import portable_state_dict
 from fusedopt.replacement import install, installed, uninstall
 
 __all__ = [
@@ -50,7 +52,9 @@ __all__ = [
     "installed",
     "models",
     "native",
+    "portable_state_dict",
     "schedulers",
+    "step_in_backward",
     "training",
     "uninstall",
 ]

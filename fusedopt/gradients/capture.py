@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fusedopt import sharding
 from fusedopt.gradients.history import History
+from fusedopt.optim import refuse_in_backward
 
 
 class capture:
@@ -105,6 +106,8 @@ class capture:
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(id(p) in self._members for group in optimizer.param_groups for p in group["params"]):
+            if "gradients" in self._kinds:
+                refuse_in_backward(optimizer, "fusedopt.capture")
             self.record(getattr(optimizer, "grad_scale", None))
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from fusedopt.lr_finder.batches import DataLoaderIter, Passes, detached, endless
 from fusedopt.lr_finder.curve import Curve, whole
 from fusedopt.lr_finder.step import Task
+from fusedopt.optim import refuse_in_backward
 
 Progress = Callable[[Iterable[int], int], Iterable[int]]
 """Wraps the iterations, given their number: for a progress bar."""
@@ -52,6 +53,8 @@ def sweep(
     for name, value in (("accumulation_steps", accumulation_steps), ("steps_per_lr", steps_per_lr)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
+    if accumulation_steps > 1:
+        refuse_in_backward(task.optimizer, "accumulation_steps")
     if lag is None:
         lag = 0 if task.device.type == "cpu" else DEVICE_LAG
     ready_made = isinstance(train_loader, DataLoaderIter)

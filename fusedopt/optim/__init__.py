@@ -31,6 +31,7 @@ else:  # whatever the installed version has
 from fusedopt.optim._explanation import Explanation
 from fusedopt.optim._fused import FusedStep as FusedStep  # not torch's, so not among the names
 from fusedopt.optim._fused import native
+from fusedopt.optim._in_backward import refuse_in_backward as refuse_in_backward
 from fusedopt.optim.adagrad import Adagrad
 from fusedopt.optim.adam import Adam, AdamW
 from fusedopt.optim.delta_bar_delta import DeltaBarDelta

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from fusedopt.optim._fused import FusedStep
 
 
+_IDLE = (_C.REASONS["NoGradient"], _C.REASONS["NoStepYet"])
+
+
 @dataclass(frozen=True)
 class Explanation:
     """Which path a parameter took in the last step, and why."""
@@ -37,9 +40,11 @@ def explain(optimizer: FusedStep) -> list[Explanation]:
     params = [(g, i, p, group.get("param_names")) for g, group in groups for i, p in enumerate(group["params"])]
     reasons = optimizer._reasons or (optimizer._plan.reasons() if optimizer._plan else [])
     reasons = list(reasons) + [_C.REASONS["NoStepYet"]] * (len(params) - len(reasons))
-    explanations = []
+    steps, explanations = optimizer.__dict__.get("_in_backward"), []
     for (g, i, p, names), reason in zip(params, reasons, strict=False):
-        idle = reason in (_C.REASONS["NoGradient"], _C.REASONS["NoStepYet"])
+        if reason in _IDLE and steps is not None:
+            reason = steps.reason(p, reason)
+        idle = reason in _IDLE
         path = "none" if idle else "torch" if reason else "fused"
         name = names[i] if names else None
         rule = optimizer._torch_class.__name__.removeprefix("_Torch").removeprefix("_")

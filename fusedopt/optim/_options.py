@@ -117,6 +117,9 @@ class Options(Optimizer):
     def _convert_states(self, state: dict[str, Any]) -> None:
         """Converts states that are loaded, where another class or form of this one has saved them."""
 
+    def _to_torch(self, state: dict[str, Any]) -> None:
+        """Converts what a state_dict stores to what torch's class does; the dicts of single states are not its own."""
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         # torch keeps only what a loaded group carries. An option of ours that it does not know stays as it is.
         live = self.__dict__.get("param_groups", [])

@@ -70,7 +70,7 @@ def torch_step(
         classes = [optimizer._torch_class_of(group) for group in groups]
         for cls in dict.fromkeys(classes):
             own = [group for group, its_class in zip(groups, classes, strict=True) if its_class is cls]
-            _step_twin(optimizer, cls, own)
+            step_twin(optimizer, cls, own)
 
 
 @contextlib.contextmanager
@@ -100,7 +100,8 @@ def _alike(param: Tensor, state: dict[str, Any]) -> bool:
     return dense and all(t.stride() == param.stride() for t in operands)
 
 
-def _step_twin(optimizer: FusedStep, cls: type[Optimizer], groups: list[dict[str, Any]]) -> None:
+def step_twin(optimizer: Optimizer, cls: type[Optimizer], groups: list[dict[str, Any]]) -> None:
+    """Steps these groups as `cls` does, without hooks, with all else from `optimizer`."""
     twin = cls.__new__(cls)
     twin.__dict__.update(optimizer.__dict__)
     # The gradients arrive unscaled and checked; torch's for-loop asserts that it is not asked to do that.

@@ -146,6 +146,13 @@ class SGD(FusedStep, torch.optim.SGD):
                 _convert(state["state"], group, to_classic=not classic)
                 group["momentum_form"] = "torch" if classic else "classic"
 
+    def _to_torch(self, state: dict[str, Any]) -> None:
+        for group in state["param_groups"]:
+            if _is_classic(group):
+                _convert(state["state"], group, to_classic=False)
+        for index, values in state["state"].items():
+            state["state"][index] = {name: value for name, value in values.items() if name != "step"}
+
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return _MOMENTUM if group["momentum"] != 0 else _PLAIN, {
             "lr": group["lr"],

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from fusedopt.data.augmentations import Augmentation
 from fusedopt.data.images import ImageData, Normalize
 from fusedopt.data.loader import BatchLoader, BatchTransform
+from fusedopt.optim import refuse_in_backward
 from fusedopt.runs.checkpoint import Checkpoint
 from fusedopt.runs.epoch import Epoch
 from fusedopt.runs.sampler import ResumableSampler
@@ -127,6 +128,8 @@ class _Training:
         self.network = model.module if isinstance(model, DistributedDataParallel) else model
         self.device, self.sharded = device_of(model), is_sharded(model)
         check_sharded(model, optimizer)
+        if settings.accumulate > 1 or settings.max_grad_norm is not None or settings.amp == "fp16":
+            refuse_in_backward(optimizer, "training with accumulate, max_grad_norm or fp16")
         if batch_size % self.world.size:
             raise ValueError(f"a batch of {batch_size} images cannot be shared by {self.world.size} processes evenly")
         if self.sharded:

@@ -1,0 +1,258 @@
+"""Steps within the backward pass: each parameter as soon as its gradient is complete, which is freed then."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.parameter import is_lazy
+from torch.optim.optimizer import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from fusedopt.optim._fused import FusedStep
+from fusedopt.optim._premature import (
+    before_step,
+    changeable_refusal,
+    is_nested,
+    refusal,
+    refuse_parallel,
+    scaler_in_use,
+)
+from fusedopt.optim._shards import params_of
+from fusedopt.optim._torch import step_twin
+
+
+def step_in_backward(optimizer: Optimizer) -> StepsInBackward:
+    """Has `backward()` step each parameter as its gradient is complete, and free the gradient at once.
+
+    So few gradients are in memory at a time, in place of all of them. The loop stays as it is: `optimizer.step()` steps
+    what is left (a gradient that was set by hand, a parameter that has come since), which most often is nothing. Each
+    `backward()` is a step; to accumulate over several, run all but the last within `accumulating()`::
+
+        steps = fusedopt.step_in_backward(optimizer)
+        for inputs, labels in loader:
+            optimizer.zero_grad()
+            criterion(model(inputs), labels).backward()  # steps
+            optimizer.step()
+            scheduler.step()
+
+    The results are those of ordinary steps, bit for bit, with one class and the same gradients. Groups and `state` are
+    the optimizer's: its schedulers act as ever, and its `state_dict` may be saved and loaded with steps in the backward
+    pass or without. A parameter that is used several times is stepped once. `backward(create_graph=True)`, whose
+    gradients are to be differentiated again, leaves them to the next `backward()` or `step()`.
+
+    What looks at gradients, or changes them, between `backward()` and `step()` finds none, as clipping and all-reduces
+    by hand. Keep the optimizer as long as you train.
+
+    Args:
+        optimizer: any of fusedopt's, or of torch.optim's but LBFGS.
+
+    Returns:
+        A handle with `remove()`, after which steps are ordinary again; as a context manager, it removes itself.
+
+    Raises:
+        ValueError: where a step needs more than one gradient, or the gradient is not yet what is stepped by: with
+            `max_grad_norm`, for SWATS, with `differentiable=True`, step pre-hooks (as :class:`fusedopt.GradientNoise`),
+            a `norm_group`, LAMB on DTensors, DistributedDataParallel, FullyShardedDataParallel (FSDP1); for a class
+            with a `step()` of its own; for a parameter that another optimizer steps in the backward pass. `fully_shard`
+            (FSDP2) works: it calls the hooks when gradients are reduced. Wrapping a model whose parameters are stepped
+            so in DistributedDataParallel raises there.
+
+    Later, `backward()` raises a RuntimeError where that has come to be since, where a :class:`torch.amp.GradScaler` is
+    in use in the process, and in a backward pass within another (:func:`torch.utils.checkpoint.checkpoint` with
+    ``use_reentrant=True``). Parameters whose turn came before have been stepped then. `optimizer.step()` raises one
+    where a `GradScaler` has left its scale on the optimizer.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"step_in_backward takes an optimizer, not {type(optimizer).__name__}")
+    if reason := refusal(optimizer):
+        raise ValueError(f"{type(optimizer).__name__} cannot step in the backward pass: {reason}")
+    return StepsInBackward(optimizer)
+
+
+def refuse_in_backward(optimizer: Optimizer, who: str) -> None:
+    """Raises where an optimizer steps in the backward pass, and `who` has to see its gradients afterwards.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if getattr(optimizer, "_in_backward", None) is not None:
+        raise ValueError(
+            f"{who} needs the gradients after backward(): call remove() on step_in_backward's handle first"
+        )
+
+
+class StepsInBackward:
+    """What `step_in_backward` returns."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        # The optimizer has the handle, and parameters have neither: a hook that held them would keep all for ever.
+        self._optimizer = weakref.ref(optimizer)
+        self._twins: dict[Tensor, FusedStep] = {}
+        self._places: dict[Tensor, tuple[int, int]] = {}  # of each parameter: its group, and where in the group
+        self._accumulating = 0
+        self._checked = False
+        self._hook = _Hook(self)
+        self._hooked: dict[Tensor, RemovableHandle] = {}
+        self._attach(optimizer)
+        ours = weakref.ref(self)
+        self._handles = [
+            optimizer.register_step_pre_hook(before_step),
+            register_module_module_registration_hook(
+                lambda module, _, child: refuse_parallel(_params_of(ours()), module, child)
+            ),
+        ]
+        weakref.finalize(self, self._handles[1].remove)
+        optimizer.__dict__["_in_backward"] = self
+
+    def __enter__(self) -> StepsInBackward:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Goes back to ordinary steps. Gradients that have not been stepped stay for the next of them."""
+        optimizer = self._optimizer()
+        if optimizer is not None and optimizer.__dict__.get("_in_backward") is self:
+            del optimizer.__dict__["_in_backward"]
+        for handle in (*self._handles, *self._hooked.values()):
+            handle.remove()
+        self._hooked.clear()
+        self._twins.clear()
+
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """Within the block `backward()` adds to gradients, as ever, and steps nothing."""
+        self._accumulating += 1
+        try:
+            yield
+        finally:
+            self._accumulating -= 1
+
+    def reason(self, param: Tensor, otherwise: str) -> str | None:
+        """What `Plan.reasons` says of the last step that a parameter took in a backward pass, if there was one."""
+        twin = self._twins.get(param)
+        if twin is None:
+            return otherwise
+        return (twin._reasons or twin._plan.reasons())[0]  # type: ignore[union-attr]
+
+    def _attach(self, optimizer: Optimizer) -> None:
+        """Hooks the parameters that have no hook yet."""
+        params = [p for p in params_of(optimizer) if p not in self._hooked and not is_lazy(p)]
+        for p in params:
+            others = [h for h in _hooks_of(p).values() if isinstance(h, _Hook) and h.steps() is not None]
+            if others:
+                raise ValueError(
+                    "another optimizer steps one of these parameters in the backward pass: call remove() on the handle "
+                    "that step_in_backward returned for it"
+                )
+        for p in params:
+            needed = p.requires_grad
+            try:
+                p.requires_grad_(True)  # without it no hook is taken, and it may be set later
+                self._hooked[p] = p.register_post_accumulate_grad_hook(self._hook)  # type: ignore[no-untyped-call]
+            finally:
+                p.requires_grad_(needed)
+
+    def _step(self, p: Tensor) -> None:
+        """Steps a parameter whose gradient is complete. Runs on whichever thread autograd has for its device."""
+        optimizer = self._optimizer()
+        if optimizer is None:
+            self._hook.warn()
+            return
+        # Under create_graph=True operations are recorded here: a second pass may need the parameter as it is.
+        if self._accumulating or torch.is_grad_enabled():
+            return
+        with optimizer.__dict__.setdefault("_turn", threading.RLock()):  # that of all its steps
+            group = self._group_of(optimizer, p)
+            if group is None or p.grad is None:
+                return
+            if reason := self._refusal(optimizer, group, p):
+                raise RuntimeError(f"{type(optimizer).__name__} cannot step in the backward pass: {reason}")
+            alone = {**group, "params": [p]}
+            if isinstance(optimizer, FusedStep):
+                self._step_fused(optimizer, p, alone)
+            else:
+                step_twin(optimizer, type(optimizer), [alone])
+            p.grad = None
+            optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler asks whether there was a step
+
+    def _step_fused(self, optimizer: FusedStep, p: Tensor, group: dict[str, Any]) -> None:
+        """Steps as an optimizer of one parameter does, which has its own plan, and all else from the real one."""
+        before = self._twins.get(p)
+        twin = type(optimizer).__new__(type(optimizer))
+        twin.__dict__.update(optimizer.__dict__)
+        for name in ("_in_backward", "step"):  # which lead back to the optimizer; a scheduler wraps step()
+            twin.__dict__.pop(name, None)
+        twin.param_groups = [group]
+        twin._plan = None if before is None else before._plan
+        twin._domains = None
+        twin._step()
+        self._twins[p] = twin
+
+    def _group_of(self, optimizer: Optimizer, p: Tensor) -> dict[str, Any] | None:
+        """The group that has the parameter now: `load_state_dict` makes new groups, and callers may move parameters."""
+        groups = optimizer.param_groups
+        for _ in range(2):
+            i, j = self._places.get(p, (0, 0))
+            if i < len(groups) and j < len(groups[i]["params"]) and groups[i]["params"][j] is p:
+                return groups[i]
+            self._places = {q: (i, j) for i, group in enumerate(groups) for j, q in enumerate(group["params"])}
+        return None
+
+    def _refusal(self, optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> str | None:
+        """What has come since the handle was made that forbids the step."""
+        if not self._checked:
+            if scaler_in_use():
+                return (
+                    "a GradScaler of this process has scaled a loss, so gradients may be scaled, and may overflow: "
+                    "train in bfloat16, or call remove() and step when it has unscaled; delete a scaler that is out of "
+                    "use"
+                )
+            self._checked = True
+        if is_nested():
+            return (
+                "in a backward pass within another (checkpoint with use_reentrant=True?) a gradient may not be "
+                "complete yet: use use_reentrant=False"
+            )
+        return changeable_refusal(optimizer, [group], [p])
+
+
+class _Hook:
+    """What parameters hold."""
+
+    def __init__(self, steps: StepsInBackward) -> None:
+        self.steps = weakref.ref(steps)
+        self._warned = False
+
+    def __call__(self, param: Tensor) -> None:
+        steps = self.steps()
+        if steps is None:
+            self.warn()
+        else:
+            steps._step(param)
+
+    def warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "the optimizer that was to step in the backward pass is gone, and nothing steps its parameters there "
+                "any more: keep it as long as you train, or call remove() on the handle before you let it go",
+                stacklevel=1,
+            )
+
+
+def _hooks_of(param: Tensor) -> dict[int, Any]:
+    return param._post_accumulate_grad_hooks or {}
+
+
+def _params_of(steps: StepsInBackward | None) -> set[Tensor]:
+    return set() if steps is None else set(steps._hooked)
