@@ -21,7 +21,7 @@ import fusedopt
 def test_every_class_is_among_the_cases() -> None:
     ours = {
         value
-        for value in vars(fusedopt.optim).values()
+        for value in (getattr(fusedopt.optim, name) for name in fusedopt.optim.__all__)
         if isinstance(value, type) and issubclass(value, Optimizer) and value.__module__.startswith("fusedopt.")
     }
     assert ours == {case.cls for case in CASES} == {case.cls for case in ONE_OF_EACH}

@@ -20,11 +20,11 @@ BUILDS = {
 WRONG = r"kernels\.cu:\d+: wrong"
 RACE = "ThreadSanitizer: data race"
 
-# What is planted: the right text in kernels.cuh and the wrong one; the build that catches it, and what that says.
+# What is planted: the right text in kernels.cuh or sweep.cuh and the wrong one; the build that catches it, and its words.
 PLANTED = {
     "store out of bounds": (
-        "sizeof(T)>(p, grouped, chunk.count, body)",
-        "sizeof(T)>(p, grouped, chunk.count + 1, body)",
+        "grouped, chunk.count, body, after)",
+        "grouped, chunk.count + 1, body, after)",
         "asan",
         "AddressSanitizer: heap-buffer-overflow",
     ),
@@ -82,10 +82,10 @@ def test_quiet(name: str, tmp_path: Path) -> None:
 def test_caught(planted: str, tmp_path: Path) -> None:
     right, wrong, name, message = PLANTED[planted]
     shutil.copytree(CSRC, tmp_path / "csrc")
-    kernels = tmp_path / "csrc" / "cuda" / "kernels.cuh"
-    source = kernels.read_text()
-    assert source.count(right) == 1
-    kernels.write_text(source.replace(right, wrong))
+    sources = [tmp_path / "csrc" / "cuda" / file for file in ("kernels.cuh", "sweep.cuh")]
+    assert sum(source.read_text().count(right) for source in sources) == 1
+    for source in sources:
+        source.write_text(source.read_text().replace(right, wrong))
     program = build(name, tmp_path / "csrc", tmp_path)
     for order in ("forward", "reverse", "1", "2"):
         done = run(program, order)

@@ -66,6 +66,10 @@ app.command(context_settings=run.SCRIPTS_OWN)(run.run)
 
 def main() -> None:
     """The entry point of the `fusedopt` command."""
+    if sys.argv[1:2] == ["run"]:  # nothing comes between Python and the script
+        from fusedopt.running import main as run_script
+
+        return run_script(sys.argv[2:])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name that is no text is printed byte for byte
     with output_errors():

@@ -87,9 +87,9 @@ def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, dtype: 
 
 
 def is_mixed(param: Tensor, state: dict[str, Any], dtype: torch.dtype | None) -> bool:
-    """Whether torch's class would meet, or make, states of another dtype than the parameter's."""
+    """Whether torch's class would meet, or make, states of another dtype than the parameter's that float32 holds."""
     dtypes = {value.dtype for value in elementwise(param, state).values()} or {dtype or param.dtype}
-    return dtypes != {param.dtype}
+    return dtypes != {param.dtype} and dtypes <= set(_SHORT)
 
 
 @contextmanager
