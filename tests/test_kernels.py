@@ -20,7 +20,7 @@ BUILDS = {
 WRONG = r"kernels\.cu:\d+: wrong"
 RACE = "ThreadSanitizer: data race"
 
-# What is planted: the right text in kernels.cuh or sweep.cuh and the wrong one; the build that catches it, and its words.
+# What is planted: the right text in kernels.cuh or sweep.cuh and the wrong one; the build that catches it, and how.
 PLANTED = {
     "store out of bounds": (
         "grouped, chunk.count, body, after)",
