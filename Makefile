@@ -27,7 +27,7 @@ demo: $(VENV)/built
 test: test-cpu test-cuda-on-cpu
 
 test-cpu: $(VENV)/built
-	$(VENV)/bin/python -m pytest -n $(JOBS) -q --durations=25
+	$(VENV)/bin/python -m pytest -n $(JOBS) -q --durations=25 $(WITHOUT:%=--ignore=tests/test_%.py)
 
 # The optimizers' tests with every step taken by the CUDA kernels, which run on the CPU.
 STEP_TESTS := gpu gpu_capture gpu_threads host_work numerics contract amp clipping lamb optim_db properties regressions refusals sparse_refusals zero_grad states state_dict state_dtype fallback native plan memory swats swats_state step_in_backward portable_state
