@@ -101,6 +101,12 @@ def _swats(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case
     return Case(f"swats{name}", fusedopt.SWATS, None, {"lr": 0.01} | kwargs, states, max_grad_norm, idle)
 
 
+def _adamax(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    kwargs = {"lr": 0.01} | kwargs
+    states = ("exp_avg", "exp_inf")
+    return Case(f"adamax{name}", fusedopt.Adamax, torch.optim.Adamax, kwargs, states, max_grad_norm)
+
+
 _TABLE = [
     _sgd(""),
     _sgd("-maximize", maximize=True),
@@ -162,6 +168,10 @@ _TABLE = [
     _swats("-switch", betas=(0.5, 0.6), eps=4.0),
     _swats("-switch-clip", betas=(0.8, 0.5), eps=4.0, max_grad_norm=0.5),
     _swats("-switch-maximize", betas=(0.0, 0.6), eps=4.0, maximize=True),
+    _adamax(""),
+    _adamax("-maximize-eps", maximize=True, eps=0.1),
+    _adamax("-small-betas", betas=(0.3, 0.5)),
+    _adamax("-clip", max_grad_norm=0.5),
 ]
 
 

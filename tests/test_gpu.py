@@ -29,6 +29,7 @@ CASES = [
         "lamb-no-clip",
         "sgd-classic-dampening",
         "delta-bar-delta-momentum",
+        "adamax",
         "swats",
         "swats-switch",
     )

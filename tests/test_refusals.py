@@ -223,6 +223,7 @@ SPARSE = {
     "lamb-no-clip-decay": "LAMB does not support sparse gradients",
     "sgd-classic-nesterov-decay": "add\\(sparse, dense\\) is not supported",
     "delta-bar-delta-momentum-decay": "DeltaBarDelta does not support sparse gradients",
+    "adamax-decay": "Adamax does not support sparse gradients",
     "swats-decay": "SWATS does not support sparse gradients",
     "swats-switch-decay": "SWATS does not support sparse gradients",
 }

@@ -4,6 +4,7 @@
 
 #include "adagrad.h"
 #include "adam.h"
+#include "adamax.h"
 #include "delta_bar_delta.h"
 #include "lamb.h"
 #include "rmsprop.h"
@@ -23,7 +24,8 @@
   X(lamb, Lamb<F>)                                     \
   X(delta_bar_delta, DeltaBarDelta<F, false>)          \
   X(delta_bar_delta_momentum, DeltaBarDelta<F, true>)  \
-  X(swats, Swats<F>)
+  X(swats, Swats<F>)                                   \
+  X(adamax, Adamax<F>)
 
 namespace fusedopt {
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
         LBFGS,
         Adadelta,
         Adafactor,
-        Adamax,
         Muon,
         NAdam,
         Optimizer,
@@ -32,13 +31,26 @@ from fusedopt.optim._explanation import Explanation
 from fusedopt.optim._fused import native
 from fusedopt.optim.adagrad import Adagrad
 from fusedopt.optim.adam import Adam, AdamW
+from fusedopt.optim.adamax import Adamax
 from fusedopt.optim.delta_bar_delta import DeltaBarDelta
 from fusedopt.optim.lamb import LAMB
 from fusedopt.optim.rmsprop import RMSprop
 from fusedopt.optim.sgd import SGD
 from fusedopt.optim.swats import SWATS
 
-__all__ = ["LAMB", "SGD", "SWATS", "Adagrad", "Adam", "AdamW", "DeltaBarDelta", "Explanation", "RMSprop", "native"]
+__all__ = [
+    "LAMB",
+    "SGD",
+    "SWATS",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "DeltaBarDelta",
+    "Explanation",
+    "RMSprop",
+    "native",
+]
 __all__ += [name for name in torch.optim.__all__ if name not in __all__]
 
 # For `from fusedopt.optim.lr_scheduler import StepLR`: these are torch's modules, not files of ours.
