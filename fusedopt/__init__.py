@@ -19,7 +19,20 @@ from fusedopt.gradients import (
     clip_grad_value_,
 )
 from fusedopt.lr_finder import LRFinder, LRFinderResult, find_lr
-from fusedopt.optim import LAMB, SGD, SWATS, Adagrad, Adam, Adamax, AdamW, DeltaBarDelta, Explanation, RMSprop, native
+from fusedopt.optim import (
+    LAMB,
+    SGD,
+    SWATS,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    DeltaBarDelta,
+    Explanation,
+    RMSprop,
+    native,
+)
 from fusedopt.replacement import install, installed, uninstall
 
 __version__ = version("fusedopt")
@@ -27,6 +40,7 @@ __all__ = [
     "LAMB",
     "SGD",
     "SWATS",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",

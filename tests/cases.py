@@ -107,6 +107,12 @@ def _adamax(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Cas
     return Case(f"adamax{name}", fusedopt.Adamax, torch.optim.Adamax, kwargs, states, max_grad_norm)
 
 
+def _adadelta(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    kwargs = {"lr": 0.5, "eps": 0.1} | kwargs
+    states = ("square_avg", "acc_delta")
+    return Case(f"adadelta{name}", fusedopt.Adadelta, torch.optim.Adadelta, kwargs, states, max_grad_norm)
+
+
 _TABLE = [
     _sgd(""),
     _sgd("-maximize", maximize=True),
@@ -172,6 +178,9 @@ _TABLE = [
     _adamax("-maximize-eps", maximize=True, eps=0.1),
     _adamax("-small-betas", betas=(0.3, 0.5)),
     _adamax("-clip", max_grad_norm=0.5),
+    _adadelta(""),
+    _adadelta("-maximize-rho", maximize=True, rho=0.3),
+    _adadelta("-clip", max_grad_norm=0.5),
 ]
 
 

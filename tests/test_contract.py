@@ -28,6 +28,7 @@ ONE_OF_EACH = [
         "sgd-classic-nesterov-decay",
         "delta-bar-delta-momentum-decay",
         "adamax-decay",
+        "adadelta-decay",
         "swats-decay",
         "swats-switch-decay",
     )
@@ -144,6 +145,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "delta-bar-delta": {"momentum": 0.5, "lr": 0.3, "beta": 0.1},  # momentum switched on
     "delta-bar-delta-momentum-decay": {"min_gain": 0.9, "max_gain": 1.1, "momentum": 0.2},
     "adamax-decay": {"betas": (0.5, 0.6), "eps": 0.3, "maximize": True},
+    "adadelta-decay": {"rho": 0.5, "eps": 0.3, "lr": 1},
     "swats-decay": {"betas": (0.5, 0.6), "lr": 0.3, "eps": 4.0},  # made to switch
     "swats-switch-decay": {"betas": (0.9, 0.6), "lr": 0.3, "weight_decay": 0.4},
 }

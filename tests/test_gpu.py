@@ -30,6 +30,7 @@ CASES = [
         "sgd-classic-dampening",
         "delta-bar-delta-momentum",
         "adamax",
+        "adadelta",
         "swats",
         "swats-switch",
     )

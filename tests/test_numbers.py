@@ -134,7 +134,7 @@ def step_both(case: Case, dtype: torch.dtype, steps: int, number: tuple[str, int
     return path
 
 
-@pytest.mark.filterwarnings("ignore:Casting complex values to real")
+@pytest.mark.filterwarnings("ignore:Casting complex values to real", "ignore:ComplexHalf support is experimental")
 @pytest.mark.parametrize("steps", [0, 1])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("case", [*ONE_OF_EACH, BY_NAME["lamb-trust-clip-decay"], BY_NAME["lamb-phi-decay"]], ids=str)

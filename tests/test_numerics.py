@@ -262,6 +262,17 @@ def test_the_instruction_set_is_the_one_asked_for() -> None:
 def test_all_rules_and_dtypes_are_covered() -> None:
     assert {case.cls for case in CASES} == {
         getattr(fusedopt, name)
-        for name in ("SGD", "RMSprop", "Adagrad", "Adam", "AdamW", "LAMB", "DeltaBarDelta", "SWATS", "Adamax")
+        for name in (
+            "SGD",
+            "RMSprop",
+            "Adagrad",
+            "Adam",
+            "AdamW",
+            "LAMB",
+            "DeltaBarDelta",
+            "SWATS",
+            "Adadelta",
+            "Adamax",
+        )
     }
     assert DTYPES == [F32, F64, BF16, F16]

@@ -23,6 +23,7 @@ OURS = {
     torch.optim.Adagrad: fusedopt.Adagrad,
     torch.optim.Adam: fusedopt.Adam,
     torch.optim.AdamW: fusedopt.AdamW,
+    torch.optim.Adadelta: fusedopt.Adadelta,
     torch.optim.Adamax: fusedopt.Adamax,
 }
 INFOS = [info for info in optim_db if info.optim_cls in OURS]

@@ -148,8 +148,8 @@ def test_max_grad_norm_in_a_group(case: Case) -> None:
 class Wrapper(Optimizer):
     """As sharpness-aware minimization and others are: its options go into its groups, which are the base's too."""
 
-    def __init__(self, params: Any, base: type[Optimizer], rho: float, **kwargs: Any) -> None:
-        super().__init__(params, {"rho": rho, **kwargs})
+    def __init__(self, params: Any, base: type[Optimizer], radius: float, **kwargs: Any) -> None:
+        super().__init__(params, {"radius": radius, **kwargs})
         self.base = base(self.param_groups, **kwargs)
         self.param_groups = self.base.param_groups
         self.defaults.update(self.base.defaults)
@@ -224,6 +224,7 @@ SPARSE = {
     "sgd-classic-nesterov-decay": "add\\(sparse, dense\\) is not supported",
     "delta-bar-delta-momentum-decay": "DeltaBarDelta does not support sparse gradients",
     "adamax-decay": "Adamax does not support sparse gradients",
+    "adadelta-decay": "Adadelta does not support sparse gradients",
     "swats-decay": "SWATS does not support sparse gradients",
     "swats-switch-decay": "SWATS does not support sparse gradients",
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include <new>
 
+#include "adadelta.h"
 #include "adagrad.h"
 #include "adam.h"
 #include "adamax.h"
@@ -25,7 +26,8 @@
   X(delta_bar_delta, DeltaBarDelta<F, false>)          \
   X(delta_bar_delta_momentum, DeltaBarDelta<F, true>)  \
   X(swats, Swats<F>)                                   \
-  X(adamax, Adamax<F>)
+  X(adamax, Adamax<F>)                                 \
+  X(adadelta, Adadelta<F>)
 
 namespace fusedopt {
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from torch.optim import (
         ASGD,
         LBFGS,
-        Adadelta,
         Adafactor,
         Muon,
         NAdam,
@@ -29,6 +28,7 @@ else:  # whatever the installed version has
 
 from fusedopt.optim._explanation import Explanation
 from fusedopt.optim._fused import native
+from fusedopt.optim.adadelta import Adadelta
 from fusedopt.optim.adagrad import Adagrad
 from fusedopt.optim.adam import Adam, AdamW
 from fusedopt.optim.adamax import Adamax
@@ -42,6 +42,7 @@ __all__ = [
     "LAMB",
     "SGD",
     "SWATS",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
