@@ -30,6 +30,7 @@ from fusedopt.optim import (
     AdamW,
     DeltaBarDelta,
     Explanation,
+    RAdam,
     RMSprop,
     native,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "History",
     "LRFinder",
     "LRFinderResult",
+    "RAdam",
     "RMSprop",
     "averages",
     "capture",

@@ -113,6 +113,12 @@ def _adadelta(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> C
     return Case(f"adadelta{name}", fusedopt.Adadelta, torch.optim.Adadelta, kwargs, states, max_grad_norm)
 
 
+def _radam(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    kwargs = {"lr": 0.01, "weight_decay": 0} | kwargs
+    states = ("exp_avg", "exp_avg_sq")
+    return Case(f"radam{name}", fusedopt.RAdam, torch.optim.RAdam, kwargs, states, max_grad_norm)
+
+
 _TABLE = [
     _sgd(""),
     _sgd("-maximize", maximize=True),
@@ -181,6 +187,12 @@ _TABLE = [
     _adadelta(""),
     _adadelta("-maximize-rho", maximize=True, rho=0.3),
     _adadelta("-clip", max_grad_norm=0.5),
+    _radam(""),
+    _radam("-maximize", maximize=True),
+    # Rectified from the third step on.
+    _radam("-rectified", betas=(0.3, 0.8), eps=0.1),
+    _radam("-decoupled", betas=(0.9, 0.8), decoupled_weight_decay=True),
+    _radam("-clip", betas=(0.9, 0.8), max_grad_norm=0.5),
 ]
 
 

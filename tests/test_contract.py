@@ -29,6 +29,7 @@ ONE_OF_EACH = [
         "delta-bar-delta-momentum-decay",
         "adamax-decay",
         "adadelta-decay",
+        "radam-rectified-decay",
         "swats-decay",
         "swats-switch-decay",
     )
@@ -146,6 +147,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "delta-bar-delta-momentum-decay": {"min_gain": 0.9, "max_gain": 1.1, "momentum": 0.2},
     "adamax-decay": {"betas": (0.5, 0.6), "eps": 0.3, "maximize": True},
     "adadelta-decay": {"rho": 0.5, "eps": 0.3, "lr": 1},
+    "radam-decay": {"betas": (0.5, 0.6), "decoupled_weight_decay": True},
     "swats-decay": {"betas": (0.5, 0.6), "lr": 0.3, "eps": 4.0},  # made to switch
     "swats-switch-decay": {"betas": (0.9, 0.6), "lr": 0.3, "weight_decay": 0.4},
 }

@@ -31,6 +31,7 @@ CASES = [
         "delta-bar-delta-momentum",
         "adamax",
         "adadelta",
+        "radam-rectified",
         "swats",
         "swats-switch",
     )

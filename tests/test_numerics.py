@@ -271,6 +271,7 @@ def test_all_rules_and_dtypes_are_covered() -> None:
             "LAMB",
             "DeltaBarDelta",
             "SWATS",
+            "RAdam",
             "Adadelta",
             "Adamax",
         )

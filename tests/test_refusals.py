@@ -225,6 +225,7 @@ SPARSE = {
     "delta-bar-delta-momentum-decay": "DeltaBarDelta does not support sparse gradients",
     "adamax-decay": "Adamax does not support sparse gradients",
     "adadelta-decay": "Adadelta does not support sparse gradients",
+    "radam-rectified-decay": "RAdam does not support sparse gradients",
     "swats-decay": "SWATS does not support sparse gradients",
     "swats-switch-decay": "SWATS does not support sparse gradients",
 }

@@ -8,6 +8,7 @@
 #include "adamax.h"
 #include "delta_bar_delta.h"
 #include "lamb.h"
+#include "radam.h"
 #include "rmsprop.h"
 #include "sgd.h"
 #include "swats.h"
@@ -27,7 +28,8 @@
   X(delta_bar_delta_momentum, DeltaBarDelta<F, true>)  \
   X(swats, Swats<F>)                                   \
   X(adamax, Adamax<F>)                                 \
-  X(adadelta, Adadelta<F>)
+  X(adadelta, Adadelta<F>)                             \
+  X(radam, RAdam<F>)
 
 namespace fusedopt {
 

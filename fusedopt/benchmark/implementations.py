@@ -130,6 +130,7 @@ CASES: dict[str, OptimizerCase] = {
         OptimizerCase("Adagrad", "Adagrad", {}, ((3, 2),)),
         OptimizerCase("Adamax", "Adamax", {}, ((4, 3),)),
         OptimizerCase("Adadelta", "Adadelta", {}, ((4, 3),)),
+        OptimizerCase("RAdam", "RAdam", {}, ((4, 3),)),
         # The norm of the gradients; the moments and the norms of parameter and update; the step itself.
         OptimizerCase("LAMB", "LAMB", {"weight_decay": 0.01, "max_grad_norm": 1.0}, ((1, 0), (4, 2), (3, 1))),
     )

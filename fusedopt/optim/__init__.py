@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         Muon,
         NAdam,
         Optimizer,
-        RAdam,
         Rprop,
         SparseAdam,
         lr_scheduler,
@@ -34,6 +33,7 @@ from fusedopt.optim.adam import Adam, AdamW
 from fusedopt.optim.adamax import Adamax
 from fusedopt.optim.delta_bar_delta import DeltaBarDelta
 from fusedopt.optim.lamb import LAMB
+from fusedopt.optim.radam import RAdam
 from fusedopt.optim.rmsprop import RMSprop
 from fusedopt.optim.sgd import SGD
 from fusedopt.optim.swats import SWATS
@@ -49,6 +49,7 @@ __all__ = [
     "Adamax",
     "DeltaBarDelta",
     "Explanation",
+    "RAdam",
     "RMSprop",
     "native",
 ]
