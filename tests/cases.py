@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import reference
+import reference_lion_lars
 import torch
-from reference import REFERENCES
 from torch.optim import Optimizer
 
 import fusedopt
@@ -43,8 +44,8 @@ class Case:
 
     @property
     def reference(self) -> type[Optimizer]:
-        """`twin`, or the class of reference.py that stands for it."""
-        return self.twin or REFERENCES[self.cls.__name__]
+        """`twin`, or the class of reference.py, or of reference_lion_lars.py, that stands for it."""
+        return self.twin or (reference.REFERENCES | reference_lion_lars.REFERENCES)[self.cls.__name__]
 
     def make(self, params: Any, **kwargs: Any) -> Optimizer:
         return self.cls(params, **(self.kwargs | {"max_grad_norm": self.max_grad_norm} | kwargs))
@@ -117,6 +118,12 @@ def _radam(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case
     kwargs = {"lr": 0.01, "weight_decay": 0} | kwargs
     states = ("exp_avg", "exp_avg_sq")
     return Case(f"radam{name}", fusedopt.RAdam, torch.optim.RAdam, kwargs, states, max_grad_norm)
+
+
+def _lion(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    # Where a sign decides, what it is of must be exact: 0.7 * 3 - 0.3 * 7 is 0 or not.
+    kwargs = {"lr": 0.01, "betas": (0.75, 0.9)} | kwargs
+    return Case(f"lion{name}", fusedopt.Lion, None, kwargs, ("exp_avg",), max_grad_norm)
 
 
 _TABLE = [
@@ -193,6 +200,10 @@ _TABLE = [
     _radam("-rectified", betas=(0.3, 0.8), eps=0.1),
     _radam("-decoupled", betas=(0.9, 0.8), decoupled_weight_decay=True),
     _radam("-clip", betas=(0.9, 0.8), max_grad_norm=0.5),
+    _lion(""),
+    _lion("-maximize", maximize=True),
+    _lion("-betas", betas=(0.25, 0.5)),
+    _lion("-clip", max_grad_norm=0.5),
 ]
 
 

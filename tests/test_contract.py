@@ -30,6 +30,7 @@ ONE_OF_EACH = [
         "adamax-decay",
         "adadelta-decay",
         "radam-rectified-decay",
+        "lion-decay",
         "swats-decay",
         "swats-switch-decay",
     )
@@ -39,7 +40,7 @@ each_class = pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 
 
 def counts_steps(case: Case) -> bool:
-    return case.cls not in (fusedopt.SGD, fusedopt.DeltaBarDelta)
+    return case.cls not in (fusedopt.SGD, fusedopt.DeltaBarDelta, fusedopt.Lion)
 
 
 def make_params(shapes: Any = SHAPES, dtypes: Any = (torch.float32,)) -> list[Tensor]:
@@ -148,6 +149,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "adamax-decay": {"betas": (0.5, 0.6), "eps": 0.3, "maximize": True},
     "adadelta-decay": {"rho": 0.5, "eps": 0.3, "lr": 1},
     "radam-decay": {"betas": (0.5, 0.6), "decoupled_weight_decay": True},
+    "lion-decay": {"betas": (0.5, 0.6), "maximize": True, "weight_decay": 0.9},
     "swats-decay": {"betas": (0.5, 0.6), "lr": 0.3, "eps": 4.0},  # made to switch
     "swats-switch-decay": {"betas": (0.9, 0.6), "lr": 0.3, "weight_decay": 0.4},
 }

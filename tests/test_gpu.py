@@ -32,6 +32,7 @@ CASES = [
         "adamax",
         "adadelta",
         "radam-rectified",
+        "lion",
         "swats",
         "swats-switch",
     )

@@ -226,6 +226,7 @@ SPARSE = {
     "adamax-decay": "Adamax does not support sparse gradients",
     "adadelta-decay": "Adadelta does not support sparse gradients",
     "radam-rectified-decay": "RAdam does not support sparse gradients",
+    "lion-decay": "Lion does not support sparse gradients",
     "swats-decay": "SWATS does not support sparse gradients",
     "swats-switch-decay": "SWATS does not support sparse gradients",
 }

@@ -42,6 +42,7 @@ CASES = [
         "lamb-phi-decay",
         "delta-bar-delta-decay",
         "delta-bar-delta-momentum-clip",
+        "lion-clip",
         "swats-decay",
         "swats-clip",
         "swats-switch-decay",

@@ -8,6 +8,7 @@
 #include "adamax.h"
 #include "delta_bar_delta.h"
 #include "lamb.h"
+#include "lion.h"
 #include "radam.h"
 #include "rmsprop.h"
 #include "sgd.h"
@@ -29,7 +30,8 @@
   X(swats, Swats<F>)                                   \
   X(adamax, Adamax<F>)                                 \
   X(adadelta, Adadelta<F>)                             \
-  X(radam, RAdam<F>)
+  X(radam, RAdam<F>)                                   \
+  X(lion, Lion<F>)
 
 namespace fusedopt {
 

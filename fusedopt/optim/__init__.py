@@ -33,6 +33,7 @@ from fusedopt.optim.adam import Adam, AdamW
 from fusedopt.optim.adamax import Adamax
 from fusedopt.optim.delta_bar_delta import DeltaBarDelta
 from fusedopt.optim.lamb import LAMB
+from fusedopt.optim.lion import Lion
 from fusedopt.optim.radam import RAdam
 from fusedopt.optim.rmsprop import RMSprop
 from fusedopt.optim.sgd import SGD
@@ -49,6 +50,7 @@ __all__ = [
     "Adamax",
     "DeltaBarDelta",
     "Explanation",
+    "Lion",
     "RAdam",
     "RMSprop",
     "native",
