@@ -33,6 +33,7 @@ from fusedopt.optim import (
     Lion,
     RAdam,
     RMSprop,
+    Rprop,
     native,
 )
 from fusedopt.replacement import install, installed, uninstall
@@ -57,6 +58,7 @@ __all__ = [
     "Lion",
     "RAdam",
     "RMSprop",
+    "Rprop",
     "averages",
     "capture",
     "clip_grad_norm_",

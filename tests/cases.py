@@ -126,6 +126,11 @@ def _lion(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
     return Case(f"lion{name}", fusedopt.Lion, None, kwargs, ("exp_avg",), max_grad_norm)
 
 
+def _rprop(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    kwargs = {"lr": 2**-7} | kwargs  # of which the step sizes are made, in any dtype
+    return Case(f"rprop{name}", fusedopt.Rprop, torch.optim.Rprop, kwargs, ("prev", "step_size"), max_grad_norm)
+
+
 _TABLE = [
     _sgd(""),
     _sgd("-maximize", maximize=True),
@@ -204,12 +209,18 @@ _TABLE = [
     _lion("-maximize", maximize=True),
     _lion("-betas", betas=(0.25, 0.5)),
     _lion("-clip", max_grad_norm=0.5),
+    _rprop(""),
+    _rprop("-maximize", maximize=True),
+    _rprop("-bounds", etas=(0.25, 2.0), step_sizes=(0.1, 0.5)),
+    _rprop("-clip", max_grad_norm=0.5),
 ]
 
 
 def _with_twins(case: Case) -> list[Case]:
     # Where the sign of gradient and decay together decides, their product must be exact: 0.75 - 0.3 * 2.5 is 0 or not.
     small, large = (0.125, 0.25) if case.cls is fusedopt.DeltaBarDelta else (0.1, 0.3)
+    if case.cls is fusedopt.Rprop:  # has no weight decay; of its rate only the first step sizes are made
+        return [case, replace(case, name=f"{case.name}-fast", kwargs=case.kwargs | {"lr": 0.25})]
     decay = replace(case, name=f"{case.name}-decay", kwargs=case.kwargs | {"weight_decay": small})
     fast = replace(case, name=f"{case.name}-fast", kwargs=case.kwargs | {"weight_decay": large, "lr": 0.3})
     return [case, decay, fast]

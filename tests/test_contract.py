@@ -31,6 +31,7 @@ ONE_OF_EACH = [
         "adadelta-decay",
         "radam-rectified-decay",
         "lion-decay",
+        "rprop",
         "swats-decay",
         "swats-switch-decay",
     )
@@ -150,6 +151,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "adadelta-decay": {"rho": 0.5, "eps": 0.3, "lr": 1},
     "radam-decay": {"betas": (0.5, 0.6), "decoupled_weight_decay": True},
     "lion-decay": {"betas": (0.5, 0.6), "maximize": True, "weight_decay": 0.9},
+    "rprop": {"etas": (0.25, 3.0), "step_sizes": (0.1, 0.2), "maximize": True},
     "swats-decay": {"betas": (0.5, 0.6), "lr": 0.3, "eps": 4.0},  # made to switch
     "swats-switch-decay": {"betas": (0.9, 0.6), "lr": 0.3, "weight_decay": 0.4},
 }

@@ -33,6 +33,7 @@ CASES = [
         "adadelta",
         "radam-rectified",
         "lion",
+        "rprop",
         "swats",
         "swats-switch",
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as fw
 from cases import BY_NAME, FAST_CASES, Case
-from test_contract import each_class, make_params, make_twin, set_grads
+from test_contract import ONE_OF_EACH, each_class, make_params, make_twin, set_grads
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -105,7 +105,8 @@ def test_fake_tensors(case: Case) -> None:
             assert all((p != 1).all() for p in params)
 
 
-@each_class
+# torch's Rprop assigns to elements, which fake tensors let nobody do then.
+@pytest.mark.parametrize("case", [case for case in ONE_OF_EACH if case.cls is not fusedopt.Rprop], ids=str)
 def test_fake_parameters_of_a_mode_that_is_over(case: Case) -> None:
     with FakeTensorMode():
         params = [nn.Parameter(torch.ones(3, 4))]

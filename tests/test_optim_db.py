@@ -23,6 +23,7 @@ OURS = {
     torch.optim.Adagrad: fusedopt.Adagrad,
     torch.optim.Adam: fusedopt.Adam,
     torch.optim.AdamW: fusedopt.AdamW,
+    torch.optim.Rprop: fusedopt.Rprop,
     torch.optim.RAdam: fusedopt.RAdam,
     torch.optim.Adadelta: fusedopt.Adadelta,
     torch.optim.Adamax: fusedopt.Adamax,

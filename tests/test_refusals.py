@@ -227,6 +227,7 @@ SPARSE = {
     "adadelta-decay": "Adadelta does not support sparse gradients",
     "radam-rectified-decay": "RAdam does not support sparse gradients",
     "lion-decay": "Lion does not support sparse gradients",
+    "rprop": "Rprop does not support sparse gradients",
     "swats-decay": "SWATS does not support sparse gradients",
     "swats-switch-decay": "SWATS does not support sparse gradients",
 }
@@ -270,6 +271,8 @@ def test_refused_where_every_step_is_torchs(
     if wrong == "sparse":
         params[2].grad = params[2].grad.to_sparse(1)
     elif wrong == "lr":
+        if case.cls is fusedopt.Rprop and steps:
+            return  # its step sizes have been made, and nothing reads the rate any more
         opt.param_groups[1]["lr"] = "0.1"
     else:
         params[2].grad.data = torch.ones(4, 3)

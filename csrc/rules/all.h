@@ -11,6 +11,7 @@
 #include "lion.h"
 #include "radam.h"
 #include "rmsprop.h"
+#include "rprop.h"
 #include "sgd.h"
 #include "swats.h"
 
@@ -31,7 +32,8 @@
   X(adamax, Adamax<F>)                                 \
   X(adadelta, Adadelta<F>)                             \
   X(radam, RAdam<F>)                                   \
-  X(lion, Lion<F>)
+  X(lion, Lion<F>)                                     \
+  X(rprop, Rprop<F>)
 
 namespace fusedopt {
 

@@ -132,6 +132,7 @@ CASES: dict[str, OptimizerCase] = {
         OptimizerCase("Adadelta", "Adadelta", {}, ((4, 3),)),
         OptimizerCase("RAdam", "RAdam", {}, ((4, 3),)),
         OptimizerCase("Lion", "Lion", {}, ((3, 2),)),
+        OptimizerCase("Rprop", "Rprop", {}, ((4, 3),)),
         # The norm of the gradients; the moments and the norms of parameter and update; the step itself.
         OptimizerCase("LAMB", "LAMB", {"weight_decay": 0.01, "max_grad_norm": 1.0}, ((1, 0), (4, 2), (3, 1))),
     )

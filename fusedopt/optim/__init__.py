@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         Muon,
         NAdam,
         Optimizer,
-        Rprop,
         SparseAdam,
         lr_scheduler,
         swa_utils,
@@ -36,6 +35,7 @@ from fusedopt.optim.lamb import LAMB
 from fusedopt.optim.lion import Lion
 from fusedopt.optim.radam import RAdam
 from fusedopt.optim.rmsprop import RMSprop
+from fusedopt.optim.rprop import Rprop
 from fusedopt.optim.sgd import SGD
 from fusedopt.optim.swats import SWATS
 
@@ -53,6 +53,7 @@ __all__ = [
     "Lion",
     "RAdam",
     "RMSprop",
+    "Rprop",
     "native",
 ]
 __all__ += [name for name in torch.optim.__all__ if name not in __all__]
