@@ -21,6 +21,7 @@ from fusedopt.gradients import (
 from fusedopt.lr_finder import LRFinder, LRFinderResult, find_lr
 from fusedopt.optim import (
     LAMB,
+    LARS,
     SGD,
     SWATS,
     Adadelta,
@@ -41,6 +42,7 @@ from fusedopt.replacement import install, installed, uninstall
 __version__ = version("fusedopt")
 __all__ = [
     "LAMB",
+    "LARS",
     "SGD",
     "SWATS",
     "Adadelta",

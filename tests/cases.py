@@ -131,6 +131,12 @@ def _rprop(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case
     return Case(f"rprop{name}", fusedopt.Rprop, torch.optim.Rprop, kwargs, ("prev", "step_size"), max_grad_norm)
 
 
+def _lars(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    states = ("momentum_buffer",) if kwargs.get("momentum", 0.9) else ()
+    kwargs = {"lr": 0.1, "trust_coefficient": 2.0} | kwargs
+    return Case(f"lars{name}", fusedopt.LARS, None, kwargs, states, max_grad_norm)
+
+
 _TABLE = [
     _sgd(""),
     _sgd("-maximize", maximize=True),
@@ -213,6 +219,13 @@ _TABLE = [
     _rprop("-maximize", maximize=True),
     _rprop("-bounds", etas=(0.25, 2.0), step_sizes=(0.1, 0.5)),
     _rprop("-clip", max_grad_norm=0.5),
+    _lars(""),
+    _lars("-no-momentum", momentum=0.0),
+    _lars("-nesterov", nesterov=True),
+    _lars("-exclude", exclude_1d=True),
+    _lars("-maximize", maximize=True, eps=0.1),
+    _lars("-clip", max_grad_norm=0.5),
+    _lars("-no-momentum-clip", momentum=0.0, max_grad_norm=0.5),
 ]
 
 

@@ -32,6 +32,7 @@ ONE_OF_EACH = [
         "radam-rectified-decay",
         "lion-decay",
         "rprop",
+        "lars-nesterov-decay",
         "swats-decay",
         "swats-switch-decay",
     )
@@ -41,7 +42,7 @@ each_class = pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 
 
 def counts_steps(case: Case) -> bool:
-    return case.cls not in (fusedopt.SGD, fusedopt.DeltaBarDelta, fusedopt.Lion)
+    return case.cls not in (fusedopt.SGD, fusedopt.DeltaBarDelta, fusedopt.Lion, fusedopt.LARS)
 
 
 def make_params(shapes: Any = SHAPES, dtypes: Any = (torch.float32,)) -> list[Tensor]:
@@ -152,6 +153,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "radam-decay": {"betas": (0.5, 0.6), "decoupled_weight_decay": True},
     "lion-decay": {"betas": (0.5, 0.6), "maximize": True, "weight_decay": 0.9},
     "rprop": {"etas": (0.25, 3.0), "step_sizes": (0.1, 0.2), "maximize": True},
+    "lars-decay": {"momentum": 0.5, "nesterov": True, "trust_coefficient": 0.1},
+    "lars-no-momentum": {"momentum": 0.5, "lr": 0.3},  # momentum switched on
     "swats-decay": {"betas": (0.5, 0.6), "lr": 0.3, "eps": 4.0},  # made to switch
     "swats-switch-decay": {"betas": (0.9, 0.6), "lr": 0.3, "weight_decay": 0.4},
 }

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 NOT_NUMBERS = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "momentum_form", "switch"}
 FLAGS = {"maximize", "nesterov", "centered", "amsgrad", "decoupled_weight_decay", "always_adapt"}
-FLAGS |= {"bias_correction", "grad_averaging"}
+FLAGS |= {"bias_correction", "grad_averaging", "exclude_1d"}
 BOUNDS = {"min_gain", "max_gain", "trust_clip", "phi", "step_sizes"}
 # What a rule takes; torch's operators turn them into the same number.
 PLAIN = {

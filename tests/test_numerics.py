@@ -192,7 +192,8 @@ def test_norm_that_is_not_finite(name: str, value: float, dtype: torch.dtype) ->
     [
         c
         for c in CASES
-        if c.cls in (fusedopt.AdamW, fusedopt.Lion) or (c.cls is not fusedopt.LAMB and not c.kwargs.get("weight_decay"))
+        if c.cls in (fusedopt.AdamW, fusedopt.Lion)
+        or (c.cls not in (fusedopt.LAMB, fusedopt.LARS) and not c.kwargs.get("weight_decay"))
     ],
     ids=str,
 )
@@ -276,6 +277,7 @@ def test_all_rules_and_dtypes_are_covered() -> None:
             "LAMB",
             "DeltaBarDelta",
             "SWATS",
+            "LARS",
             "Rprop",
             "Lion",
             "RAdam",

@@ -228,6 +228,7 @@ SPARSE = {
     "radam-rectified-decay": "RAdam does not support sparse gradients",
     "lion-decay": "Lion does not support sparse gradients",
     "rprop": "Rprop does not support sparse gradients",
+    "lars-nesterov-decay": "LARS does not support sparse gradients",
     "swats-decay": "SWATS does not support sparse gradients",
     "swats-switch-decay": "SWATS does not support sparse gradients",
 }

@@ -8,6 +8,7 @@
 #include "adamax.h"
 #include "delta_bar_delta.h"
 #include "lamb.h"
+#include "lars.h"
 #include "lion.h"
 #include "radam.h"
 #include "rmsprop.h"
@@ -33,7 +34,9 @@
   X(adadelta, Adadelta<F>)                             \
   X(radam, RAdam<F>)                                   \
   X(lion, Lion<F>)                                     \
-  X(rprop, Rprop<F>)
+  X(rprop, Rprop<F>)                                   \
+  X(lars, Lars<F, false>)                              \
+  X(lars_momentum, Lars<F, true>)
 
 namespace fusedopt {
 

@@ -26,6 +26,7 @@ enum class Domain : unsigned char {
   kFraction,     // at least 0, below 1
   kBound,        // a number, or infinity
   kFlag,         // anything that is true or false
+  kFlagOf1d,     // that, and false for parameters of more than one dimension
 };
 struct Number {  // a hyper-parameter
   const char* name;

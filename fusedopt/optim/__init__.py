@@ -32,6 +32,7 @@ from fusedopt.optim.adam import Adam, AdamW
 from fusedopt.optim.adamax import Adamax
 from fusedopt.optim.delta_bar_delta import DeltaBarDelta
 from fusedopt.optim.lamb import LAMB
+from fusedopt.optim.lars import LARS
 from fusedopt.optim.lion import Lion
 from fusedopt.optim.radam import RAdam
 from fusedopt.optim.rmsprop import RMSprop
@@ -41,6 +42,7 @@ from fusedopt.optim.swats import SWATS
 
 __all__ = [
     "LAMB",
+    "LARS",
     "SGD",
     "SWATS",
     "Adadelta",
