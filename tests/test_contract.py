@@ -68,7 +68,7 @@ def paths_within_a_group(case: Case, paths: list[str]) -> list[str]:
 
 def fresh_value(name: str) -> float:
     """What a state starts from."""
-    return 1.0 if name == "gain" else 0.0
+    return {"gain": 1.0, "step_size": 2**-7}.get(name, 0.0)  # of Rprop the rate of its case
 
 
 class Pair:
