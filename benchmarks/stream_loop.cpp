@@ -27,6 +27,7 @@ float pass(float* const* arrays, std::int64_t n, int threads) {
 extern "C" float stream_pass(float* const* arrays, int reads, int writes, std::int64_t n, int threads) {
   switch (10 * reads + writes) {
     case 10: return pass<1, 0>(arrays, n, threads);
+    case 20: return pass<2, 0>(arrays, n, threads);
     case 21: return pass<2, 1>(arrays, n, threads);
     case 31: return pass<3, 1>(arrays, n, threads);
     case 32: return pass<3, 2>(arrays, n, threads);

@@ -74,7 +74,7 @@ void Plan::read_group(Group& group, PyObject* declared, bool counted) {
   group.rule = static_cast<RuleId>(id);
   const RuleInfo& rule = info(group.rule);
   group.names = &names_of(group.rule);
-  group.lr = nullptr, group.odd = nullptr, group.counted = counted;
+  group.lr = nullptr, group.odd = nullptr, group.counted = counted, group.by_dimension = false;
   if (PyDict_GET_SIZE(numbers) != rule.number_count) throw wrong_names(rule);
   Py_ssize_t cursor = 0;
   for (int i = 0; i < rule.number_count; ++i) {
@@ -82,14 +82,18 @@ void Plan::read_group(Group& group, PyObject* declared, bool counted) {
     PyObject* object = find(numbers, group.names->numbers[i], cursor);
     if (!object) throw wrong_names(rule);
     double& number = group.numbers[i];
-    if (domain == Domain::kFlag) {
+    if (domain == Domain::kFlag || domain == Domain::kFlagOf1d) {
       number = object == Py_True || (object != Py_False && is_flag(object));
+      group.by_dimension |= domain == Domain::kFlagOf1d && number != 0;
     } else if (i == 0 && THPVariable_Check(object) && is_gpu_number(THPVariable_Unpack(object))) {
       group.lr = object;
     } else if (!read(object, i == 0, number) || !is_within(domain, number)) {
       group.odd = name;
     }
   }
+  if (group.by_dimension)
+    for (int i = 0; i < rule.number_count; ++i)
+      group.of_more[i] = rule.numbers[i].domain == Domain::kFlagOf1d ? 0 : group.numbers[i];
   group.joint = rule.scope == Scope::kGroup, group.memory = nullptr, group.device = kNoDevice;
   if (rule.memory) read_memory(group, size > 2 ? PyTuple_GET_ITEM(declared, 2) : Py_None);
   for (int32_t& row : group.last_rows) row = -1;

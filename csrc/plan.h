@@ -107,16 +107,19 @@ class Plan {
   struct Group {
     RuleId rule;
     double numbers[kMaxNumbers];
-    const Names* names;    // the rule's
-    PyObject* lr;          // where it is a tensor on a GPU, else null
-    const char* odd;       // a hyper-parameter that is not for its rule, or null
-    double* memory;        // what it remembers, where its rule says so
-    bool joint;            // what becomes of one of its parameters depends on all
-    int8_t device;         // where it is decided then
-    bool counted;          // by a GPU
-    int32_t last_rows[4];  // of each compute type on the CPU and on a GPU
+    double of_more[kMaxNumbers];  // of parameters of more than one dimension, where `by_dimension`
+    const Names* names;           // the rule's
+    PyObject* lr;                 // where it is a tensor on a GPU, else null
+    const char* odd;              // a hyper-parameter that is not for its rule, or null
+    double* memory;               // what it remembers, where its rule says so
+    bool by_dimension;            // there are numbers of Domain::kFlagOf1d that are true
+    bool joint;                   // what becomes of one of its parameters depends on all
+    int8_t device;                // where it is decided then
+    bool counted;                 // by a GPU
+    int32_t last_rows[8];         // of each compute type on the CPU and on a GPU, and of `of_more`
   };
-  using RowKey = std::tuple<int32_t, bool, int, double>;  // group, whether it computes in double, device, step count
+  using RowKey =
+      std::tuple<int32_t, bool, bool, int, double>;  // group, `of_more`, whether in double, device, step count
 
   void read_group(Group& group, PyObject* declared, bool counted);
   static void read_memory(Group& group, PyObject* tensor);
@@ -126,7 +129,7 @@ class Plan {
   Reason gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& whole);
   Reason operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized);
   Reason step(Entry& e, Tensor& t, PyObject* value, double& count);
-  int32_t row(int32_t group, const Tensor& t, double count);
+  int32_t row(int32_t group, const Tensor& t, int64_t dimensions, double count);
   void find_written();
   bool find_shared_gradients();
   void mark_conflicts();

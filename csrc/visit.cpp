@@ -181,7 +181,7 @@ INLINE Reason Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObj
   if (!rule.counts_steps) count = e.fresh ? 1 : 2;
   // A rule that keeps states but no count starts from the count, too, where the host does not know whether it started.
   if (t.device >= 0 && group.counted && rule.state_count && !t.step) return kHostStep;
-  t.row = row(e.group, t, count);
+  t.row = row(e.group, t, p.dim(), count);
   return kNone;
 }
 
@@ -205,18 +205,20 @@ INLINE Reason Plan::step(Entry& e, Tensor& t, PyObject* value, double& count) {
 }
 
 // The row of a tensor: that of the tensor before, as a rule.
-INLINE int32_t Plan::row(int32_t g, const Tensor& t, double count) {
+INLINE int32_t Plan::row(int32_t g, const Tensor& t, int64_t dimensions, double count) {
   Group& group = groups_[g];
+  const bool of_more = group.by_dimension && dimensions > 1;
+  double* numbers = of_more ? group.of_more : group.numbers;
   const bool is_double = t.form == Form::kDouble;
-  int32_t& row = group.last_rows[2 * (t.device >= 0) + is_double];
+  int32_t& row = group.last_rows[4 * of_more + 2 * (t.device >= 0) + is_double];
   if (row >= 0 && rows_[row].count == count && rows_[row].device == t.device) return row;
-  const auto [it, is_new] = row_of_.try_emplace({g, is_double, t.device, count}, int32_t(rows_.size()));
+  const auto [it, is_new] = row_of_.try_emplace({g, of_more, is_double, t.device, count}, int32_t(rows_.size()));
   row = it->second;
   if (!is_new) return row;
-  rows_.push_back({group.numbers, group.memory, nullptr, count, group.rule, is_double, false, t.device});
+  rows_.push_back({numbers, group.memory, nullptr, count, group.rule, is_double, false, t.device});
   if (!group.lr) return row;
   const at::Tensor& lr = THPVariable_Unpack(group.lr);
-  if (t.device != gpu_index(lr.device())) return group.numbers[0] = lr.item<double>(), row;
+  if (t.device != gpu_index(lr.device())) return numbers[0] = lr.item<double>(), row;
   rows_.back().lr = lr.data_ptr(), rows_.back().double_lr = lr.scalar_type() == at::kDouble;
   return row;
 }

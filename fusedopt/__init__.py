@@ -20,18 +20,38 @@ from fusedopt.gradients import (
 from fusedopt.installation import __version__ as __version__
 from fusedopt.installation import info
 from fusedopt.lr_finder import LRFinder, LRFinderResult, find_lr
-from fusedopt.optim import LAMB, SGD, SWATS, Adagrad, Adam, AdamW, DeltaBarDelta, Explanation, RMSprop, native
+from fusedopt.optim import (
+    LAMB,
+    LARS,
+    SGD,
+    SWATS,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    DeltaBarDelta,
+    Explanation,
+    Lion,
+    RAdam,
+    RMSprop,
+    Rprop,
+    native,
+)
 from fusedopt.optim._in_backward import step_in_backward
 from fusedopt.optim._portable import portable_state_dict
 from fusedopt.replacement import install, installed, uninstall
 
 __all__ = [
     "LAMB",
+    "LARS",
     "SGD",
     "SWATS",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "DeltaBarDelta",
     "Explanation",
     "ExponentialGradientNoise",
@@ -39,7 +59,10 @@ __all__ = [
     "History",
     "LRFinder",
     "LRFinderResult",
+    "Lion",
+    "RAdam",
     "RMSprop",
+    "Rprop",
     "averages",
     "capture",
     "clip_grad_norm_",

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import reference
+import reference_lion_lars
 import torch
-from reference import REFERENCES
 from torch.optim import Optimizer
 
 import fusedopt
@@ -43,8 +44,8 @@ class Case:
 
     @property
     def reference(self) -> type[Optimizer]:
-        """`twin`, or the class of reference.py that stands for it."""
-        return self.twin or REFERENCES[self.cls.__name__]
+        """`twin`, or the class of reference.py, or of reference_lion_lars.py, that stands for it."""
+        return self.twin or (reference.REFERENCES | reference_lion_lars.REFERENCES)[self.cls.__name__]
 
     def make(self, params: Any, **kwargs: Any) -> Optimizer:
         return self.cls(params, **(self.kwargs | {"max_grad_norm": self.max_grad_norm} | kwargs))
@@ -99,6 +100,41 @@ def _swats(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case
     states = ("exp_avg", "exp_avg_sq", "momentum_buffer")
     idle = () if "switch" in name else ("momentum_buffer",)
     return Case(f"swats{name}", fusedopt.SWATS, None, {"lr": 0.01} | kwargs, states, max_grad_norm, idle)
+
+
+def _adamax(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    kwargs = {"lr": 0.01} | kwargs
+    states = ("exp_avg", "exp_inf")
+    return Case(f"adamax{name}", fusedopt.Adamax, torch.optim.Adamax, kwargs, states, max_grad_norm)
+
+
+def _adadelta(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    kwargs = {"lr": 0.5, "eps": 0.1} | kwargs
+    states = ("square_avg", "acc_delta")
+    return Case(f"adadelta{name}", fusedopt.Adadelta, torch.optim.Adadelta, kwargs, states, max_grad_norm)
+
+
+def _radam(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    kwargs = {"lr": 0.01, "weight_decay": 0} | kwargs
+    states = ("exp_avg", "exp_avg_sq")
+    return Case(f"radam{name}", fusedopt.RAdam, torch.optim.RAdam, kwargs, states, max_grad_norm)
+
+
+def _lion(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    # Where a sign decides, what it is of must be exact: 0.7 * 3 - 0.3 * 7 is 0 or not.
+    kwargs = {"lr": 0.01, "betas": (0.75, 0.9)} | kwargs
+    return Case(f"lion{name}", fusedopt.Lion, None, kwargs, ("exp_avg",), max_grad_norm)
+
+
+def _rprop(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    kwargs = {"lr": 2**-7} | kwargs  # of which the step sizes are made, in any dtype
+    return Case(f"rprop{name}", fusedopt.Rprop, torch.optim.Rprop, kwargs, ("prev", "step_size"), max_grad_norm)
+
+
+def _lars(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    states = ("momentum_buffer",) if kwargs.get("momentum", 0.9) else ()
+    kwargs = {"lr": 0.1, "trust_coefficient": 2.0} | kwargs
+    return Case(f"lars{name}", fusedopt.LARS, None, kwargs, states, max_grad_norm)
 
 
 _TABLE = [
@@ -162,12 +198,42 @@ _TABLE = [
     _swats("-switch", betas=(0.5, 0.6), eps=4.0),
     _swats("-switch-clip", betas=(0.8, 0.5), eps=4.0, max_grad_norm=0.5),
     _swats("-switch-maximize", betas=(0.0, 0.6), eps=4.0, maximize=True),
+    _adamax(""),
+    _adamax("-maximize-eps", maximize=True, eps=0.1),
+    _adamax("-small-betas", betas=(0.3, 0.5)),
+    _adamax("-clip", max_grad_norm=0.5),
+    _adadelta(""),
+    _adadelta("-maximize-rho", maximize=True, rho=0.3),
+    _adadelta("-clip", max_grad_norm=0.5),
+    _radam(""),
+    _radam("-maximize", maximize=True),
+    # Rectified from the third step on.
+    _radam("-rectified", betas=(0.3, 0.8), eps=0.1),
+    _radam("-decoupled", betas=(0.9, 0.8), decoupled_weight_decay=True),
+    _radam("-clip", betas=(0.9, 0.8), max_grad_norm=0.5),
+    _lion(""),
+    _lion("-maximize", maximize=True),
+    _lion("-betas", betas=(0.25, 0.5)),
+    _lion("-clip", max_grad_norm=0.5),
+    _rprop(""),
+    _rprop("-maximize", maximize=True),
+    _rprop("-bounds", etas=(0.25, 2.0), step_sizes=(0.1, 0.5)),
+    _rprop("-clip", max_grad_norm=0.5),
+    _lars(""),
+    _lars("-no-momentum", momentum=0.0),
+    _lars("-nesterov", nesterov=True),
+    _lars("-exclude", exclude_1d=True),
+    _lars("-maximize", maximize=True, eps=0.1),
+    _lars("-clip", max_grad_norm=0.5),
+    _lars("-no-momentum-clip", momentum=0.0, max_grad_norm=0.5),
 ]
 
 
 def _with_twins(case: Case) -> list[Case]:
     # Where the sign of gradient and decay together decides, their product must be exact: 0.75 - 0.3 * 2.5 is 0 or not.
     small, large = (0.125, 0.25) if case.cls is fusedopt.DeltaBarDelta else (0.1, 0.3)
+    if case.cls is fusedopt.Rprop:  # has no weight decay; of its rate only the first step sizes are made
+        return [case, replace(case, name=f"{case.name}-fast", kwargs=case.kwargs | {"lr": 0.25})]
     decay = replace(case, name=f"{case.name}-decay", kwargs=case.kwargs | {"weight_decay": small})
     fast = replace(case, name=f"{case.name}-fast", kwargs=case.kwargs | {"weight_decay": large, "lr": 0.3})
     return [case, decay, fast]
@@ -179,11 +245,14 @@ BY_NAME: dict[str, Case] = {case.name: case for case in CASES}
 
 
 def _one_of_each() -> list[Case]:
-    """Of each class, form and phase the case with most states and options, with weight decay and without clipping."""
+    """Of each class, form and phase the case with most states and options, with weight decay where the class has it and
+    without clipping.
+    """
     chosen: dict[Any, Case] = {}
     for case in CASES:
         kind = case.cls, case.twin is None, bool(case.idle)
-        if case.name.endswith("-decay") and case.max_grad_norm is None and "maximize" not in case.kwargs:
+        decays = case.name.endswith("-decay") or (case.cls is fusedopt.Rprop and not case.name.endswith("-fast"))
+        if decays and case.max_grad_norm is None and "maximize" not in case.kwargs:
             best = chosen.setdefault(kind, case)
             if (len(case.states), len(case.kwargs)) >= (len(best.states), len(best.kwargs)):
                 chosen[kind] = case

@@ -25,6 +25,12 @@ CASES = [
         "lamb-no-clip",
         "sgd-classic-dampening",
         "delta-bar-delta-momentum",
+        "adamax",
+        "adadelta",
+        "radam-rectified",
+        "lion",
+        "rprop",
+        "lars-exclude",
         "swats",
         "swats-switch",
     )
@@ -37,7 +43,8 @@ ALL_CASES = [case for case in cases.CASES if not case.max_grad_norm]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-ELEMENTWISE = [case for case in CASES if case.cls is not fusedopt.LAMB]
+TWO_PASSES = (fusedopt.LAMB, fusedopt.LARS)
+ELEMENTWISE = [case for case in CASES if case.cls not in TWO_PASSES]
 
 
 SHAPES = [(3,), (16, 7), (0,), (20_000,), (64,)]

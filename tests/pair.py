@@ -19,7 +19,7 @@ each_class = pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 
 
 def counts_steps(case: Case) -> bool:
-    return case.cls not in (fusedopt.SGD, fusedopt.DeltaBarDelta)
+    return case.cls not in (fusedopt.SGD, fusedopt.DeltaBarDelta, fusedopt.Lion, fusedopt.LARS)
 
 
 def make_params(shapes: Any = SHAPES, dtypes: Any = (torch.float32,)) -> list[Tensor]:
@@ -45,7 +45,7 @@ def paths_within_a_group(case: Case, paths: list[str]) -> list[str]:
 
 def fresh_value(name: str) -> float:
     """What a state starts from."""
-    return 1.0 if name == "gain" else 0.0
+    return {"gain": 1.0, "step_size": 2**-7}.get(name, 0.0)  # of Rprop the rate of its case
 
 
 class Pair:

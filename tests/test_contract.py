@@ -72,6 +72,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "sgd-classic-dampening-decay": {"momentum": 0, "maximize": True},
     "delta-bar-delta": {"momentum": 0.5, "lr": 0.3, "beta": 0.1},  # momentum switched on
     "delta-bar-delta-momentum-decay": {"min_gain": 0.9, "max_gain": 1.1, "momentum": 0.2},
+    "adamax-decay": {"betas": (0.5, 0.6), "eps": 0.3, "maximize": True},
+    "adadelta-decay": {"rho": 0.5, "eps": 0.3, "lr": 1},
+    "radam-decay": {"betas": (0.5, 0.6), "decoupled_weight_decay": True},
+    "lion-decay": {"betas": (0.5, 0.6), "maximize": True, "weight_decay": 0.9},
+    "rprop": {"etas": (0.25, 3.0), "step_sizes": (0.1, 0.2), "maximize": True},
+    "lars-decay": {"momentum": 0.5, "nesterov": True, "trust_coefficient": 0.1},
+    "lars-no-momentum": {"momentum": 0.5, "lr": 0.3},  # momentum switched on
     "swats-decay": {"betas": (0.5, 0.6), "lr": 0.3, "eps": 4.0},  # made to switch
     "swats-switch-decay": {"betas": (0.9, 0.6), "lr": 0.3, "weight_decay": 0.4},
 }

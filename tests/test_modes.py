@@ -10,7 +10,7 @@ import gpu
 import pytest
 import torch
 import torch.autograd.forward_ad as fw
-from cases import BY_NAME, FAST_CASES, Case
+from cases import BY_NAME, FAST_CASES, ONE_OF_EACH, Case
 from pair import each_class, make_params, make_twin, set_grads
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -105,7 +105,8 @@ def test_fake_tensors(case: Case) -> None:
             assert all((p != 1).all() for p in params)
 
 
-@each_class
+# torch's Rprop assigns to elements, which fake tensors let nobody do then.
+@pytest.mark.parametrize("case", [case for case in ONE_OF_EACH if case.cls is not fusedopt.Rprop], ids=str)
 def test_fake_parameters_of_a_mode_that_is_over(case: Case) -> None:
     with FakeTensorMode():
         params = [nn.Parameter(torch.ones(3, 4))]
@@ -205,7 +206,8 @@ def test_tangents(case: Case, dual: str) -> None:
         torch.testing.assert_close(*results) if isinstance(results[1], list) else None
         assert isinstance(results[1], list) or results[0] == results[1]
     else:
-        assert all(t is not None and t.abs().sum() > 0 for t in results[0])
+        moves = case.cls is not fusedopt.Lion or dual == "parameter"  # by a gradient only its sign goes
+        assert all((t is not None and bool(t.abs().sum() > 0)) == moves for t in results[0])
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated")

@@ -23,6 +23,10 @@ OURS = {
     torch.optim.Adagrad: fusedopt.Adagrad,
     torch.optim.Adam: fusedopt.Adam,
     torch.optim.AdamW: fusedopt.AdamW,
+    torch.optim.Rprop: fusedopt.Rprop,
+    torch.optim.RAdam: fusedopt.RAdam,
+    torch.optim.Adadelta: fusedopt.Adadelta,
+    torch.optim.Adamax: fusedopt.Adamax,
 }
 INFOS = [info for info in optim_db if info.optim_cls in OURS]
 INPUTS = [

@@ -140,8 +140,8 @@ def test_max_grad_norm_in_a_group(case: Case) -> None:
 class Wrapper(Optimizer):
     """As sharpness-aware minimization and others are: its options go into its groups, which are the base's too."""
 
-    def __init__(self, params: Any, base: type[Optimizer], rho: float, **kwargs: Any) -> None:
-        super().__init__(params, {"rho": rho, **kwargs})
+    def __init__(self, params: Any, base: type[Optimizer], radius: float, **kwargs: Any) -> None:
+        super().__init__(params, {"radius": radius, **kwargs})
         self.base = base(self.param_groups, **kwargs)
         self.param_groups = self.base.param_groups
         self.defaults.update(self.base.defaults)

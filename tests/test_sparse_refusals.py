@@ -24,6 +24,12 @@ SPARSE = {
     "LAMB": "LAMB does not support sparse gradients",
     "DeltaBarDelta": "DeltaBarDelta does not support sparse gradients",
     "SWATS": "SWATS does not support sparse gradients",
+    "Adamax": "Adamax does not support sparse gradients",
+    "Adadelta": "Adadelta does not support sparse gradients",
+    "RAdam": "RAdam does not support sparse gradients",
+    "Lion": "Lion does not support sparse gradients",
+    "Rprop": "Rprop does not support sparse gradients",
+    "LARS": "LARS does not support sparse gradients",
 }
 
 
@@ -65,6 +71,8 @@ def test_refused_where_every_step_is_torchs(
     if wrong == "sparse":
         params[2].grad = params[2].grad.to_sparse(1)
     elif wrong == "lr":
+        if case.cls is fusedopt.Rprop and steps:
+            return  # its step sizes have been made, and nothing reads the rate any more
         opt.param_groups[1]["lr"] = "0.1"
     else:
         params[2].grad.data = torch.ones(4, 3)

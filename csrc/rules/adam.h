@@ -20,12 +20,12 @@ struct Adam {
   Gradient<F> gradient;
   Lerp<F> mean;
   SecondMoment<F> square;
-  F eps, decay, keep, step_size, root_scale;
+  DecoupledDecay<F> decay;
+  F eps, step_size, root_scale;
 
   FUSEDOPT_HD Adam(const Numbers& n, double count, double scale)
       : gradient(scale, n.maximize != 0, n.decoupled != 0 ? 0 : n.weight_decay), mean(1 - n.beta1), square(n.beta2),
-        eps(F(n.eps)), decay(F(n.decoupled != 0 ? n.lr * n.weight_decay : 0)),
-        keep(F(n.decoupled != 0 ? 1 - n.lr * n.weight_decay : 1)),
+        decay(n.decoupled != 0 ? n.lr * n.weight_decay : 0), eps(F(n.eps)),
         step_size(F(n.lr / bias_correction<F>(n.beta1, count))),
         root_scale(F(1 / square_root(bias_correction<F>(n.beta2, count)))) {}
 
@@ -33,14 +33,8 @@ struct Adam {
     const F g = gradient(grad, param);
     exp_avg = mean(exp_avg, g);
     F second = exp_avg_sq = square(exp_avg_sq, g);
-    // The larger of the two, NaN if either is NaN, as torch.maximum.
-    if constexpr (Amsgrad)
-      second = max_exp_avg_sq = max_exp_avg_sq > second || max_exp_avg_sq != max_exp_avg_sq ? max_exp_avg_sq : second;
-    // p - (lr * wd) * p, not p * (1 - lr * wd): the factor would round to 1 for a small product.
-    // Of an infinite p the factor it is, as the difference of two infinities would be NaN.
-    const F finite = param - param;  // then 0, else NaN
-    param = madd(finite == 0 ? -decay : keep, param, finite == 0 ? param : F(0));
-    param = madd(-step_size, exp_avg / madd(square_root(second), root_scale, eps), param);
+    if constexpr (Amsgrad) second = max_exp_avg_sq = larger(max_exp_avg_sq, second);
+    param = madd(-step_size, exp_avg / madd(square_root(second), root_scale, eps), decay(param));
   }
 };
 

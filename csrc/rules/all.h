@@ -2,11 +2,17 @@
 #pragma once
 #include <new>
 
+#include "adadelta.h"
 #include "adagrad.h"
 #include "adam.h"
+#include "adamax.h"
 #include "delta_bar_delta.h"
 #include "lamb.h"
+#include "lars.h"
+#include "lion.h"
+#include "radam.h"
 #include "rmsprop.h"
+#include "rprop.h"
 #include "sgd.h"
 #include "swats.h"
 
@@ -23,7 +29,14 @@
   X(lamb, Lamb<F>)                                     \
   X(delta_bar_delta, DeltaBarDelta<F, false>)          \
   X(delta_bar_delta_momentum, DeltaBarDelta<F, true>)  \
-  X(swats, Swats<F>)
+  X(swats, Swats<F>)                                   \
+  X(adamax, Adamax<F>)                                 \
+  X(adadelta, Adadelta<F>)                             \
+  X(radam, RAdam<F>)                                   \
+  X(lion, Lion<F>)                                     \
+  X(rprop, Rprop<F>)                                   \
+  X(lars, Lars<F, false>)                              \
+  X(lars_momentum, Lars<F, true>)
 
 namespace fusedopt {
 

@@ -26,6 +26,7 @@ enum class Domain : unsigned char {
   kFraction,     // at least 0, below 1
   kBound,        // a number, or infinity
   kFlag,         // anything that is true or false
+  kFlagOf1d,     // that, and false for parameters of more than one dimension
 };
 struct Number {  // a hyper-parameter
   const char* name;
@@ -129,5 +130,29 @@ struct Gradient {
       : factor(F(maximize ? -scale : scale)), decay(F(decay)) {}
   FUSEDOPT_HD F operator()(F grad, F param) const { return madd(decay, decay != 0 ? param : F(0), grad * factor); }
 };
+
+// Weight decay beside the gradient: p - (lr * wd) * p, not p * (1 - lr * wd), as the factor would round to 1 for a
+// small product. Of an infinite p the factor it is, as the difference of two infinities would be NaN.
+template <class F>
+struct DecoupledDecay {
+  F decay, keep;
+  FUSEDOPT_HD DecoupledDecay(double decay) : decay(F(decay)), keep(F(1 - decay)) {}
+  FUSEDOPT_HD F operator()(F param) const {
+    const F finite = param - param;  // then 0, else NaN
+    return madd(finite == 0 ? -decay : keep, param, finite == 0 ? param : F(0));
+  }
+};
+
+// NaN if either is, as torch.maximum.
+template <class F>
+FUSEDOPT_HD F larger(F x, F y) {
+  return x > y || x != x ? x : y;
+}
+
+// The sign, 0 of NaN, as torch.sign.
+template <class F>
+FUSEDOPT_HD F sign(F x) {
+  return x > 0 ? F(1) : x < 0 ? F(-1) : F(0);
+}
 
 }  // namespace fusedopt

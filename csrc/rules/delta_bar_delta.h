@@ -35,9 +35,9 @@ struct DeltaBarDelta {
 
   FUSEDOPT_HD void operator()(F& param, F grad, F& gain, F& grad_sign, F& momentum_buffer) const {
     const F g = gradient(grad, param);
-    const F sign = g > 0 ? F(1) : g < 0 ? F(-1) : F(0);
-    const F agreement = sign * grad_sign;  // 0, which leaves the gain alone, where either is, so in the first step too
-    grad_sign = sign;
+    const F now = sign(g);
+    const F agreement = now * grad_sign;  // 0, which leaves the gain alone, where either is, so in the first step too
+    grad_sign = now;
     gain = madd(gain, agreement < 0 ? decrease : F(1), agreement > 0 ? increase : F(0));
     gain = gain < min_gain ? min_gain : gain > max_gain ? max_gain : gain;
     F direction = gain * g;

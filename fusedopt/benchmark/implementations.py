@@ -49,7 +49,7 @@ class OptimizerCase:
         ours = {**options, **self.ours, **graph}
         factories: dict[str, Factory] = {OURS: functools.partial(_fusedopt, self.class_name, ours)}
         native = getattr(torch.optim, self.class_name, None)
-        if self.class_name in ("DeltaBarDelta", "SWATS"):
+        if self.class_name in ("DeltaBarDelta", "SWATS", "LARS", "Lion"):
             factories["for-loop"] = functools.partial(_plain, self.class_name, options)
             return factories
         if native is None:
@@ -128,6 +128,12 @@ CASES: dict[str, OptimizerCase] = {
         OptimizerCase("SWATS", "SWATS", {}, ((4, 3),)),  # its Adam phase; a group that has switched moves (3, 2)
         OptimizerCase("RMSprop", "RMSprop", {}, ((3, 2),)),
         OptimizerCase("Adagrad", "Adagrad", {}, ((3, 2),)),
+        OptimizerCase("Adamax", "Adamax", {}, ((4, 3),)),
+        OptimizerCase("Adadelta", "Adadelta", {}, ((4, 3),)),
+        OptimizerCase("RAdam", "RAdam", {}, ((4, 3),)),
+        OptimizerCase("Lion", "Lion", {}, ((3, 2),)),
+        OptimizerCase("Rprop", "Rprop", {}, ((4, 3),)),
+        OptimizerCase("LARS", "LARS", {}, ((2, 0), (3, 2))),
         # The norm of the gradients; the moments and the norms of parameter and update; the step itself.
         OptimizerCase("LAMB", "LAMB", {"weight_decay": 0.01, "max_grad_norm": 1.0}, ((1, 0), (4, 2), (3, 1))),
     )

@@ -13,14 +13,10 @@ if TYPE_CHECKING:
     from torch.optim import (
         ASGD,
         LBFGS,
-        Adadelta,
         Adafactor,
-        Adamax,
         Muon,
         NAdam,
         Optimizer,
-        RAdam,
-        Rprop,
         SparseAdam,
         lr_scheduler,
         swa_utils,
@@ -32,15 +28,38 @@ from fusedopt.optim._explanation import Explanation
 from fusedopt.optim._fused import FusedStep as FusedStep  # not torch's, so not among the names
 from fusedopt.optim._fused import native
 from fusedopt.optim._in_backward import refuse_in_backward as refuse_in_backward
+from fusedopt.optim.adadelta import Adadelta
 from fusedopt.optim.adagrad import Adagrad
 from fusedopt.optim.adam import Adam, AdamW
+from fusedopt.optim.adamax import Adamax
 from fusedopt.optim.delta_bar_delta import DeltaBarDelta
 from fusedopt.optim.lamb import LAMB
+from fusedopt.optim.lars import LARS
+from fusedopt.optim.lion import Lion
+from fusedopt.optim.radam import RAdam
 from fusedopt.optim.rmsprop import RMSprop
+from fusedopt.optim.rprop import Rprop
 from fusedopt.optim.sgd import SGD
 from fusedopt.optim.swats import SWATS
 
-__all__ = ["LAMB", "SGD", "SWATS", "Adagrad", "Adam", "AdamW", "DeltaBarDelta", "Explanation", "RMSprop", "native"]
+__all__ = [
+    "LAMB",
+    "LARS",
+    "SGD",
+    "SWATS",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "DeltaBarDelta",
+    "Explanation",
+    "Lion",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "native",
+]
 __all__ += [name for name in torch.optim.__all__ if name not in __all__]
 
 # For `from fusedopt.optim.lr_scheduler import StepLR`: these are torch's modules, not files of ours.

@@ -124,7 +124,7 @@ def refuse_partition(optimizer: FusedStep, group: dict[str, Any]) -> None:
         )
 
 
-def refuse_merged(params: Iterable[Tensor]) -> None:
+def refuse_merged(optimizer: object, params: Iterable[Tensor]) -> None:
     """Raises where tensors have been merged whose norms are wanted one by one.
 
     Raises:
@@ -132,6 +132,6 @@ def refuse_merged(params: Iterable[Tensor]) -> None:
     """
     if any(getattr(p, "_is_flat_param", False) and p._num_params > 1 for p in params):  # type: ignore[attr-defined]
         raise ValueError(
-            "LAMB takes norms of single tensors, and FullyShardedDataParallel has merged several into a flat one; "
-            f"wrap with use_orig_params=True, or use fully_shard ({HELP})"
+            f"{type(optimizer).__name__} takes norms of single tensors, and FullyShardedDataParallel has merged "
+            f"several into a flat one; wrap with use_orig_params=True, or use fully_shard ({HELP})"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +11,9 @@ from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from fusedopt import _C
 from fusedopt.optim._fused import FusedStep
-from fusedopt.optim._plain import PlainOptimizer, check_numbers, number, scalar
-from fusedopt.optim._processes import Spread, refuse_merged
+from fusedopt.optim._plain import check_numbers, number, scalar
+from fusedopt.optim._processes import refuse_merged
+from fusedopt.optim._trust_ratio import TrustRatioOptimizer
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -22,7 +22,7 @@ _RULE = _C.RULES["lamb"]
 _ANY_NORM = 0.0, math.inf
 
 
-class _TorchLAMB(PlainOptimizer):
+class _TorchLAMB(TrustRatioOptimizer):
     """LAMB in plain PyTorch."""
 
     def __init__(self, params: ParamsT, **defaults: Any) -> None:
@@ -45,40 +45,8 @@ class _TorchLAMB(PlainOptimizer):
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
-    def _update_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        spread: Spread | None = self.__dict__.get("_spread")
-        if spread is None or not spread.pieces or not _adapts(group):
-            super()._update_group(group, params)
-            return
-        directions = {}
-        for p in params:
-            assert p.grad is not None
-            directions[p] = self._direction(group, p, -p.grad if group["maximize"] else p.grad, self.state[p])
-        squares = [
-            _square(directions[p][which]) if p in directions else 0.0 for p in group["params"] for which in (0, 1)
-        ]
-        totals = iter(spread.total(squares))
-        for i, p in enumerate(group["params"]):
-            norms = [math.sqrt(next(totals)) for _ in range(2)]
-            if p in directions:
-                if id(p) in spread.everywhere:
-                    norms = [math.sqrt(square) for square in squares[2 * i : 2 * i + 2]]
-                self._move(group, p, directions[p][1], *map(torch.tensor, norms))
-
-    def _update(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
-        weight, update = self._direction(group, param, grad, self.state[param])
-        # The norm of a large float16 tensor is beyond float16.
-        wide = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else None
-        norms = [torch.linalg.vector_norm(t, dtype=wide) for t in (weight, update)] if _adapts(group) else []
-        self._move(group, param, update, *norms)
-
-    def _first_pass(
-        self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]
-    ) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """Of a shard: squares of the parameter and of its update, and what to do with those of all shards."""
-        weight, update = self._direction(group, param, grad, state)
-        squares = torch.stack([t.abs().double().square().sum() for t in (weight, update)])
-        return squares, lambda everywhere: self._move(group, param, update, *everywhere.sqrt())
+    def _adapts(self, group: dict[str, Any]) -> bool:
+        return bool(group["weight_decay"] != 0 or group["always_adapt"])
 
     def _direction(
         self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]
@@ -105,24 +73,17 @@ class _TorchLAMB(PlainOptimizer):
             update = update + decay * weight
         return weight, update
 
-    def _move(self, group: dict[str, Any], param: Tensor, update: Tensor, *norms: Tensor) -> None:
+    def _move(
+        self, group: dict[str, Any], param: Tensor, update: Tensor, state: dict[str, Tensor], *norms: Tensor
+    ) -> None:
         trust_ratio: Tensor | float = 1.0
-        if _adapts(group):
+        if self._adapts(group):
             param_norm, update_norm = norms
             if group["phi"] is not None:
                 param_norm = param_norm.clamp(*group["phi"])
             ratio = (param_norm / update_norm).masked_fill((param_norm == 0) | (update_norm == 0), 1.0)
             trust_ratio = ratio if group["trust_clip"] is None else ratio.clamp(max=group["trust_clip"])
         param.sub_((scalar(group["lr"]) * trust_ratio * update).to(param.dtype))
-
-
-def _adapts(group: dict[str, Any]) -> bool:
-    """Whether the tensors of a group have a trust ratio."""
-    return bool(group["weight_decay"] != 0 or group["always_adapt"])
-
-
-def _square(t: Tensor) -> float:
-    return float(t.detach().abs().double().square().sum())
 
 
 class LAMB(FusedStep, _TorchLAMB):
@@ -230,13 +191,13 @@ class LAMB(FusedStep, _TorchLAMB):
         }
 
     def _sums_tensors(self, group: dict[str, Any]) -> bool:
-        return _adapts(group)
+        return self._adapts(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's."""
         super().add_param_group(param_group)
-        if _adapts(group := self.param_groups[-1]):
-            refuse_merged(group["params"])
+        if self._adapts(group := self.param_groups[-1]):
+            refuse_merged(self, group["params"])
 
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         return "LAMB does not support sparse gradients"
