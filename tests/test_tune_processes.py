@@ -14,8 +14,7 @@ pytest.importorskip("optuna", reason="optuna is not installed")
 SCRIPT = """
 import os, signal
 from concurrent.futures import ProcessPoolExecutor
-from fusedopt import cli, data
-from fusedopt.examples import tasks
+from fusedopt import cli, data, tasks
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background takes away
 if __name__ == "__main__":
     hands = data.make_hands(90, 3)
