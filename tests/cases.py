@@ -217,7 +217,7 @@ _TABLE = [
     _lion("-clip", max_grad_norm=0.5),
     _rprop(""),
     _rprop("-maximize", maximize=True),
-    _rprop("-bounds", etas=(0.25, 2.0), step_sizes=(0.1, 0.5)),
+    _rprop("-bounds", etas=(0.25, 2.0), step_sizes=(0.125, 0.5)),
     _rprop("-clip", max_grad_norm=0.5),
     _lars(""),
     _lars("-no-momentum", momentum=0.0),

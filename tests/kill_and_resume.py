@@ -34,6 +34,12 @@ COMBINATIONS = [
     ("adam", "plateau"),
     ("adamw", "cyclic"),
     ("lamb", "chained"),
+    ("adamax", "one-cycle"),
+    ("adadelta", "linear"),
+    ("radam", "cosine"),
+    ("rprop", "exponential"),
+    ("lion", "chained"),
+    ("lars", "cyclic"),
     ("swats", "cosine"),
     ("swats-switch", "cosine"),
 ]

@@ -117,7 +117,7 @@ def test_classes_that_torch_has_not_keep_their_keys(case: Case) -> None:
     saved = portable(optimizer)
     plain = case.make(parameters(F32))
     assert saved["param_groups"][0].keys() == plain.state_dict()["param_groups"][0].keys()
-    assert {v.dtype for v in saved["state"][0].values()} == {F32}
+    assert {v.dtype for v in saved["state"].get(0, {}).values()} == ({F32} if case.states else set())
 
 
 @pytest.mark.parametrize("name", ["sgd-classic-decay", "sgd-classic-dampening-decay", "sgd-classic-nesterov-decay"])

@@ -5,10 +5,12 @@
 namespace fusedopt::cuda {
 
 // Registers are shared out so that this many blocks fit on a multiprocessor: half of its threads, or a quarter. Double
-// needs more of them, and so do eight elements of five coded operands, and sums beside five operands or coded ones.
+// needs more of them, and so do five operands with sums, or, of coded ones, eight elements of four, or of three with
+// sums.
 template <Form form, unsigned Reads, bool Sums = false>
 constexpr int kBlocksPerSm =
-    (form == Form::kDouble || (Reads == 0b11111) + (form == Form::kCoded) + Sums > 1 ? 512 : 1024) / kThreads;
+    (form == Form::kDouble || __builtin_popcount(Reads) + Sums > (form == Form::kCoded ? 3 : 5) ? 512 : 1024) /
+    kThreads;
 constexpr int kArguments = 32764;  // bytes that a launch carries at most, since CUDA 12.1
 
 // What travels with a launch, with room for rows. Two sizes, because the driver copies all of it.
