@@ -75,12 +75,14 @@ FUSEDOPT_HD void store(Vector v, auto* to) {
 
 // From and to element i of an operand. Float16 comes last, and so without a jump, as its own arithmetic is the least.
 FUSEDOPT_HD Vector load(Storage storage, const void* from, int64_t i) {
-  if (storage == Storage::kFloat32) [[unlikely]] return load(static_cast<const float*>(from) + i);
+  if (storage == Storage::kFloat32) [[unlikely]]
+    return load(static_cast<const float*>(from) + i);
   if (storage == Storage::kBFloat16) return load(static_cast<const BFloat16*>(from) + i);
   return load(static_cast<const Float16*>(from) + i);
 }
 FUSEDOPT_HD void store(Vector x, Storage storage, void* to, int64_t i) {
-  if (storage == Storage::kFloat32) [[unlikely]] return store(x, static_cast<float*>(to) + i);
+  if (storage == Storage::kFloat32) [[unlikely]]
+    return store(x, static_cast<float*>(to) + i);
   if (storage == Storage::kBFloat16) return store(x, static_cast<BFloat16*>(to) + i);
   return store(x, static_cast<Float16*>(to) + i);
 }
