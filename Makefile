@@ -30,7 +30,7 @@ test-cpu: $(VENV)/built
 	$(VENV)/bin/python -m pytest -n $(JOBS) -q --durations=25 $(WITHOUT:%=--ignore=tests/test_%.py)
 
 # The optimizers' tests with every step taken by the CUDA kernels, which run on the CPU.
-STEP_TESTS := gpu gpu_capture gpu_threads host_work numerics contract amp clipping lamb optim_db properties regressions refusals sparse_refusals zero_grad states state_dict state_dtype fallback native plan memory swats swats_state step_in_backward portable_state
+STEP_TESTS := gpu gpu_capture gpu_threads host_work numerics contract amp clipping lamb optim_db properties regressions refusals sparse_refusals zero_grad states state_dict state_dtype fallback native plan memory swats swats_state step_in_backward
 test-cuda-on-cpu: $(VENV)/ready
 	$(call copy,build/cuda_on_cpu)
 	cd build/cuda_on_cpu && FUSEDOPT_CUDA_ON_CPU=1 $(abspath $(VENV))/bin/python setup.py -q egg_info build_ext --inplace
