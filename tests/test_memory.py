@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import gpu
 import pytest
 import torch
 from cases import BY_NAME, F32, FAST_CASES, HALVES, Case, dtype_id
@@ -83,4 +84,5 @@ def test_the_plan_is_small(name: str, numels: list[int]) -> None:
     chunks = sum(-(-n // (16 * 1024)) for n in numels)
     rows = 256  # one group at one step count
     kept = 48  # of a parameter, where there are other threads of Python: references to its operands
-    assert optimizer._plan.memory() <= (256 + kept) * len(numels) + 32 * chunks + rows
+    table = 32 if gpu.TEST_DEVICE != "cpu" else 0  # more of it: as it lies on the device
+    assert optimizer._plan.memory() <= (256 + kept + table) * len(numels) + 32 * chunks + rows
