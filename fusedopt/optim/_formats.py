@@ -102,11 +102,11 @@ def in_float32(optimizer: FusedStep, groups: list[dict[str, Any]]) -> Iterator[l
     copies: list[tuple[Tensor, Tensor, torch.dtype | None]] = []
 
     def copy(p: Tensor, dtype: torch.dtype | None) -> Tensor:
-        if is_dtensor(p) or p.dtype not in _SHORT or not is_mixed(p, optimizer.state.get(p, {}), dtype):
-            return p
-        wide = p.detach().float().clone().requires_grad_(p.requires_grad)
-        wide.grad = None if p.grad is None else p.grad.float()
         state = optimizer.state.get(p, {})
+        if is_dtensor(p) or p.dtype not in _SHORT or not is_mixed(p, state, dtype):
+            return p
+        wide = p.detach().to(torch.float32, copy=True).requires_grad_(p.requires_grad)
+        wide.grad = None if p.grad is None else p.grad.float()
         if state:
             optimizer.state[wide] = state | {name: v.float() for name, v in elementwise(p, state).items()}
         copies.append((p, wide, dtype))
@@ -119,12 +119,12 @@ def in_float32(optimizer: FusedStep, groups: list[dict[str, Any]]) -> Iterator[l
             for p, wide, dtype in copies:
                 p.copy_(wide)
                 made = optimizer.state.get(wide, {})
-                kept = optimizer.state[p] if made else {}
+                kept, arrays = optimizer.state[p] if made else {}, elementwise(wide, made)
                 for name, value in made.items():
                     if name in kept and isinstance(kept[name], Tensor):
                         kept[name].copy_(value)
                     else:
-                        kept[name] = value.to(dtype or p.dtype) if name in elementwise(wide, made) else value
+                        kept[name] = value.to(dtype or p.dtype) if name in arrays else value
     finally:
         for _, wide, _ in copies:
             optimizer.state.pop(wide, None)

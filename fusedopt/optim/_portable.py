@@ -18,11 +18,12 @@ def portable_state_dict(optimizer: Optimizer) -> dict[str, Any]:
 
     States of fewer than 4 bytes a number become float32; those of 4 and 8 stay as they are, and are not copied. Options
     and states that torch's class does not know are left out: `state_dtype`, `capturable` of SGD and Adagrad, `fused` of
-    RMSprop, the `step` that SGD keeps on a GPU; what schedulers and callers have added to groups stays. Velocities of
-    ``SGD(momentum_form="classic")`` become momentum buffers of torch's form, by the learning rate of their group.
+    classes that have no fused form in torch, the `step` that SGD keeps on a GPU; what schedulers and callers have added
+    to groups stays. Velocities of ``SGD(momentum_form="classic")`` become momentum buffers of torch's form, by the
+    learning rate of their group.
 
-    So `torch.optim.SGD`, `RMSprop`, `Adagrad`, `Adam` and `AdamW` load what their classes here give. LAMB, SWATS and
-    DeltaBarDelta have none in torch.optim: theirs keeps all their own keys but `state_dtype`, and loads into them.
+    So torch.optim's classes load what those of the same name here give. LAMB, LARS, Lion, SWATS and DeltaBarDelta have
+    none there: theirs keeps all their own keys but `state_dtype`, and loads into them.
     Whoever loads a state casts it to the dtype of its parameter, or to the `state_dtype` of ours.
 
     Args:
