@@ -10,9 +10,11 @@ namespace fusedopt {
 
 struct Tensor {  // one parameter with all its operands, in host and in device memory alike
   void* addr[kMaxOperands] = {};
-  void* step = nullptr;  // where a device counts the steps itself, else null
-  int64_t numel = 0;     // 0 also where this step leaves the parameter alone
-  int32_t row = -1;      // its hyper-parameters, -1 where this step leaves it alone
+  void* beside = nullptr;  // what the parameter's storage has beside it
+  void* step = nullptr;    // where a device counts the steps itself, else null
+  uint64_t key = 0;        // of random bits: the step's, or, where a device counts the steps, the seed
+  int64_t numel = 0;       // 0 also where this step leaves the parameter alone
+  int32_t row = -1;        // its hyper-parameters, -1 where this step leaves it alone
   Storage storage[kMaxOperands] = {};
   RuleId rule{};
   Form form{};

@@ -45,6 +45,16 @@ bool is_within(Domain domain, double x) {
   return std::abs(x) <= kLargestNumber || (domain == Domain::kBound && std::isinf(x));
 }
 
+// Whether a group has an option that is beyond torch's, which it names only where it has it.
+bool has_option(PyObject* group, const char* name) {
+  PyObject* key = interned(name);
+  if (!PyDict_CheckExact(group))
+    return PyMapping_HasKey(group, key) && is_flag(py::handle(group)[key].cast<py::object>().ptr());
+  PyObject* value = PyDict_GetItemWithError(group, key);
+  if (!value && PyErr_Occurred()) throw py::error_already_set();
+  return value && is_flag(value);
+}
+
 py::value_error wrong_names(const RuleInfo& rule) {
   std::string names;
   for (int i = 0; i < rule.number_count; ++i) names += (i ? ", " : "") + std::string(rule.numbers[i].name);
@@ -65,7 +75,7 @@ const Names& names_of(RuleId id) {
   return known;
 }
 
-void Plan::read_group(Group& group, PyObject* declared, bool counted) {
+void Plan::read_group(Group& group, PyObject* options, PyObject* declared, bool counted) {
   const Py_ssize_t size = PyTuple_Check(declared) ? PyTuple_GET_SIZE(declared) : 0;
   PyObject* numbers = size > 1 ? PyTuple_GET_ITEM(declared, 1) : nullptr;
   const long id = numbers && PyDict_Check(numbers) ? PyLong_AsLong(PyTuple_GET_ITEM(declared, 0)) : -1;
@@ -74,7 +84,9 @@ void Plan::read_group(Group& group, PyObject* declared, bool counted) {
   group.rule = static_cast<RuleId>(id);
   const RuleInfo& rule = info(group.rule);
   group.names = &names_of(group.rule);
-  group.lr = nullptr, group.odd = nullptr, group.counted = counted, group.by_dimension = false;
+  group.lr = nullptr, group.odd = nullptr, group.by_dimension = false;
+  group.masters = has_option(options, "master_weights"), group.by_chance = has_option(options, "stochastic_rounding");
+  group.counted = counted || group.by_chance;
   if (PyDict_GET_SIZE(numbers) != rule.number_count) throw wrong_names(rule);
   Py_ssize_t cursor = 0;
   for (int i = 0; i < rule.number_count; ++i) {

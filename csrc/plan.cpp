@@ -14,8 +14,8 @@ std::optional<Plan::Found> Plan::refresh(py::object groups, py::object state, py
     throw py::value_error("the param groups changed in the step");
   groups_.resize(count);
   for (size_t g = 0; g < count; ++g)
-    read_group(groups_[g], PyList_GET_ITEM(numbers.ptr(), Py_ssize_t(g)),
-               PyList_GET_ITEM(counted.ptr(), Py_ssize_t(g)) == Py_True);
+    read_group(groups_[g], PySequence_Fast_GET_ITEM(all.ptr(), Py_ssize_t(g)),
+               PyList_GET_ITEM(numbers.ptr(), Py_ssize_t(g)), PyList_GET_ITEM(counted.ptr(), Py_ssize_t(g)) == Py_True);
   held_state_ = PyDict_Check(state.ptr()) ? py::object() : py::object(py::dict(state));
   PyObject* states = held_state_ ? held_state_.ptr() : state.ptr();
   rows_.clear();
@@ -119,9 +119,15 @@ void Plan::find_written() {
     };
     add(e.begin, e.end - e.begin, *e.impl[0]);
     if (e.reason) continue;
-    for (int k = 2; k < kStep; ++k)
-      if (e.impl[k]) add(table_.tensors[i].addr[k], e.numel * int64_t(e.impl[k]->itemsize()), *e.impl[k]);
-    if (e.impl[kStep]) add(e.step, int64_t(e.impl[kStep]->itemsize()), *e.impl[kStep]);
+    for (int k = 2; k < kTensors; ++k) {
+      if (!e.impl[k]) continue;
+      const Tensor& t = table_.tensors[i];
+      const int64_t elements = k == kStep ? 1 : e.numel;
+      add(k == kStep     ? e.step
+          : k == kBeside ? t.beside
+                         : t.addr[k],
+          elements * int64_t(e.impl[k]->itemsize()), *e.impl[k]);
+    }
   }
   std::sort(written_.begin(), written_.end());
   const char* reach = nullptr;
@@ -225,11 +231,11 @@ void Plan::finish() {
   for (Entry& e : entries_) {
     e.fresh = false;
     if (!e.active) continue;
-    for (int k = 0; k <= kStep; ++k)
+    for (int k = 0; k < kTensors; ++k)
       if (k != 1 && e.impl[k]) e.impl[k]->bump_version();
     if (e.shard)
-      for (int k = 0; k < kMaxOperands; ++k)
-        if (k != 1 && e.impl[k]) e.shard->whole[k]->bump_version();
+      for (int k = 0; k < kTensors; ++k)
+        if (k != 1 && k != kStep && e.impl[k]) e.shard->whole[k]->bump_version();
     if (!e.impl[kStep] || table_.tensors[&e - entries_.data()].step) continue;
     if (e.double_step) *static_cast<double*>(e.step) += 1;
     else *static_cast<float*>(e.step) += 1;
@@ -246,8 +252,10 @@ int64_t Plan::bytes_per_step(bool clips, const std::vector<bool>& late) const {
     if (late.at(size_t(entries_[i].group))) passes = {rule.late};
     if (clips) passes.push_back({0b10, 0});
     for (const Operands& pass : passes)
-      for (int k = 0; k < kMaxOperands; ++k)
-        bytes += ((pass.reads >> k & 1) + (pass.writes >> k & 1)) * item_size(t.storage[k]) * t.numel;
+      for (int k = 0; k < kMaxOperands; ++k) {
+        const int size = item_size(t.storage[k]) + size_beside(t.storage[k]);
+        bytes += ((pass.reads >> k & 1) + (pass.writes >> k & 1)) * size * t.numel;
+      }
   }
   return bytes;
 }

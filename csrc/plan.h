@@ -20,6 +20,8 @@ namespace fusedopt {
 struct Names {  // of a rule, as Python objects
   PyObject *numbers[kMaxNumbers], *states[kMaxStates], *step;
 };
+// And, of every rule, of what a state has beyond that of its torch class.
+constexpr const char *kRest = "master_rest", *kMaster = "master", *kKey = "rounding_key";
 const Names& names_of(RuleId rule);
 
 class Plan {
@@ -74,18 +76,18 @@ class Plan {
   size_t memory() const;
 
  private:
-  static constexpr int kStep = kMaxOperands;
+  static constexpr int kStep = kMaxOperands, kBeside = kStep + 1, kTensors = kBeside + 1;
   static constexpr int8_t kNoDevice = -2;
   // Elements; a shorter step is over before another thread could use the lock.
   static constexpr int64_t kReleaseGil = 1 << 20;
   enum Path : char { kIdle, kTorch, kFused };
-  struct Shard {                               // what belongs to a DTensor parameter
-    at::TensorImpl* whole[kMaxOperands] = {};  // the DTensors around the operands: borrowed, as Entry::impl
-    py::object specs[kMaxOperands];            // how they are placed; of all but the first once it has been compared
-    bool is_partial = false;                   // the parameter is a sum that is still to be taken
+  struct Shard {                           // what belongs to a DTensor parameter
+    at::TensorImpl* whole[kTensors] = {};  // the DTensors around the operands: borrowed, as Entry::impl
+    py::object specs[kTensors];            // how they are placed; of all but the first once it has been compared
+    bool is_partial = false;               // the parameter is a sum that is still to be taken
   };
   struct Entry {
-    at::TensorImpl* impl[kStep + 1] = {};         // the operands and the step: borrowed, live from refresh() to run()
+    at::TensorImpl* impl[kTensors] = {};          // operands, step, what is beside: borrowed, from refresh() to run()
     const char *begin = nullptr, *end = nullptr;  // the parameter's memory
     std::pair<const char*, const char*> clear;    // where the gradient was apart from all that is written
     void* step = nullptr;                         // the step count's address
@@ -113,6 +115,7 @@ class Plan {
     const char* odd;              // a hyper-parameter that is not for its rule, or null
     double* memory;               // what it remembers, where its rule says so
     bool by_dimension;            // there are numbers of Domain::kFlagOf1d that are true
+    bool masters, by_chance;      // its parameters have master weights; are rounded by chance
     bool joint;                   // what becomes of one of its parameters depends on all
     int8_t device;                // where it is decided then
     bool counted;                 // by a GPU
@@ -121,13 +124,17 @@ class Plan {
   using RowKey =
       std::tuple<int32_t, bool, bool, int, double>;  // group, `of_more`, whether in double, device, step count
 
-  void read_group(Group& group, PyObject* declared, bool counted);
+  void read_group(Group& group, PyObject* options, PyObject* declared, bool counted);
   static void read_memory(Group& group, PyObject* tensor);
   void visit(size_t index, PyObject* param, int32_t group, PyObject* state, Py_ssize_t& cursor, bool initialized);
   void place(Entry& e, PyObject* dtensor);
   static const at::Tensor* local(Shard& shard, int k, PyObject* value, Reason& reason);
   Reason gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& whole);
   Reason operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized);
+  Reason beside(Entry& e, Tensor& t, const at::TensorImpl& param, Storage& storage, PyObject* values,
+                Py_ssize_t& cursor);
+  static Reason by_chance(Tensor& t, Storage (&stored)[kMaxOperands], PyObject* values, Py_ssize_t& cursor,
+                          double count);
   Reason step(Entry& e, Tensor& t, PyObject* value, double& count);
   int32_t row(int32_t group, const Tensor& t, int64_t dimensions, double count);
   void find_written();

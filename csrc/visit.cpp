@@ -11,12 +11,12 @@
 namespace fusedopt {
 
 // Why an operand is not for the rules, or null and what it is stored in.
-INLINE Reason stored_in(const at::TensorImpl& t, Storage& storage, bool& changed) {
+INLINE Reason stored_in(const at::TensorImpl& t, Storage& storage) {
   switch (t.dtype().toScalarType()) {
-    case at::kFloat: patch(storage, Storage::kFloat32, changed); break;
-    case at::kDouble: patch(storage, Storage::kFloat64, changed); break;
-    case at::kBFloat16: patch(storage, Storage::kBFloat16, changed); break;
-    case at::kHalf: patch(storage, Storage::kFloat16, changed); break;
+    case at::kFloat: storage = Storage::kFloat32; break;
+    case at::kDouble: storage = Storage::kFloat64; break;
+    case at::kBFloat16: storage = Storage::kBFloat16; break;
+    case at::kHalf: storage = Storage::kFloat16; break;
     default: return kNotReal;
   }
   return kNone;
@@ -30,8 +30,9 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
   }
   // The walk waits for memory more than it computes, and knows from the last step where it will go next.
   if (index + 3 < entries_.size())
-    for (const at::TensorImpl* impl : entries_[index + 3].impl)
-      for (int line = 0; line < 3; ++line) __builtin_prefetch(reinterpret_cast<const char*>(impl) + 64 * line);
+    for (int k = 0; k <= kStep; ++k)
+      for (int line = 0; line < 3; ++line)
+        __builtin_prefetch(reinterpret_cast<const char*>(entries_[index + 3].impl[k]) + 64 * line);
   Entry& e = entries_[index];
   Tensor& t = table_.tensors[index];
   if (!THPVariable_Check(object)) throw py::type_error("optimizer can only optimize Tensors");
@@ -124,7 +125,9 @@ INLINE Reason Plan::gradient(Entry& e, Tensor& t, const at::Tensor& param, const
   const at::TensorImpl& g = *grad.unsafeGetTensorImpl();
   const Match same = match(*param.unsafeGetTensorImpl(), g, t.device);
   if (same == Match::kNo) return kGradientMismatch;
-  if (Reason reason = stored_in(g, t.storage[1], changed_)) return reason;
+  Storage storage;
+  if (Reason reason = stored_in(g, storage)) return reason;
+  patch(t.storage[1], storage, changed_);
   e.impl[1] = grad.unsafeGetTensorImpl();
   t.addr[1] =
       static_cast<char*>(const_cast<void*>(g.unsafe_storage().data())) + g.storage_offset() * int64_t(g.itemsize());
@@ -141,18 +144,23 @@ INLINE Reason Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObj
   Group& group = groups_[e.group];
   const RuleInfo& rule = info(group.rule);
   const at::TensorImpl& p = *param.unsafeGetTensorImpl();
-  if (Reason reason = stored_in(p, t.storage[0], changed_)) return reason;
+  Storage stored[kMaxOperands] = {};
+  stored[1] = t.storage[1];
+  if (Reason reason = stored_in(p, stored[0])) return reason;
   if (group.joint && group.device != t.device) return kOtherGroupDevice;
   patch(t.rule, group.rule, changed_);
   patch(t.addr[0], address(p), changed_);
-  for (int k = 2; k <= kStep; ++k) e.impl[k] = nullptr;
+  for (int k = 2; k < kTensors; ++k) e.impl[k] = nullptr;
   t.step = nullptr;
 
   Py_ssize_t cursor = 0;
   if (values && !is_ordinary(values)) return kNoDict;
-  if (rule.state_count && (!values || PyDict_GET_SIZE(values) == 0)) return e.fresh = true, kNoState;
+  const bool keeps = group.masters || group.by_chance;
+  if ((rule.state_count || keeps) && (!values || PyDict_GET_SIZE(values) == 0)) return e.fresh = true, kNoState;
   double count = 0;
-  PyObject* step = rule.counts_steps || (t.device >= 0 && values) ? find(values, group.names->step, cursor) : nullptr;
+  const bool counts = rule.counts_steps || group.by_chance;
+  PyObject* step = counts || (t.device >= 0 && values) ? find(values, group.names->step, cursor) : nullptr;
+  if (!step && group.by_chance && !rule.counts_steps) return kNoState;
   if (rule.counts_steps || step)
     if (Reason reason = this->step(e, t, step, count)) return reason;
   for (int i = 0; i < rule.state_count; ++i) {
@@ -168,10 +176,15 @@ INLINE Reason Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObj
     const Match same = match(p, s, t.device);
     if (same == Match::kNo) return kStateMismatch;
     if (same == Match::kSizes) return kStateLayout;
-    if (Reason reason = stored_in(s, t.storage[2 + i], changed_)) return reason;
+    if (Reason reason = stored_in(s, stored[2 + i])) return reason;
     patch(t.addr[2 + i], address(s), changed_);
     e.impl[2 + i] = &s;
   }
+  if (group.masters)
+    if (Reason reason = beside(e, t, p, stored[0], values, cursor)) return reason;
+  if (group.by_chance)
+    if (Reason reason = by_chance(t, stored, values, cursor, count)) return reason;
+  for (int k = 0; k < kMaxOperands; ++k) patch(t.storage[k], stored[k], changed_);
   const Storage *first = t.storage, *last = first + 2 + rule.state_count;
   const bool alike = std::all_of(first, last, [&](Storage storage) { return storage == t.storage[0]; });
   if (!alike && std::find(first, last, Storage::kFloat64) != last) return kMixedFloat64;
@@ -180,8 +193,45 @@ INLINE Reason Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObj
   if (!initialized) e.fresh = false;
   if (!rule.counts_steps) count = e.fresh ? 1 : 2;
   // A rule that keeps states but no count starts from the count, too, where the host does not know whether it started.
-  if (t.device >= 0 && group.counted && rule.state_count && !t.step) return kHostStep;
+  if (t.device >= 0 && group.counted && (rule.state_count || keeps) && !t.step) return kHostStep;
   t.row = row(e.group, t, p.dim(), count);
+  return kNone;
+}
+
+// The rest of a master weight.
+Reason Plan::beside(Entry& e, Tensor& t, const at::TensorImpl& param, Storage& storage, PyObject* values,
+                    Py_ssize_t& cursor) {
+  const bool splits = storage == Storage::kBFloat16;
+  if (!splits && storage != Storage::kFloat16) return kNone;  // it is its own master
+  PyObject* value = find(values, interned(splits ? kRest : kMaster), cursor);
+  if (!value) return kNoState;
+  if (!THPVariable_Check(value)) return kLacksState;
+  keep(value);
+  const at::Tensor* here = &THPVariable_Unpack(value);
+  Reason reason;
+  if (e.shard)
+    if (here = local(*e.shard, kBeside, value, reason); !here) return reason;
+  at::TensorImpl& s = *here->unsafeGetTensorImpl();
+  const Match same = match(param, s, t.device);
+  if (same == Match::kNo || s.dtype().toScalarType() != (splits ? at::kShort : at::kFloat)) return kStateMismatch;
+  if (same == Match::kSizes) return kStateLayout;
+  storage = splits ? Storage::kSplit : Storage::kMaster;
+  patch(t.beside, address(s), changed_);
+  e.impl[kBeside] = &s;
+  return kNone;
+}
+
+// What of a parameter is rounded by chance, and the key of its random bits.
+Reason Plan::by_chance(Tensor& t, Storage (&stored)[kMaxOperands], PyObject* values, Py_ssize_t& cursor, double count) {
+  bool rounds = false;
+  for (int k = 0; k < 2 + info(t.rule).state_count; ++k)
+    if (k != 1 && stored[k] == Storage::kBFloat16) stored[k] = Storage::kStochastic, rounds = true;
+  if (!rounds) return kNone;
+  PyObject* value = find(values, interned(kKey), cursor);
+  if (!value) return kNoState;
+  if (!PyLong_CheckExact(value)) return kLacksState;
+  const uint64_t seed = PyLong_AsUnsignedLongLongMask(value);
+  t.key = t.step ? seed : key_of_step(seed, count);
   return kNone;
 }
 

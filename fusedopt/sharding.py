@@ -33,6 +33,15 @@ def local(value: Any) -> Any:
     return shard.wait() if hasattr(shard, "wait") else shard  # a collective that is still under way
 
 
+def like(value: Any, here: Tensor) -> Any:
+    """What this process holds of a tensor that is placed as `value`, as that tensor."""
+    if not is_dtensor(value):
+        return here
+    return type(value).from_local(
+        here, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
+    )
+
+
 def groups_of(value: Any) -> Groups:
     """The process groups over which a tensor is split; none of one that every process has whole.
 

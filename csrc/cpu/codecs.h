@@ -2,7 +2,10 @@
 #ifdef __AVX2__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // by GCC 12 of its own header, in AVX-512 code
 #include <immintrin.h>
+#else
+#pragma GCC diagnostic ignored "-Wpsabi"  // of vectors wider than the target's, which are never passed
 #endif
+#include "../random.h"
 
 namespace fusedopt::cpu::FUSEDOPT_ISA {
 namespace {
@@ -73,18 +76,86 @@ FUSEDOPT_HD void store(Vector v, auto* to) {
 }
 #endif
 
-// From and to element i of an operand. Float16 comes last, and so without a jump, as its own arithmetic is the least.
-FUSEDOPT_HD Vector load(Storage storage, const void* from, int64_t i) {
-  if (storage == Storage::kFloat32) [[unlikely]]
-    return load(static_cast<const float*>(from) + i);
-  if (storage == Storage::kBFloat16) return load(static_cast<const BFloat16*>(from) + i);
-  return load(static_cast<const Float16*>(from) + i);
+// The other storages, in operators on vectors.
+using Words = uint32_t __attribute__((vector_size(4 * kWidth)));
+using Shorts = uint16_t __attribute__((vector_size(2 * kWidth)));
+using SignedWords = int32_t __attribute__((vector_size(4 * kWidth)));
+using SignedShorts = int16_t __attribute__((vector_size(2 * kWidth)));
+FUSEDOPT_HD Shorts shorts(const void* from) {
+  Shorts x;
+  __builtin_memcpy(&x, from, sizeof x);
+  return x;
 }
-FUSEDOPT_HD void store(Vector x, Storage storage, void* to, int64_t i) {
-  if (storage == Storage::kFloat32) [[unlikely]]
-    return store(x, static_cast<float*>(to) + i);
-  if (storage == Storage::kBFloat16) return store(x, static_cast<BFloat16*>(to) + i);
-  return store(x, static_cast<Float16*>(to) + i);
+FUSEDOPT_HD void store(Shorts x, void* to) { __builtin_memcpy(to, &x, sizeof x); }
+// The bits of floats, of NaN those of one that stays so in the upper half.
+FUSEDOPT_HD Words bits_of(Vector x) {
+  const Words bits = __builtin_bit_cast(Words, x);
+  return (bits & 0x7fffffff) > 0x7f800000 ? Words{} + 0x7fc00000 : bits;
+}
+FUSEDOPT_HD Words numbers_from(uint32_t first) {
+  Words x;
+  for (int l = 0; l < kWidth; ++l) x[l] = uint32_t(l);
+  return x + first;
+}
+
+FUSEDOPT_HD void store_by_chance(Vector x, void* to, Words element, Key key) {
+  store(__builtin_convertvector((bits_of(x) + (random_bits(element, key) >> 16)) >> 16, Shorts), to);
+}
+
+FUSEDOPT_HD Vector load_split(const void* upper, const void* lower) {
+  const SignedShorts rest = __builtin_bit_cast(SignedShorts, shorts(lower));
+  const Words bits = (__builtin_convertvector(shorts(upper), Words) << 16) +
+                     __builtin_bit_cast(Words, __builtin_convertvector(rest, SignedWords));
+  return __builtin_bit_cast(Vector, bits);
+}
+// Half way up, unlike a plain bfloat16: then the lower half, as a signed number, is what was rounded off.
+FUSEDOPT_HD void store_split(Vector x, void* upper, void* lower) {
+  const Words bits = bits_of(x);
+  store(__builtin_convertvector((bits + 0x8000) >> 16, Shorts), upper);
+  store(__builtin_convertvector(bits & 0xffff, Shorts), lower);
+}
+
+// The master where it still is what the parameter is the rounding of; else somebody has set the parameter.
+FUSEDOPT_HD Vector load_master(const Float16* param, const float* master) {
+  const Vector exact = load(master), rounded = load(param);
+  Float16 narrowed[kWidth];
+  store(exact, narrowed);
+  const Shorts same = __builtin_bit_cast(Shorts, shorts(narrowed) == shorts(param));
+  const SignedWords mask = __builtin_convertvector(__builtin_bit_cast(SignedShorts, same), SignedWords);
+  return __builtin_bit_cast(Vector,
+                            mask ? __builtin_bit_cast(SignedWords, exact) : __builtin_bit_cast(SignedWords, rounded));
+}
+
+// An operand as the loops see it.
+struct Place {
+  void *at, *beside;
+  Storage storage;
+  Key key;
+};
+
+// From and to element i of an operand. Float16 comes last, and so without a jump, as its own arithmetic is the least.
+FUSEDOPT_HD Vector load(const Place& from, int64_t i) {
+  if (from.storage == Storage::kFloat32) [[unlikely]]
+    return load(static_cast<const float*>(from.at) + i);
+  if (from.storage == Storage::kBFloat16 || from.storage == Storage::kStochastic)
+    return load(static_cast<const BFloat16*>(from.at) + i);
+  if (from.storage == Storage::kSplit) [[unlikely]]
+    return load_split(static_cast<const BFloat16*>(from.at) + i, static_cast<const int16_t*>(from.beside) + i);
+  if (from.storage == Storage::kMaster) [[unlikely]]
+    return load_master(static_cast<const Float16*>(from.at) + i, static_cast<const float*>(from.beside) + i);
+  return load(static_cast<const Float16*>(from.at) + i);
+}
+FUSEDOPT_HD void store(Vector x, const Place& to, int64_t i, uint32_t begin) {
+  if (to.storage == Storage::kFloat32) [[unlikely]]
+    return store(x, static_cast<float*>(to.at) + i);
+  if (to.storage == Storage::kBFloat16) return store(x, static_cast<BFloat16*>(to.at) + i);
+  if (to.storage == Storage::kStochastic) [[unlikely]]
+    return store_by_chance(x, static_cast<BFloat16*>(to.at) + i, numbers_from(begin + uint32_t(i)), to.key);
+  if (to.storage == Storage::kSplit) [[unlikely]]
+    return store_split(x, static_cast<BFloat16*>(to.at) + i, static_cast<int16_t*>(to.beside) + i);
+  if (to.storage == Storage::kMaster) [[unlikely]]
+    store(x, static_cast<float*>(to.beside) + i);
+  store(x, static_cast<Float16*>(to.at) + i);
 }
 
 }  // namespace

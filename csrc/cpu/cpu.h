@@ -16,11 +16,14 @@ double square_sum(Table& table);
 // asks for, if the machine has it.
 const char* isa();
 
-// A chunk as its loops see it: n elements of each operand, where they lie and what they are stored in.
+// A chunk as its loops see it: n elements of each operand, where they lie and what they are stored in; which ones they
+// are of the tensor, and its key.
 struct Span {
-  void* addr[kMaxOperands];
+  void *addr[kMaxOperands], *beside;
   const Storage* storage;
   int64_t n;
+  uint32_t begin;
+  uint64_t key;
 };
 // The loops over one chunk, compiled once per instruction set.
 struct Kernels {

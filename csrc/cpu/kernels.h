@@ -58,23 +58,24 @@ FUSEDOPT_HD void in_place(const Span& span, Body body, After after, Lanes& sums,
 template <bool Sums, Operands Ops, class Body, class After, int... I>
 __attribute__((noinline)) void coded(const Span& span, Body body, After after, Lanes& sums,
                                      std::integer_sequence<int, I...>) {
-  void* const p[] = {span.addr[I]...};
-  const Storage storage[] = {span.storage[I]...};
+  const Place place[] = {
+      {span.addr[I], I ? nullptr : span.beside, span.storage[I],
+       Ops.writes >> I & 1 && span.storage[I] == Storage::kStochastic ? key_of(span.key, I) : Key{}}...};
   for (int64_t i = 0; i < span.n; i += kWidth) {
     union {
       Vector whole;
       float at[kWidth];
     } x[kMaxOperands];
-    ((x[I].whole = Ops.reads >> I & 1 ? load(storage[I], p[I], i) : Vector{}), ...);
+    ((x[I].whole = Ops.reads >> I & 1 ? load(place[I], i) : Vector{}), ...);
     double *const s0 = sums[0] + i % kLanes, *const s1 = sums[1] + i % kLanes;
 #pragma omp simd
     for (int l = 0; l < kWidth; ++l) {
       if constexpr (Sums && !kFollows<After>) body(s0[l], s1[l], x[I].at[l]...);
       else body(x[I].at[l]...);
     }
-    ((Ops.writes >> I & 1 ? store(x[I].whole, storage[I], p[I], i) : void()), ...);
+    ((Ops.writes >> I & 1 ? store(x[I].whole, place[I], i, span.begin) : void()), ...);
     if constexpr (kFollows<After>) {
-      ((Ops.writes >> I & 1 ? void(x[I].whole = load(storage[I], p[I], i)) : void()), ...);
+      ((Ops.writes >> I & 1 ? void(x[I].whole = load(place[I], i)) : void()), ...);
 #pragma omp simd
       for (int l = 0; l < kWidth; ++l) after(s0[l], s1[l], x[I].at[l]...);
     }
@@ -84,14 +85,17 @@ __attribute__((noinline)) void coded(const Span& span, Body body, After after, L
 // The last elements of a chunk, fewer than kWidth, among others that do not count.
 template <bool Sums, Operands Ops, class Body, class After, class Sequence>
 void coded_rest(const Span& span, Body body, After after, Lanes& sums, Sequence operands) {
-  alignas(64) char bytes[kMaxOperands][sizeof(float[kWidth])] = {};
+  alignas(64) char bytes[kMaxOperands + 1][sizeof(float[kWidth])] = {};
   const int64_t done = span.n / kWidth * kWidth;
   const int rest = int(span.n - done);
-  Span padded{{}, span.storage, kWidth};
+  Span padded{{}, bytes[kMaxOperands], span.storage, kWidth, span.begin + uint32_t(done), span.key};
   const auto each = [&](unsigned which, auto move) {
+    const auto part = [&](char* here, void* there, int size) {
+      if (size) move(here, static_cast<char*>(there) + done * size, unsigned(rest * size));
+    };
     for (int k = 0; k < kMaxOperands; ++k)
-      if (const int size = item_size(span.storage[k]); which >> k & 1)
-        move(bytes[k], static_cast<char*>(span.addr[k]) + done * size, unsigned(rest * size));
+      if (which >> k & 1) part(bytes[k], span.addr[k], item_size(span.storage[k]));
+    if (which & 1) part(bytes[kMaxOperands], span.beside, size_beside(span.storage[0]));
   };
   for (int k = 0; k < kMaxOperands; ++k) padded.addr[k] = bytes[k];
   each(Ops.reads, [](char* here, char* there, unsigned size) { __builtin_memcpy(here, there, size); });

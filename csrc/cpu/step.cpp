@@ -35,9 +35,12 @@ void for_each_chunk(Table& table, bool backwards, F f) {
     for (int64_t i = chunks * first / threads, end = chunks * last / threads; i < end; ++i) {
       const int64_t c = backwards ? chunks - 1 - i : i;
       const Tensor& t = table.tensors[table.chunks[c].tensor];
-      Span span{{}, t.storage, table.chunks[c].count};
+      const auto [begin, _, count] = table.chunks[c];
+      Span span{
+          {},   static_cast<char*>(t.beside) + begin * size_beside(t.storage[0]), t.storage, count, uint32_t(begin),
+          t.key};
       for (int k = 0; k < kMaxOperands; ++k)
-        span.addr[k] = static_cast<char*>(t.addr[k]) + table.chunks[c].begin * item_size(t.storage[k]);
+        span.addr[k] = static_cast<char*>(t.addr[k]) + begin * item_size(t.storage[k]);
       f(c, t, span);
     }
   };

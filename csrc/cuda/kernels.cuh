@@ -28,10 +28,6 @@ struct Arguments : Header {
   alignas(8) char inlined[kCapacity];
 };
 
-__device__ __forceinline__ double number(const void* at, bool is_double) {
-  return is_double ? *static_cast<const double*>(at) : double(*static_cast<const float*>(at));
-}
-
 __device__ __forceinline__ double gradient_scale(const Scaling& s) {
   const double scale = s.grad_scale ? s.scale / *s.grad_scale : s.scale;
   if (!s.square_sum) return scale;

@@ -13,6 +13,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include "../random.h"
 #include "cuda.h"
 
 #ifndef FUSEDOPT_CUDA_THREADS
@@ -50,6 +51,20 @@ __device__ __forceinline__ void store(T* at, const T& value) {
   for (int i = 0; const auto& part : parts.x) __stcg(reinterpret_cast<Access<alignof(T)>*>(at) + i++, part);
 }
 
+__device__ __forceinline__ double number(const void* at, bool is_double) {
+  return is_double ? *static_cast<const double*>(at) : double(*static_cast<const float*>(at));
+}
+
+// Where an operand lies from the first element of a chunk on, what it is stored in, and what its random bits follow
+// from.
+struct Place {
+  void *at, *beside;
+  Storage storage;
+  uint64_t key;
+  int operand;
+  uint32_t begin;  // the number of the first element
+};
+
 // N neighbours of an operand in registers, stored as they are computed in.
 template <class T, int N>
 struct Native {
@@ -58,75 +73,150 @@ struct Native {
 
   // Grouped, in accesses of 16 bytes; otherwise of an element.
   template <bool Grouped>
-  __device__ __forceinline__ void fetch(Storage, const void* at, int i) {
+  __device__ __forceinline__ void fetch(const Place& from, int i) {
     using From = Pack<F, N, Grouped ? 16 : sizeof(F)>;
-    *this = __builtin_bit_cast(Native, load(reinterpret_cast<const From*>(static_cast<const F*>(at) + i)));
+    *this = __builtin_bit_cast(Native, load(reinterpret_cast<const From*>(static_cast<const F*>(from.at) + i)));
   }
   template <bool Grouped>
-  __device__ __forceinline__ void put(Storage, void* at, int i) const {
+  __device__ __forceinline__ void put(const Place& to, int i) const {
     using To = Pack<F, N, Grouped ? 16 : sizeof(F)>;
-    store(reinterpret_cast<To*>(static_cast<F*>(at) + i), __builtin_bit_cast(To, *this));
+    store(reinterpret_cast<To*>(static_cast<F*>(to.at) + i), __builtin_bit_cast(To, *this));
   }
-  __device__ __forceinline__ void decode(Storage) {}
-  __device__ __forceinline__ void encode(Storage) {}
+  __device__ __forceinline__ void decode(const Place&, int) {}
+  __device__ __forceinline__ void encode(const Place&, int) {}
   __device__ __forceinline__ F get(int n) const { return x[n]; }
   __device__ __forceinline__ void set(int n, F value) { x[n] = value; }
 };
 
-// The same of any storage of at most 32 bits. Once they are decoded each has a word; before, two of 16 bits share one.
+// The same of any storage of at most 32 bits. Once they are decoded each has a word; before, two of 16 bits share one,
+// and what lies beside them the second half of the words.
 template <int N>
 struct Coded {
   using F = float;
   uint32_t word[N];
 
   template <bool Grouped>
-  __device__ __forceinline__ void fetch(Storage storage, const void* at, int i) {
-    if (storage == Storage::kFloat32) {
-      using From = Pack<uint32_t, N, Grouped ? 16 : 4>;
-      *this = __builtin_bit_cast(Coded, load(reinterpret_cast<const From*>(static_cast<const uint32_t*>(at) + i)));
+  __device__ __forceinline__ void fetch(const Place& from, int i) {
+    if (from.storage == Storage::kFloat32) {
+      load_words<Grouped>(from.at, i);
+    } else if (from.storage == Storage::kMaster) {
+      load_words<Grouped>(from.beside, i);  // its float16 is looked at when it is decoded: here are no registers for it
     } else {
-      using From = Pack<uint16_t, N, Grouped ? 16 : 2>;
-      const From halves = load(reinterpret_cast<const From*>(static_cast<const uint16_t*>(at) + i));
-#pragma unroll
-      for (int n = 0; n < N; n += 2) word[n / 2] = halves.x[n] | (n + 1 < N ? uint32_t{halves.x[n + 1]} << 16 : 0);
+      load_halves<Grouped>(from.at, i, 0);
+      if (from.storage == Storage::kSplit) load_halves<Grouped>(from.beside, i, N);
     }
   }
   template <bool Grouped>
-  __device__ __forceinline__ void put(Storage storage, void* at, int i) const {
-    if (storage == Storage::kFloat32) {
-      using To = Pack<uint32_t, N, Grouped ? 16 : 4>;
-      store(reinterpret_cast<To*>(static_cast<uint32_t*>(at) + i), __builtin_bit_cast(To, *this));
+  __device__ __forceinline__ void put(const Place& to, int i) const {
+    if (to.storage == Storage::kFloat32) {
+      store_words<Grouped>(to.at, i);
+    } else if (to.storage == Storage::kMaster) {
+      store_words<Grouped>(to.beside, i);
+      Coded rounded = *this;
+      rounded.template pack<Float16>();
+      rounded.template store_halves<Grouped>(to.at, i, 0);
     } else {
-      using To = Pack<uint16_t, N, Grouped ? 16 : 2>;
-      To halves;
-#pragma unroll
-      for (int n = 0; n < N; ++n) halves.x[n] = half(n);
-      store(reinterpret_cast<To*>(static_cast<uint16_t*>(at) + i), halves);
+      store_halves<Grouped>(to.at, i, 0);
+      if (to.storage == Storage::kSplit) store_halves<Grouped>(to.beside, i, N);
     }
   }
-  __device__ __forceinline__ void decode(Storage storage) {
-    if (storage == Storage::kBFloat16) {
+  __device__ __forceinline__ void decode(const Place& from, int i) {
+    switch (from.storage) {
+      case Storage::kBFloat16:
+      case Storage::kStochastic: unpack<BFloat16>(); break;
+      case Storage::kFloat16: unpack<Float16>(); break;
+      case Storage::kSplit: join(); break;
+      case Storage::kMaster:
 #pragma unroll
-      for (int n = N - 1; n >= 0; --n) word[n] = bits_of(widen(BFloat16{half(n)}));
-    } else if (storage == Storage::kFloat16) {
-#pragma unroll
-      for (int n = N - 1; n >= 0; --n) word[n] = bits_of(widen(Float16{half(n)}));
+        for (int n = 0; n < N; ++n) {
+          const Float16 param{load(static_cast<const uint16_t*>(from.at) + i + n)};
+          if (narrow(get(n), Float16{}).bits != param.bits) set(n, widen(param));  // somebody has set it
+        }
+        break;
+      default: break;
     }
   }
-  __device__ __forceinline__ void encode(Storage storage) {
-    if (storage == Storage::kBFloat16) pack<BFloat16>();
-    else if (storage == Storage::kFloat16) pack<Float16>();
+  __device__ __forceinline__ void encode(const Place& to, int i) {
+    switch (to.storage) {
+      case Storage::kBFloat16: pack<BFloat16>(); break;
+      case Storage::kFloat16: pack<Float16>(); break;
+      case Storage::kStochastic: {
+        const Key key = key_of(to.key, to.operand);
+#pragma unroll
+        for (int n = 0; n < N; ++n) word[n] = quiet(n) + (random_bits(to.begin + uint32_t(i + n), key) >> 16);
+        pack_upper();
+        break;
+      }
+      case Storage::kSplit: split(); break;
+      default: break;
+    }
   }
   __device__ __forceinline__ F get(int n) const { return float_of(word[n]); }
   __device__ __forceinline__ void set(int n, F value) { word[n] = bits_of(value); }
 
  private:
-  __device__ __forceinline__ uint16_t half(int n) const { return uint16_t(word[n / 2] >> n % 2 * 16); }
+  template <bool Grouped>
+  __device__ __forceinline__ void load_words(const void* from, int i) {
+    using From = Pack<uint32_t, N, Grouped ? 16 : 4>;
+    *this = __builtin_bit_cast(Coded, load(reinterpret_cast<const From*>(static_cast<const uint32_t*>(from) + i)));
+  }
+  template <bool Grouped>
+  __device__ __forceinline__ void store_words(void* to, int i) const {
+    using To = Pack<uint32_t, N, Grouped ? 16 : 4>;
+    store(reinterpret_cast<To*>(static_cast<uint32_t*>(to) + i), __builtin_bit_cast(To, *this));
+  }
+  // Half h of the words: 2 * N of them.
+  __device__ __forceinline__ uint16_t half(int h) const { return uint16_t(word[h / 2] >> h % 2 * 16); }
+  __device__ __forceinline__ void set_half(int h, uint16_t bits) {
+    word[h / 2] = h % 2 ? (word[h / 2] & 0xffff) | uint32_t{bits} << 16 : bits;
+  }
+  template <bool Grouped>
+  __device__ __forceinline__ void load_halves(const void* from, int i, int first) {
+    using From = Pack<uint16_t, N, Grouped ? 16 : 2>;
+    const From halves = load(reinterpret_cast<const From*>(static_cast<const uint16_t*>(from) + i));
+#pragma unroll
+    for (int n = 0; n < N; ++n) set_half(first + n, halves.x[n]);
+  }
+  template <bool Grouped>
+  __device__ __forceinline__ void store_halves(void* to, int i, int first) const {
+    using To = Pack<uint16_t, N, Grouped ? 16 : 2>;
+    To halves;
+#pragma unroll
+    for (int n = 0; n < N; ++n) halves.x[n] = half(first + n);
+    store(reinterpret_cast<To*>(static_cast<uint16_t*>(to) + i), halves);
+  }
+  template <class T>
+  __device__ __forceinline__ void unpack() {
+#pragma unroll
+    for (int n = N - 1; n >= 0; --n) word[n] = bits_of(widen(T{half(n)}));
+  }
   template <class T>
   __device__ __forceinline__ void pack() {
 #pragma unroll
-    for (int n = 0; n < N; n += 2)
-      word[n / 2] = narrow(get(n), T{}).bits | (n + 1 < N ? uint32_t{narrow(get(n + 1), T{}).bits} << 16 : 0);
+    for (int n = 0; n < N; ++n) set_half(n, narrow(get(n), T{}).bits);
+  }
+  __device__ __forceinline__ void pack_upper() {
+#pragma unroll
+    for (int n = 0; n < N; ++n) set_half(n, uint16_t(word[n] >> 16));
+  }
+  // The bits of a number, of NaN those of one that stays so in the upper half.
+  __device__ __forceinline__ uint32_t quiet(int n) const { return get(n) != get(n) ? 0x7fc00000u : word[n]; }
+  __device__ __forceinline__ void join() {
+    uint32_t joined[N];
+#pragma unroll
+    for (int n = 0; n < N; ++n) joined[n] = (uint32_t{half(n)} << 16) + uint32_t(int32_t(int16_t(half(N + n))));
+#pragma unroll
+    for (int n = 0; n < N; ++n) word[n] = joined[n];
+  }
+  // Half way up, unlike a plain bfloat16: then the lower half, as a signed number, is what was rounded off.
+  __device__ __forceinline__ void split() {
+    uint32_t bits[N];
+#pragma unroll
+    for (int n = 0; n < N; ++n) bits[n] = quiet(n);
+#pragma unroll
+    for (int n = 0; n < N; ++n) set_half(n, uint16_t((bits[n] + 0x8000) >> 16));
+#pragma unroll
+    for (int n = 0; n < N; ++n) set_half(N + n, uint16_t(bits[n]));
   }
 };
 
@@ -146,8 +236,7 @@ struct Nothing {};
 // Fetches neighbours of every operand that is read, for U places apart, before it computes on any of them, and puts
 // those that are written: what `body` has made of them in registers. What is stored then goes to `after`.
 template <class Neighbours, int N, int U, bool Grouped, Operands Ops, class Body, class After>
-__device__ __forceinline__ void visit(void* const (&p)[kMaxOperands], const Storage (&storage)[kMaxOperands], int begin,
-                                      int end, Body& body, After& after) {
+__device__ __forceinline__ void visit(const Place (&p)[kMaxOperands], int begin, int end, Body& body, After& after) {
   using F = typename Neighbours::F;
   for (int first = begin + int(threadIdx.x) * N; first < end; first += kThreads * N * U) {
     Neighbours x[U][kMaxOperands];
@@ -156,7 +245,7 @@ __device__ __forceinline__ void visit(void* const (&p)[kMaxOperands], const Stor
       const int i = first + u * kThreads * N;
 #pragma unroll
       for (int k = 0; k < kMaxOperands; ++k)
-        if ((Ops.reads >> k & 1) && i < end) x[u][k].template fetch<Grouped>(storage[k], p[k], i);
+        if ((Ops.reads >> k & 1) && i < end) x[u][k].template fetch<Grouped>(p[k], i);
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) {
@@ -164,7 +253,7 @@ __device__ __forceinline__ void visit(void* const (&p)[kMaxOperands], const Stor
       if (i >= end) break;
 #pragma unroll
       for (int k = 0; k < kMaxOperands; ++k)
-        if (Ops.reads >> k & 1) x[u][k].decode(storage[k]);
+        if (Ops.reads >> k & 1) x[u][k].decode(p[k], i);
       const auto each = [&]<unsigned Known>(auto& what, std::integral_constant<unsigned, Known>) {
 #pragma unroll
         for (int n = 0; n < N; ++n) {
@@ -181,9 +270,9 @@ __device__ __forceinline__ void visit(void* const (&p)[kMaxOperands], const Stor
 #pragma unroll
       for (int k = 0; k < kMaxOperands; ++k) {
         if (!(Ops.writes >> k & 1)) continue;
-        x[u][k].encode(storage[k]);
-        x[u][k].template put<Grouped>(storage[k], p[k], i);
-        if constexpr (!std::is_same_v<After, Nothing>) x[u][k].decode(storage[k]);
+        x[u][k].encode(p[k], i);
+        x[u][k].template put<Grouped>(p[k], i);
+        if constexpr (!std::is_same_v<After, Nothing>) x[u][k].decode(p[k], i);
       }
       if constexpr (!std::is_same_v<After, Nothing>)
         each(after, std::integral_constant<unsigned, Ops.reads | Ops.writes>());
@@ -198,19 +287,25 @@ __device__ __forceinline__ void sweep(const Tensor& t, const Chunk& chunk, Body 
   constexpr int kNumber = form == Form::kCoded ? 8 : 16 / sizeof(Compute<form>), kReads = __builtin_popcount(Ops.reads);
   // Enough loads in flight to cover their latency, and no more than there are registers for.
   constexpr int kUnroll = kReads == 1 ? 4 : kReads == 2 || (kReads == 3 && form != Form::kCoded) ? 2 : 1;
-  void* p[kMaxOperands];
+  Place p[kMaxOperands];
   uintptr_t address = 0;
   for (int k = 0; k < kMaxOperands; ++k) {
     const int size = form == Form::kCoded ? item_size(t.storage[k]) : int(sizeof(Compute<form>));
-    p[k] = static_cast<char*>(t.addr[k]) + chunk.begin * size;
-    if ((Ops.reads | Ops.writes) >> k & 1) address |= reinterpret_cast<uintptr_t>(p[k]);
+    p[k] = {static_cast<char*>(t.addr[k]) + chunk.begin * size, nullptr, t.storage[k], 0, k, uint32_t(chunk.begin)};
+    if ((Ops.reads | Ops.writes) >> k & 1) address |= reinterpret_cast<uintptr_t>(p[k].at);
+  }
+  if constexpr (form == Form::kCoded) {
+    p[0].beside = static_cast<char*>(t.beside) + chunk.begin * size_beside(t.storage[0]);
+    if ((Ops.reads | Ops.writes) & 1) address |= reinterpret_cast<uintptr_t>(p[0].beside);
+    const uint64_t key = t.step ? key_of_step(t.key, number(t.step, t.double_step) + 1) : t.key;
+    for (int k = 0; k < kMaxOperands; ++k) p[k].key = key;
   }
   const int grouped = chunk.count / kNumber * kNumber;
   using Group = typename InRegisters<form>::template Neighbours<kNumber>;
   using One = typename InRegisters<form>::template Neighbours<1>;
-  if (address % 16 == 0) visit<Group, kNumber, kUnroll, true, Ops>(p, t.storage, 0, grouped, body, after);
-  else visit<Group, kNumber, kUnroll, false, Ops>(p, t.storage, 0, grouped, body, after);
-  visit<One, 1, 1, false, Ops>(p, t.storage, grouped, chunk.count, body, after);
+  if (address % 16 == 0) visit<Group, kNumber, kUnroll, true, Ops>(p, 0, grouped, body, after);
+  else visit<Group, kNumber, kUnroll, false, Ops>(p, 0, grouped, body, after);
+  visit<One, 1, 1, false, Ops>(p, grouped, chunk.count, body, after);
 }
 
 }  // namespace fusedopt::cuda

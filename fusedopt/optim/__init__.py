@@ -25,6 +25,7 @@ else:  # whatever the installed version has
     globals().update({name: getattr(torch.optim, name) for name in torch.optim.__all__})
 
 from fusedopt.optim._explanation import Explanation
+from fusedopt.optim._formats import Formats
 from fusedopt.optim._fused import FusedStep as FusedStep  # not torch's, so not among the names
 from fusedopt.optim._fused import native
 from fusedopt.optim._in_backward import refuse_in_backward as refuse_in_backward
@@ -54,6 +55,7 @@ __all__ = [
     "Adamax",
     "DeltaBarDelta",
     "Explanation",
+    "Formats",
     "Lion",
     "RAdam",
     "RMSprop",

@@ -1,17 +1,20 @@
-"""What the states of an optimizer are stored in, where that is not what its parameters are."""
+"""What parameters and states are stored in, where that is not as in torch's classes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer
 
-from fusedopt.sharding import is_dtensor, local
+from fusedopt import _C
+from fusedopt.optim._codecs import EXTRAS, KEY, MASTER, REST, exact, mixed, nearest, rounded_by_chance, split
+from fusedopt.optim._plain import number
+from fusedopt.sharding import like, local
 
 if TYPE_CHECKING:
     from fusedopt.optim._fused import FusedStep
@@ -20,40 +23,103 @@ if TYPE_CHECKING:
 # float16 holds, so states in it are only those of float16 parameters, as in torch's classes.
 _SHORT = (torch.float32, torch.bfloat16, torch.float16)
 _CHOICES = (torch.float32, torch.bfloat16)
+_HALVES = (torch.bfloat16, torch.float16)
 
 
-def check_state_dtype(group: dict[str, Any]) -> None:
-    """Raises ValueError on a `state_dtype` that is none, or none for the parameters of the group."""
-    dtype = group.get("state_dtype")
-    if dtype is None:
+class Formats(TypedDict, total=False):
+    """What parameters and states are stored in: keyword arguments of every class here, and options of each group.
+
+    Steps compute in float32, whatever numbers are stored in, and round once as they store.
+    """
+
+    state_dtype: torch.dtype | None
+    """Of the states: None, as the parameter; torch.float32; or torch.bfloat16, 2 bytes an element."""
+
+    master_weights: bool
+    """Whether parameters in bfloat16 and float16 are kept in float32 too, exactly: those that the model computes with
+    are the nearest to them. Costs 2 bytes an element beside bfloat16 (`master_rest`, the lower half of the float32) and
+    4 beside float16 (`master`). The masters of a run are those that it would have in float32 with the same gradients,
+    bit for bit. A parameter that is set, by loading a model, say, is taken as it was set."""
+
+    stochastic_rounding: bool
+    """Whether what is stored in bfloat16, parameters without master weights and states, is rounded up or down by
+    chance, the nearer the likelier: on average nothing is lost of steps that are smaller than half the distance between
+    two numbers, and would be lost each time. The bits come from the seed, the step, the parameter and the element, so
+    they are the same for any number of threads, on a GPU and after a resume, and PyTorch's generators are not touched.
+    """
+
+    rounding_seed: int
+    """For `stochastic_rounding`: another seed, other bits. 0 by default."""
+
+
+DEFAULTS = {"state_dtype": None, "master_weights": False, "stochastic_rounding": False, "rounding_seed": 0}
+
+
+def check_formats(group: dict[str, Any]) -> None:
+    """Raises ValueError on an option of :class:`Formats` that is none, or none for the parameters of the group."""
+    dtype, masters, by_chance = (group.get(name) for name in ("state_dtype", "master_weights", "stochastic_rounding"))
+    if dtype is None and not masters and not by_chance:
         return
-    if dtype not in _CHOICES:
+    if dtype is not None and dtype not in _CHOICES:
         raise ValueError(
             f"Invalid state_dtype: {dtype!r}; it must be None (as the parameter), torch.float32 or torch.bfloat16"
         )
+    if not isinstance(seed := group.get("rounding_seed", 0), int):
+        raise ValueError(f"Invalid rounding_seed: {seed!r}; it must be an integer")
+    names = [name for name in DEFAULTS if group.get(name)]
     if group.get("differentiable"):
-        raise ValueError("state_dtype is not for differentiable=True; leave it at None")
+        raise ValueError(f"{names[0]} is not for differentiable=True; leave it out")
     for p in group["params"]:
-        if not is_lazy(p) and p.dtype not in _SHORT:
+        if is_lazy(p):
+            continue
+        if p.dtype not in _SHORT:
             raise ValueError(
-                f"state_dtype is for parameters of float32, bfloat16 and float16, and there is one of {p.dtype}: leave "
-                "it at None in their group"
+                f"{names[0]} is for parameters of float32, bfloat16 and float16, and there is one of {p.dtype}: leave "
+                "it out in their group"
+            )
+        if masters and p.dtype not in _HALVES:
+            raise ValueError(
+                f"master_weights is for parameters of bfloat16 and float16, and there is one of {p.dtype}, which is "
+                "its own master: put it in a group with master_weights=False"
+            )
+        if by_chance and (p.dtype != torch.bfloat16 or masters) and (dtype or p.dtype) != torch.bfloat16:
+            raise ValueError(
+                "stochastic_rounding is for what is stored in bfloat16, and there is a parameter of "
+                f"{p.dtype}{' with a master weight' if masters else ''} with states of {dtype or p.dtype}: put it in a "
+                "group with stochastic_rounding=False, or store its states in state_dtype=torch.bfloat16"
             )
 
 
 def elementwise(param: Tensor, state: dict[str, Any]) -> dict[str, Tensor]:
-    """The states that have a number for each element of the parameter."""
+    """The states of a rule that have a number for each element of the parameter."""
     return {
         name: value
         for name, value in state.items()
-        if name != "step" and isinstance(value, Tensor) and value.dtype.is_floating_point and value.shape == param.shape
+        if name not in ("step", *EXTRAS)
+        and isinstance(value, Tensor)
+        and value.dtype.is_floating_point
+        and value.shape == param.shape
     }
 
 
-def store(state: dict[str, Any], param: Tensor, dtype: torch.dtype | None) -> None:
-    """Stores what a parameter has for each element in `dtype`, where that is not None."""
-    if dtype is not None:
+def complete(optimizer: FusedStep, group: dict[str, Any], param: Tensor, fresh: bool) -> None:
+    """Gives the state of a parameter what the options of its group ask for, where it has not got it."""
+    state = optimizer.state[param]
+    if fresh and (dtype := group.get("state_dtype")) is not None:
         state |= {name: value.to(dtype) for name, value in elementwise(param, state).items()}
+        for name, value in optimizer._first_values(group).items():  # which the parameter's dtype may not hold
+            state[name].fill_(value)
+    if group.get("master_weights") and param.dtype in _HALVES:
+        name, dtype = (REST, torch.int16) if param.dtype == torch.bfloat16 else (MASTER, torch.float32)
+        if name not in state:
+            detached = param.detach()
+            state[name] = torch.zeros_like(detached, dtype=dtype) if name == REST else detached.to(dtype)
+    if group.get("stochastic_rounding"):
+        if KEY not in state:
+            seed = mixed(int(group.get("rounding_seed", 0)) % 2**64)
+            state[KEY] = mixed((seed + optimizer._index_of(param)) % 2**64) >> 1  # a signed number
+        if "step" not in state:  # of a rule that keeps no count, so that a GPU knows its first step
+            state["step"] = torch.tensor(0.0 if fresh else 1.0, dtype=torch.float32)
 
 
 @contextmanager
@@ -76,58 +142,113 @@ def kept_dtypes(optimizer: Optimizer) -> Iterator[dict[Tensor, dict[str, Any]]]:
         handle.remove()
 
 
-def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, dtype: torch.dtype | None) -> None:
-    """Replaces states that torch has cast by what was saved of them, in `dtype`, where that is not None."""
-    if dtype is None:
+def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, group: dict[str, Any]) -> None:
+    """Replaces what torch has cast by what was saved, as the options of the group say."""
+    if (dtype := group.get("state_dtype")) is not None:
+        for name, value in elementwise(param, state).items():
+            original = saved.get(name)
+            same = isinstance(original, Tensor) and original.shape == value.shape and original.dtype.is_floating_point
+            state[name] = (original.to(value.device) if same else value).to(dtype)  # type: ignore[union-attr]
+    for name in (REST, MASTER):
+        state.pop(name, None)
+    rest, master = (saved.get(name) for name in (REST, MASTER))
+    if not group.get("master_weights") or param.dtype not in _HALVES or (rest is None and master is None):
         return
-    for name, value in elementwise(param, state).items():
-        original = saved.get(name)
-        same = isinstance(original, Tensor) and original.shape == value.shape and original.dtype.is_floating_point
-        state[name] = (original.to(value.device) if same else value).to(dtype)  # type: ignore[union-attr]
+    # The parameter may have become another half since.
+    if param.dtype == torch.bfloat16:
+        state[REST] = (rest if isinstance(rest, Tensor) else split(master)[1]).to(param.device)  # type: ignore[arg-type]
+    elif isinstance(master, Tensor):
+        state[MASTER] = master.to(param.device)
+    else:
+        state[MASTER] = nearest(param.detach().float(), rest.to(param.device))  # type: ignore[union-attr]
 
 
-def is_mixed(param: Tensor, state: dict[str, Any], dtype: torch.dtype | None) -> bool:
-    """Whether torch's class would meet, or make, states of another dtype than the parameter's that float32 holds."""
-    dtypes = {value.dtype for value in elementwise(param, state).values()} or {dtype or param.dtype}
-    return dtypes != {param.dtype} and dtypes <= set(_SHORT)
+def steps_as_it_is(param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> bool:
+    """Whether torch's class may step the parameter and its states themselves."""
+    if param.dtype not in _SHORT or group.get("master_weights") or group.get("stochastic_rounding"):
+        return param.dtype not in _SHORT
+    dtypes = {v.dtype for v in elementwise(param, state).values()} or {group.get("state_dtype") or param.dtype}
+    return dtypes == {param.dtype} or not dtypes <= set(_SHORT)
+
+
+class InFloat32:
+    """A parameter, its gradient and states in float32, to be stepped by what knows one dtype only."""
+
+    def __init__(self, optimizer: FusedStep, group: dict[str, Any], param: Tensor) -> None:
+        self._optimizer, self._group, self._param = optimizer, group, param
+        state = optimizer.state.get(param, {})
+        self._fresh = not state
+        self._count = number(state["step"]) if "step" in state else float(not self._fresh)
+        self.param = exact(param, state).requires_grad_(param.requires_grad)
+        """The parameter, with its gradient."""
+        self.param.grad = None if param.grad is None else param.grad.float()
+        own = {name: value for name, value in state.items() if name not in EXTRAS}
+        self.state = own | {name: value.float() for name, value in elementwise(param, own).items()}
+        """Its state: what has one number is the optimizer's own."""
+
+    @torch.no_grad()
+    def put_back(self, made: dict[str, Any]) -> None:
+        """Stores what the parameter and, in `made`, its state have become."""
+        optimizer, group, param = self._optimizer, self._group, self._param
+        arrays = elementwise(self.param, made)
+        by_chance = group.get("stochastic_rounding")
+        if not made and not by_chance and not group.get("master_weights"):
+            param.copy_(self.param)
+            return
+        kept = optimizer.state[param]
+        for name, value in made.items():
+            if name in arrays and name not in kept:
+                kept[name] = torch.empty_like(value, dtype=group.get("state_dtype") or param.dtype)
+            elif name not in arrays and isinstance(kept.get(name), Tensor):
+                kept[name].copy_(value)
+            elif name not in arrays:
+                kept[name] = value
+        complete(optimizer, group, param, self._fresh)
+        if by_chance and number(kept["step"]) == self._count:  # the class keeps no count
+            kept["step"] += 1
+
+        def put(to: Tensor, value: Tensor, operand: int) -> None:
+            if by_chance and to.dtype == torch.bfloat16:
+                value = like(to, rounded_by_chance(local(value), kept[KEY], number(kept["step"]), operand))
+            to.copy_(value)
+
+        names = _C.STATES[optimizer._numbers(group)[0]]
+        for name, value in arrays.items():
+            put(kept[name], value, 2 + names.index(name))
+        if REST in kept:
+            upper, rest = split(local(self.param))
+            param.copy_(like(param, upper))
+            kept[REST].copy_(like(param, rest))
+            return
+        if MASTER in kept:
+            kept[MASTER].copy_(self.param)
+        put(param, self.param, 0)
 
 
 @contextmanager
 def in_float32(optimizer: FusedStep, groups: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Yields the groups with copies in float32 of those parameters that are mixed, gradients and states included.
+    """Yields the groups with copies in float32 of what torch's classes, which know one dtype, could not step itself.
 
-    What has become of the copies is stored in the parameters at the end of the block: torch's classes compute on
-    tensors of one dtype only.
+    What has become of the copies is stored in the parameters and their states at the end of the block.
     """
-    copies: list[tuple[Tensor, Tensor, torch.dtype | None]] = []
+    copies: list[InFloat32] = []
 
-    def copy(p: Tensor, dtype: torch.dtype | None) -> Tensor:
-        state = optimizer.state.get(p, {})
-        if is_dtensor(p) or p.dtype not in _SHORT or not is_mixed(p, state, dtype):
+    def copy(p: Tensor, group: dict[str, Any]) -> Tensor:
+        if steps_as_it_is(p, optimizer.state.get(p, {}), group):
             return p
-        wide = p.detach().to(torch.float32, copy=True).requires_grad_(p.requires_grad)
-        wide.grad = None if p.grad is None else p.grad.float()
-        if state:
-            optimizer.state[wide] = state | {name: v.float() for name, v in elementwise(p, state).items()}
-        copies.append((p, wide, dtype))
-        return wide
+        copies.append(InFloat32(optimizer, group, p))
+        if copies[-1].state:
+            optimizer.state[copies[-1].param] = copies[-1].state
+        return copies[-1].param
 
     try:
-        stepped = [{**g, "params": [copy(p, g.get("state_dtype")) for p in g["params"]]} for g in groups]
-        yield stepped
-        with torch.no_grad():
-            for p, wide, dtype in copies:
-                p.copy_(wide)
-                made = optimizer.state.get(wide, {})
-                kept, arrays = optimizer.state[p] if made else {}, elementwise(wide, made)
-                for name, value in made.items():
-                    if name in kept and isinstance(kept[name], Tensor):
-                        kept[name].copy_(value)
-                    else:
-                        kept[name] = value.to(dtype or p.dtype) if name in arrays else value
+        yield [{**group, "params": [copy(p, group) for p in group["params"]]} for group in groups]
+        for each in copies:
+            if each.param.grad is not None:
+                each.put_back(optimizer.state.get(each.param, {}))
     finally:
-        for _, wide, _ in copies:
-            optimizer.state.pop(wide, None)
+        for each in copies:
+            optimizer.state.pop(each.param, None)
 
 
 def memory(optimizer: Optimizer) -> dict[str, int]:

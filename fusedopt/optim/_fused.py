@@ -19,8 +19,9 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from fusedopt import _C
+from fusedopt.optim._codecs import exact
 from fusedopt.optim._explanation import explain
-from fusedopt.optim._formats import check_state_dtype, memory, store
+from fusedopt.optim._formats import memory
 from fusedopt.optim._options import Options
 from fusedopt.optim._processes import is_partition, refuse_partition
 from fusedopt.optim._scaling import NO_SCALING, Scaling, gradient_scale
@@ -112,6 +113,10 @@ class FusedStep(Options):
         return self._plan.bytes_per_step(self.defaults["max_grad_norm"] is not None, late)
 
     memory = memory
+
+    def exact_parameters(self) -> list[Tensor]:
+        """Copies of all parameters in float32 at least: of their master weights, where they have such."""
+        return [exact(p, self.state.get(p, {})) for p in params_of(self)]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, which spends most of its time on telling the profiler: here it is told only when it listens."""
@@ -269,17 +274,21 @@ class FusedStep(Options):
     _stepping = False
     _reasons: list[str | None] | None = None
     _domains: Domains | None = None
+    _first = 0  # the number of its first parameter, among all of the optimizer that it steps a part of
     _grad_norm: float | Tensor | None = None  # where a GPU keeps it, or a number
+
+    def _first_values(self, group: dict[str, Any]) -> dict[str, float]:
+        """What the states start from that do not start from 0."""
+        return {}
+
+    def _index_of(self, param: Tensor) -> int:
+        return self._first + next(i for i, p in enumerate(params_of(self)) if p is param)
 
     def _init_states(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Gives parameters their first state, by torch's own code."""
         init = self._torch_class._init_group  # type: ignore[attr-defined]
         lists = len(inspect.signature(init).parameters) - 2
         init(self, {**group, "params": params}, *([] for _ in range(lists)))
-        if "state_dtype" in group:
-            check_state_dtype(group)
-            for p in params:
-                store(self.state[p], p, group["state_dtype"])
 
 
 def _observer() -> str | None:

@@ -195,6 +195,8 @@ class StepsInBackward:
         twin.param_groups = [group]
         twin._plan = None if before is None else before._plan
         twin._domains = None
+        i, j = self._places.get(p, (0, 0))
+        twin._first = sum(len(other["params"]) for other in optimizer.param_groups[:i]) + j
         twin._step()
         self._twins[p] = twin
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from fusedopt.optim._formats import check_state_dtype, kept_dtypes, restore, store
+from fusedopt.optim._formats import DEFAULTS, check_formats, complete, kept_dtypes, restore
 from fusedopt.optim._processes import Spread, find_spread, is_flattened
 from fusedopt.optim._torch import in_layout_of
 
@@ -23,7 +23,7 @@ class Options(Optimizer):
     _step_supports_amp_scaling: bool = False
     # Options beyond torch's: those of a group, which it has only where they are not the default here, so that groups
     # have torch's keys; and those of the whole optimizer, which are in `defaults` alone.
-    _group_options: ClassVar[dict[str, Any]] = {"state_dtype": None}
+    _group_options: ClassVar[dict[str, Any]] = DEFAULTS
     _own_options: ClassVar[tuple[str, ...]] = ("max_grad_norm", "norm_group")
     _norm_group: Any = None  # as it was given
     _spread: Spread | None = None  # over which processes the parameters are, where that is not in the tensors
@@ -46,7 +46,9 @@ class Options(Optimizer):
         if fused and self.defaults.get("foreach"):
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         self.defaults.setdefault("fused", fused)
-        self.defaults |= {**group_options, "max_grad_norm": max_grad_norm}
+        if unknown := group_options.keys() - self._group_options.keys():
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {min(unknown)!r}")
+        self.defaults |= {**self._group_options, **group_options, "max_grad_norm": max_grad_norm}
         for group in self.param_groups:
             self._settle(group)
         self._norm_group = norm_group
@@ -61,10 +63,10 @@ class Options(Optimizer):
         for name, default in self._group_options.items():
             if group.setdefault(name, self.defaults.get(name, default)) == default:
                 del group[name]
-        check_state_dtype(group)
+        check_formats(group)
         for p in group["params"]:
             if p in self.state:  # of a class that makes its states at once
-                store(self.state[p], p, group.get("state_dtype"))
+                complete(self, group, p, fresh=True)  # type: ignore[arg-type]
 
     def _check_group(self, group: dict[str, Any]) -> None:
         # A wrapper that copies its keyword arguments into its groups may repeat the limit.
@@ -107,7 +109,7 @@ class Options(Optimizer):
         return super().__getstate__()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's. States of a group that has a `state_dtype` get that, whatever they were saved in."""
+        """As torch's. What is loaded is stored as the options say (:class:`Formats`), whatever it was saved in."""
         with kept_dtypes(self) as self._loading:
             try:
                 super().load_state_dict(state_dict)
@@ -124,11 +126,11 @@ class Options(Optimizer):
         # torch keeps only what a loaded group carries. An option of ours that it does not know stays as it is.
         live = self.__dict__.get("param_groups", [])
         for i, group in enumerate(state["param_groups"] if self._loading is not None else ()):
-            dtype = group.get("state_dtype", live[i].get("state_dtype"))
-            check_state_dtype({**group, "state_dtype": dtype})
+            options = {name: group.get(name, live[i].get(name, default)) for name, default in DEFAULTS.items()}
+            check_formats({**group, **options})
             for p in group["params"]:
                 if isinstance(values := state["state"].get(p), dict):
-                    restore(self._loading.get(p, {}), values, p, dtype)  # type: ignore[union-attr]
+                    restore(self._loading.get(p, {}), values, p, options)  # type: ignore[union-attr]
         self._convert_states(state)
         for i, group in enumerate(state["param_groups"]):
             for name in self._own_options:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from fusedopt.optim._codecs import EXTRAS
 from fusedopt.optim._fused import FusedStep
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
@@ -42,7 +43,9 @@ def portable_state_dict(optimizer: Optimizer) -> dict[str, Any]:
         ours = {*optimizer._group_options, *optimizer._own_options}
         groups = [{name: value for name, value in group.items() if name not in ours} for group in groups]
     states = {
-        index: {name: _wide(value) for name, value in state.items()} if isinstance(state, dict) else state
+        index: {name: _wide(value) for name, value in state.items() if name not in EXTRAS}
+        if isinstance(state, dict)
+        else state
         for index, state in states.items()
     }
     return {**saved, "state": states, "param_groups": groups}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusedopt import _C, sharding
+from fusedopt.optim._formats import InFloat32, steps_as_it_is
 from fusedopt.optim._plain import check_size
 from fusedopt.optim._scaling import Scaling, Scalings, gradient_scale
 from fusedopt.optim._shards import Domains, params_of, placed
@@ -192,9 +193,12 @@ def _first_passes(
 def _first_pass(
     optimizer: FusedStep, group: dict[str, Any], param: Tensor, scale: float
 ) -> tuple[Tensor, Callable[[Tensor], None]]:
-    assert param.grad is not None
-    grad = local(param.grad) * (-scale if group["maximize"] else scale)
-    state = {name: local(value) for name, value in optimizer.state[param].items()}
+    own = optimizer.state[param]
+    wide = None if steps_as_it_is(param, own, group) else InFloat32(optimizer, group, param)
+    target = param if wide is None else wide.param
+    assert target.grad is not None
+    grad = local(target.grad) * (-scale if group["maximize"] else scale)
+    state = {name: local(value) for name, value in (own if wide is None else wide.state).items()}
     shape = local(param).shape
     for name, value in {"grad": grad, **state}.items():  # others would broadcast
         if name != "step" and isinstance(value, Tensor) and value.shape != shape:
@@ -203,9 +207,11 @@ def _first_pass(
                 "shard both alike"
             )
     rule: Any = optimizer
-    part, second_pass = rule._first_pass(group, local(param), grad, state)
-    torch.autograd.graph.increment_version([v for v in optimizer.state[param].values() if is_dtensor(v)])
-    return part, second_pass
+    part, second_pass = rule._first_pass(group, local(target), grad, state)
+    torch.autograd.graph.increment_version([v for v in own.values() if is_dtensor(v)])
+    if wide is None:
+        return part, second_pass
+    return part, lambda everywhere: (second_pass(everywhere), wide.put_back(wide.state))[1]
 
 
 def _complete(

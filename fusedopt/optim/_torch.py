@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices
 
 from fusedopt import _C
-from fusedopt.optim._formats import in_float32
+from fusedopt.optim._formats import check_formats, complete, in_float32
 from fusedopt.optim._plain import number
 from fusedopt.sharding import is_dtensor, local
 
@@ -158,7 +158,12 @@ def new_states(optimizer: FusedStep, indices: list[int]) -> Iterator[None]:
     selected = _select(optimizer, indices)
     with states_restored_on_error(optimizer, [p for _, params in selected for p in params]):
         for group, params in selected:
-            optimizer._init_states(group, params)
+            check_formats(group)
+            fresh = {p: None for p in params if not optimizer.state.get(p)}
+            if fresh:
+                optimizer._init_states(group, list(fresh))
+            for p in params:
+                complete(optimizer, group, p, p in fresh)
         yield
 
 

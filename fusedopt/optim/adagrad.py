@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from fusedopt import _C
+from fusedopt.optim._formats import Formats
 from fusedopt.optim._fused import FusedStep
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
         norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
-        state_dtype: what the states are stored in, an option of each group: None, as the parameter; torch.float32; or
-            torch.bfloat16, 2 bytes an element. There is one state.
+        **formats: what parameters and states are stored in: :class:`fusedopt.optim.Formats`. There is one state.
 
     Raises:
         ValueError: where torch's class does, and for a negative `max_grad_norm`.
@@ -54,7 +54,7 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
         capturable: bool = False,
         max_grad_norm: float | None = None,
         norm_group: ProcessGroup | None = None,
-        state_dtype: torch.dtype | None = None,
+        **formats: Unpack[Formats],
     ) -> None:
         super().__init__(
             params,
@@ -68,10 +68,13 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
             differentiable=differentiable,
             fused=fused,
         )
-        self._options(max_grad_norm, norm_group, state_dtype=state_dtype, capturable=capturable)
+        self._options(max_grad_norm, norm_group, capturable=capturable, **formats)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return _RULE, {name: group[name] for name in ("lr", "lr_decay", "eps", "weight_decay", "maximize")}
+
+    def _first_values(self, group: dict[str, Any]) -> dict[str, float]:
+        return {"sum": group["initial_accumulator_value"]}
 
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         if group["weight_decay"] != 0:

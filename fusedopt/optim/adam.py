@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from fusedopt import _C
+from fusedopt.optim._formats import Formats
 from fusedopt.optim._fused import FusedStep
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ class Adam(_FusedAdam, torch.optim.Adam):
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
         norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
-        state_dtype: what the states are stored in, an option of each group: None, as the parameter; torch.float32; or
-            torch.bfloat16, 2 bytes an element. There are two, with `amsgrad` three.
+        **formats: what parameters and states are stored in: :class:`fusedopt.optim.Formats`.
+            There are two, with `amsgrad` three.
 
     Raises:
         ValueError: where torch's class does, and for a negative `max_grad_norm`.
@@ -71,7 +72,7 @@ class Adam(_FusedAdam, torch.optim.Adam):
         decoupled_weight_decay: bool = False,
         max_grad_norm: float | None = None,
         norm_group: ProcessGroup | None = None,
-        state_dtype: torch.dtype | None = None,
+        **formats: Unpack[Formats],
     ) -> None:
         super().__init__(
             params,
@@ -87,7 +88,7 @@ class Adam(_FusedAdam, torch.optim.Adam):
             fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
         )
-        self._options(max_grad_norm, norm_group, state_dtype=state_dtype)
+        self._options(max_grad_norm, norm_group, **formats)
 
 
 class AdamW(_FusedAdam, torch.optim.AdamW):
@@ -96,7 +97,7 @@ class AdamW(_FusedAdam, torch.optim.AdamW):
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
             :class:`torch.optim.AdamW`; `foreach` and `fused` as in :class:`Adam`.
-        max_grad_norm, norm_group, state_dtype: as in :class:`Adam`.
+        max_grad_norm, norm_group, **formats: as in :class:`Adam`.
 
     Raises:
         ValueError: where torch's class does, and for a negative `max_grad_norm`.
@@ -120,7 +121,7 @@ class AdamW(_FusedAdam, torch.optim.AdamW):
         fused: bool | None = None,
         max_grad_norm: float | None = None,
         norm_group: ProcessGroup | None = None,
-        state_dtype: torch.dtype | None = None,
+        **formats: Unpack[Formats],
     ) -> None:
         super().__init__(
             params,
@@ -135,4 +136,4 @@ class AdamW(_FusedAdam, torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
         )
-        self._options(max_grad_norm, norm_group, state_dtype=state_dtype)
+        self._options(max_grad_norm, norm_group, **formats)

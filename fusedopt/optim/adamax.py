@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from fusedopt import _C
+from fusedopt.optim._formats import Formats
 from fusedopt.optim._fused import FusedStep
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ class Adamax(FusedStep, torch.optim.Adamax):
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
         norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
-        state_dtype: what the states are stored in, an option of each group: None, as the parameter; torch.float32; or
-            torch.bfloat16, 2 bytes an element. There are two.
+        **formats: what parameters and states are stored in: :class:`fusedopt.optim.Formats`. There are two.
 
     Raises:
         ValueError: where torch's class does, and for a negative `max_grad_norm`.
@@ -53,7 +53,7 @@ class Adamax(FusedStep, torch.optim.Adamax):
         fused: bool | None = None,
         max_grad_norm: float | None = None,
         norm_group: ProcessGroup | None = None,
-        state_dtype: torch.dtype | None = None,
+        **formats: Unpack[Formats],
     ) -> None:
         super().__init__(
             params,
@@ -66,7 +66,7 @@ class Adamax(FusedStep, torch.optim.Adamax):
             differentiable=differentiable,
             capturable=capturable,
         )
-        self._options(max_grad_norm, norm_group, state_dtype=state_dtype, fused=fused)
+        self._options(max_grad_norm, norm_group, fused=fused, **formats)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         beta1, beta2 = group["betas"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from fusedopt import _C
+from fusedopt.optim._formats import Formats
 from fusedopt.optim._fused import FusedStep
 from fusedopt.optim._plain import check_numbers, number, scalar
 from fusedopt.optim._processes import refuse_merged
@@ -115,8 +116,7 @@ class LAMB(FusedStep, _TorchLAMB):
         capturable: whether the step may be captured in a CUDA graph.
         differentiable: whether autograd sees the step.
         norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
-        state_dtype: what the states are stored in, an option of each group: None, as the parameter; torch.float32; or
-            torch.bfloat16, 2 bytes an element. There are two.
+        **formats: what parameters and states are stored in: :class:`fusedopt.optim.Formats`. There are two.
         fused: True leaves unscaling under a :class:`torch.amp.GradScaler` to the step, as in torch's fused classes.
 
     Raises:
@@ -150,7 +150,7 @@ class LAMB(FusedStep, _TorchLAMB):
         differentiable: bool = False,
         fused: bool | None = None,
         norm_group: ProcessGroup | None = None,
-        state_dtype: torch.dtype | None = None,
+        **formats: Unpack[Formats],
     ) -> None:
         super().__init__(
             params,
@@ -168,7 +168,7 @@ class LAMB(FusedStep, _TorchLAMB):
             capturable=capturable,
             differentiable=differentiable,
         )
-        self._options(max_grad_norm, norm_group, state_dtype=state_dtype, fused=fused)
+        self._options(max_grad_norm, norm_group, fused=fused, **formats)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         beta1, beta2 = group["betas"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from fusedopt import _C
+from fusedopt.optim._formats import Formats
 from fusedopt.optim._fused import FusedStep
 from fusedopt.optim._plain import scalar
 from fusedopt.optim._processes import refuse_merged
@@ -104,8 +105,8 @@ class LARS(FusedStep, _TorchLARS):
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
         norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
-        state_dtype: what the states are stored in, an option of each group: None, as the parameter; torch.float32; or
-            torch.bfloat16, 2 bytes an element. There is one with momentum, else none.
+        **formats: what parameters and states are stored in: :class:`fusedopt.optim.Formats`.
+            There is one with momentum, else none.
 
     Raises:
         ValueError: on a hyper-parameter out of range, and for `exclude_1d` where parameters are pieces of tensors whose
@@ -136,7 +137,7 @@ class LARS(FusedStep, _TorchLARS):
         fused: bool | None = None,
         max_grad_norm: float | None = None,
         norm_group: ProcessGroup | None = None,
-        state_dtype: torch.dtype | None = None,
+        **formats: Unpack[Formats],
     ) -> None:
         super().__init__(
             params,
@@ -151,7 +152,7 @@ class LARS(FusedStep, _TorchLARS):
             capturable=capturable,
             differentiable=differentiable,
         )
-        self._options(max_grad_norm, norm_group, state_dtype=state_dtype, fused=fused)
+        self._options(max_grad_norm, norm_group, fused=fused, **formats)
         for group in self.param_groups:
             self._check_group(group)
 

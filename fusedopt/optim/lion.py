@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from fusedopt import _C
+from fusedopt.optim._formats import Formats
 from fusedopt.optim._fused import FusedStep
 from fusedopt.optim._plain import PlainOptimizer, real, scalar
 
@@ -78,8 +79,7 @@ class Lion(FusedStep, _TorchLion):
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
         norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
-        state_dtype: what the states are stored in, an option of each group: None, as the parameter; torch.float32; or
-            torch.bfloat16, 2 bytes an element. There is one.
+        **formats: what parameters and states are stored in: :class:`fusedopt.optim.Formats`. There is one.
 
     Raises:
         ValueError: on a hyper-parameter out of range.
@@ -104,7 +104,7 @@ class Lion(FusedStep, _TorchLion):
         fused: bool | None = None,
         max_grad_norm: float | None = None,
         norm_group: ProcessGroup | None = None,
-        state_dtype: torch.dtype | None = None,
+        **formats: Unpack[Formats],
     ) -> None:
         super().__init__(
             params,
@@ -115,7 +115,7 @@ class Lion(FusedStep, _TorchLion):
             capturable=capturable,
             differentiable=differentiable,
         )
-        self._options(max_grad_norm, norm_group, state_dtype=state_dtype, fused=fused)
+        self._options(max_grad_norm, norm_group, fused=fused, **formats)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         beta1, beta2 = group["betas"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from fusedopt import _C
+from fusedopt.optim._formats import Formats
 from fusedopt.optim._fused import FusedStep
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ class Rprop(FusedStep, torch.optim.Rprop):
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
         norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
-        state_dtype: what the states are stored in, an option of each group: None, as the parameter; torch.float32; or
-            torch.bfloat16, 2 bytes an element. There are two.
+        **formats: what parameters and states are stored in: :class:`fusedopt.optim.Formats`. There are two.
 
     Raises:
         ValueError: where torch's class does, and for a negative `max_grad_norm`.
@@ -51,7 +51,7 @@ class Rprop(FusedStep, torch.optim.Rprop):
         fused: bool | None = None,
         max_grad_norm: float | None = None,
         norm_group: ProcessGroup | None = None,
-        state_dtype: torch.dtype | None = None,
+        **formats: Unpack[Formats],
     ) -> None:
         super().__init__(
             params,
@@ -63,7 +63,7 @@ class Rprop(FusedStep, torch.optim.Rprop):
             maximize=maximize,
             differentiable=differentiable,
         )
-        self._options(max_grad_norm, norm_group, state_dtype=state_dtype, fused=fused)
+        self._options(max_grad_norm, norm_group, fused=fused, **formats)
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         (eta1, eta2), (smallest, largest) = group["etas"], group["step_sizes"]
@@ -82,6 +82,9 @@ class Rprop(FusedStep, torch.optim.Rprop):
             state = self.state[p]
             if not p.is_complex():
                 state["step_size"] = torch.full_like(p, float(group["lr"]), dtype=state["step_size"].dtype)
+
+    def _first_values(self, group: dict[str, Any]) -> dict[str, float]:
+        return {"step_size": float(group["lr"])}
 
     def _sparse_error(self, group: dict[str, Any]) -> str | None:
         return "Rprop does not support sparse gradients"

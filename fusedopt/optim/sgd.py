@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from fusedopt import _C
+from fusedopt.optim._formats import Formats
 from fusedopt.optim._fused import FusedStep
 from fusedopt.optim._plain import PlainOptimizer, scalar
 
@@ -78,8 +79,8 @@ class SGD(FusedStep, torch.optim.SGD):
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
         norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
-        state_dtype: what the states are stored in, an option of each group: None, as the parameter; torch.float32; or
-            torch.bfloat16, 2 bytes an element. There is one, with momentum.
+        **formats: what parameters and states are stored in: :class:`fusedopt.optim.Formats`.
+            There is one, with momentum.
 
     Raises:
         ValueError: where torch's class does, for a negative `max_grad_norm`, for an unknown `momentum_form`, and on
@@ -112,7 +113,7 @@ class SGD(FusedStep, torch.optim.SGD):
         capturable: bool = False,
         max_grad_norm: float | None = None,
         norm_group: ProcessGroup | None = None,
-        state_dtype: torch.dtype | None = None,
+        **formats: Unpack[Formats],
     ) -> None:
         _is_classic({"momentum_form": momentum_form})
         super().__init__(
@@ -127,9 +128,7 @@ class SGD(FusedStep, torch.optim.SGD):
             differentiable=differentiable,
             fused=fused,
         )
-        self._options(
-            max_grad_norm, norm_group, state_dtype=state_dtype, capturable=capturable, momentum_form=momentum_form
-        )
+        self._options(max_grad_norm, norm_group, capturable=capturable, momentum_form=momentum_form, **formats)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's."""
@@ -170,7 +169,7 @@ class SGD(FusedStep, torch.optim.SGD):
 
     def _init_states(self, group: dict[str, Any], params: list[Tensor]) -> None:
         # torch's first momentum buffer is a copy of the first gradient. The rule writes it, unread.
-        for p in params:
+        for p in params if group["momentum"] != 0 else ():
             buffer = torch.zeros_like(p, memory_format=torch.preserve_format, dtype=group.get("state_dtype"))
             self.state[p]["momentum_buffer"] = buffer
 

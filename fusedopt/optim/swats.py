@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from fusedopt import _C
+from fusedopt.optim._formats import Formats
 from fusedopt.optim._fused import FusedStep
 from fusedopt.optim._plain import PlainOptimizer, check_numbers, number, real, scalar
 from fusedopt.optim._processes import Spread
@@ -175,8 +176,7 @@ class SWATS(FusedStep, _TorchSWATS):
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
         norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
-        state_dtype: what the states are stored in, an option of each group: None, as the parameter; torch.float32; or
-            torch.bfloat16, 2 bytes an element. There are three.
+        **formats: what parameters and states are stored in: :class:`fusedopt.optim.Formats`. There are three.
 
     Raises:
         ValueError: on a hyper-parameter out of range.
@@ -204,7 +204,7 @@ class SWATS(FusedStep, _TorchSWATS):
         fused: bool | None = None,
         max_grad_norm: float | None = None,
         norm_group: ProcessGroup | None = None,
-        state_dtype: torch.dtype | None = None,
+        **formats: Unpack[Formats],
     ) -> None:
         super().__init__(
             params,
@@ -216,7 +216,7 @@ class SWATS(FusedStep, _TorchSWATS):
             capturable=capturable,
             differentiable=differentiable,
         )
-        self._options(max_grad_norm, norm_group, state_dtype=state_dtype, fused=fused)
+        self._options(max_grad_norm, norm_group, fused=fused, **formats)
 
     @property
     def phase(self) -> list[Literal["adam", "sgd"]]:
