@@ -10,12 +10,16 @@ namespace fusedopt {
 
 struct Tensor {  // one parameter with all its operands, in host and in device memory alike
   void* addr[kMaxOperands] = {};
-  void* beside = nullptr;  // what the parameter's storage has beside it
-  void* step = nullptr;    // where a device counts the steps itself, else null
-  uint64_t key = 0;        // of random bits: the step's, or, where a device counts the steps, the seed
-  int64_t numel = 0;       // 0 also where this step leaves the parameter alone
-  int32_t row = -1;        // its hyper-parameters, -1 where this step leaves it alone
-  Storage storage[kMaxOperands] = {};
+  void* beside = nullptr;   // what the parameter's storage has beside it
+  void* average = nullptr;  // that of the parameter over the steps, where there is one
+  void* step = nullptr;     // where a device counts the steps itself, else null
+  // Of random bits, and of the average: the step's key and the share that the parameter gets; or, where a device counts
+  // the steps, what they follow from, the seed and the decay.
+  uint64_t key = 0;
+  double share = 0;
+  int64_t numel = 0;  // 0 also where this step leaves the parameter alone
+  int32_t row = -1;   // its hyper-parameters, -1 where this step leaves it alone
+  Storage storage[kMaxOperands] = {}, average_storage{};
   RuleId rule{};
   Form form{};
   int8_t device = -1;  // -1 is the CPU

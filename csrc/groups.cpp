@@ -45,14 +45,17 @@ bool is_within(Domain domain, double x) {
   return std::abs(x) <= kLargestNumber || (domain == Domain::kBound && std::isinf(x));
 }
 
-// Whether a group has an option that is beyond torch's, which it names only where it has it.
-bool has_option(PyObject* group, const char* name) {
+// A group's option that is beyond torch's, which it names only where it has it; else null.
+py::object option(PyObject* group, const char* name) {
   PyObject* key = interned(name);
-  if (!PyDict_CheckExact(group))
-    return PyMapping_HasKey(group, key) && is_flag(py::handle(group)[key].cast<py::object>().ptr());
+  if (!PyDict_Check(group)) return PyMapping_HasKey(group, key) ? py::object(py::handle(group)[key]) : py::object();
   PyObject* value = PyDict_GetItemWithError(group, key);
   if (!value && PyErr_Occurred()) throw py::error_already_set();
-  return value && is_flag(value);
+  return py::reinterpret_borrow<py::object>(value);
+}
+bool has_option(PyObject* group, const char* name) {
+  const py::object value = option(group, name);
+  return value && is_flag(value.ptr());
 }
 
 py::value_error wrong_names(const RuleInfo& rule) {
@@ -86,7 +89,9 @@ void Plan::read_group(Group& group, PyObject* options, PyObject* declared, bool 
   group.names = &names_of(group.rule);
   group.lr = nullptr, group.odd = nullptr, group.by_dimension = false;
   group.masters = has_option(options, "master_weights"), group.by_chance = has_option(options, "stochastic_rounding");
-  group.counted = counted || group.by_chance;
+  const py::object decay = option(options, "ema_decay");
+  group.ema_decay = decay && !decay.is_none() ? decay.cast<double>() : 0;
+  group.counted = counted || group.by_chance || group.ema_decay != 0;
   if (PyDict_GET_SIZE(numbers) != rule.number_count) throw wrong_names(rule);
   Py_ssize_t cursor = 0;
   for (int i = 0; i < rule.number_count; ++i) {

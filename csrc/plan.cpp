@@ -119,15 +119,12 @@ void Plan::find_written() {
     };
     add(e.begin, e.end - e.begin, *e.impl[0]);
     if (e.reason) continue;
-    for (int k = 2; k < kTensors; ++k) {
-      if (!e.impl[k]) continue;
-      const Tensor& t = table_.tensors[i];
-      const int64_t elements = k == kStep ? 1 : e.numel;
-      add(k == kStep     ? e.step
-          : k == kBeside ? t.beside
-                         : t.addr[k],
-          elements * int64_t(e.impl[k]->itemsize()), *e.impl[k]);
-    }
+    const Tensor& t = table_.tensors[i];
+    const auto add_state = [&](int k, const void* memory, int64_t elements) {
+      if (e.impl[k]) add(memory, elements * int64_t(e.impl[k]->itemsize()), *e.impl[k]);
+    };
+    for (int k = 2; k < kMaxOperands; ++k) add_state(k, t.addr[k], e.numel);
+    add_state(kStep, e.step, 1), add_state(kBeside, t.beside, e.numel), add_state(kMean, t.average, e.numel);
   }
   std::sort(written_.begin(), written_.end());
   const char* reach = nullptr;
@@ -256,6 +253,7 @@ int64_t Plan::bytes_per_step(bool clips, const std::vector<bool>& late) const {
         const int size = item_size(t.storage[k]) + size_beside(t.storage[k]);
         bytes += ((pass.reads >> k & 1) + (pass.writes >> k & 1)) * size * t.numel;
       }
+    if (t.average) bytes += 2 * item_size(t.average_storage) * t.numel;
   }
   return bytes;
 }

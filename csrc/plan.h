@@ -21,7 +21,7 @@ struct Names {  // of a rule, as Python objects
   PyObject *numbers[kMaxNumbers], *states[kMaxStates], *step;
 };
 // And, of every rule, of what a state has beyond that of its torch class.
-constexpr const char *kRest = "master_rest", *kMaster = "master", *kKey = "rounding_key";
+constexpr const char *kRest = "master_rest", *kMaster = "master", *kKey = "rounding_key", *kAverage = "average";
 const Names& names_of(RuleId rule);
 
 class Plan {
@@ -76,7 +76,7 @@ class Plan {
   size_t memory() const;
 
  private:
-  static constexpr int kStep = kMaxOperands, kBeside = kStep + 1, kTensors = kBeside + 1;
+  static constexpr int kStep = kMaxOperands, kBeside = kStep + 1, kMean = kBeside + 1, kTensors = kMean + 1;
   static constexpr int8_t kNoDevice = -2;
   // Elements; a shorter step is over before another thread could use the lock.
   static constexpr int64_t kReleaseGil = 1 << 20;
@@ -116,6 +116,7 @@ class Plan {
     double* memory;               // what it remembers, where its rule says so
     bool by_dimension;            // there are numbers of Domain::kFlagOf1d that are true
     bool masters, by_chance;      // its parameters have master weights; are rounded by chance
+    double ema_decay;             // of their averages, 0 without
     bool joint;                   // what becomes of one of its parameters depends on all
     int8_t device;                // where it is decided then
     bool counted;                 // by a GPU
@@ -135,6 +136,9 @@ class Plan {
                 Py_ssize_t& cursor);
   static Reason by_chance(Tensor& t, Storage (&stored)[kMaxOperands], PyObject* values, Py_ssize_t& cursor,
                           double count);
+  Reason average(Entry& e, Tensor& t, const at::TensorImpl& param, PyObject* values, Py_ssize_t& cursor, double count);
+  at::TensorImpl* extra(Entry& e, const Tensor& t, int k, const char* name, const at::TensorImpl& param,
+                        PyObject* values, Py_ssize_t& cursor, Reason& reason);
   Reason step(Entry& e, Tensor& t, PyObject* value, double& count);
   int32_t row(int32_t group, const Tensor& t, int64_t dimensions, double count);
   void find_written();

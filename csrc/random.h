@@ -37,4 +37,11 @@ FUSEDOPT_HD Word random_bits(Word element, Key key) {
   return element ^ element >> 16;
 }
 
+// What a parameter gets of its average at a step: all at the first, then 1 - decay, but at first more than that, so
+// that the average of a short run does not remember where it began.
+FUSEDOPT_HD double share_of_step(double decay, double count) {
+  const double at_most = count / (9 + count);
+  return count <= 1 ? 1 : 1 - (decay < at_most ? decay : at_most);
+}
+
 }  // namespace fusedopt

@@ -155,12 +155,12 @@ INLINE Reason Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObj
 
   Py_ssize_t cursor = 0;
   if (values && !is_ordinary(values)) return kNoDict;
-  const bool keeps = group.masters || group.by_chance;
+  const bool needs_count = group.by_chance || group.ema_decay, keeps = group.masters || needs_count;
   if ((rule.state_count || keeps) && (!values || PyDict_GET_SIZE(values) == 0)) return e.fresh = true, kNoState;
   double count = 0;
-  const bool counts = rule.counts_steps || group.by_chance;
+  const bool counts = rule.counts_steps || needs_count;
   PyObject* step = counts || (t.device >= 0 && values) ? find(values, group.names->step, cursor) : nullptr;
-  if (!step && group.by_chance && !rule.counts_steps) return kNoState;
+  if (!step && needs_count && !rule.counts_steps) return kNoState;
   if (rule.counts_steps || step)
     if (Reason reason = this->step(e, t, step, count)) return reason;
   for (int i = 0; i < rule.state_count; ++i) {
@@ -184,12 +184,15 @@ INLINE Reason Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObj
     if (Reason reason = beside(e, t, p, stored[0], values, cursor)) return reason;
   if (group.by_chance)
     if (Reason reason = by_chance(t, stored, values, cursor, count)) return reason;
+  if (!group.ema_decay) patch<void*>(t.average, nullptr, changed_);
+  else if (Reason reason = average(e, t, p, values, cursor, count)) return reason;
   for (int k = 0; k < kMaxOperands; ++k) patch(t.storage[k], stored[k], changed_);
   const Storage *first = t.storage, *last = first + 2 + rule.state_count;
   const bool alike = std::all_of(first, last, [&](Storage storage) { return storage == t.storage[0]; });
   if (!alike && std::find(first, last, Storage::kFloat64) != last) return kMixedFloat64;
   const Form native = t.storage[0] == Storage::kFloat64 ? Form::kDouble : Form::kFloat;
-  patch(t.form, alike && t.storage[0] <= Storage::kFloat64 ? native : Form::kCoded, changed_);
+  if (t.average && native == Form::kDouble) return kMixedFloat64;
+  patch(t.form, alike && t.storage[0] <= Storage::kFloat64 && !t.average ? native : Form::kCoded, changed_);
   if (!initialized) e.fresh = false;
   if (!rule.counts_steps) count = e.fresh ? 1 : 2;
   // A rule that keeps states but no count starts from the count, too, where the host does not know whether it started.
@@ -198,26 +201,49 @@ INLINE Reason Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObj
   return kNone;
 }
 
+// What a state has beyond its rule's: a tensor like the parameter but for the dtype. Null, and why, where there is
+// none.
+at::TensorImpl* Plan::extra(Entry& e, const Tensor& t, int k, const char* name, const at::TensorImpl& param,
+                            PyObject* values, Py_ssize_t& cursor, Reason& reason) {
+  PyObject* value = find(values, interned(name), cursor);
+  if (reason = kNoState; !value) return nullptr;
+  if (reason = kLacksState; !THPVariable_Check(value)) return nullptr;
+  keep(value);
+  const at::Tensor* here = &THPVariable_Unpack(value);
+  if (e.shard)
+    if (here = local(*e.shard, k, value, reason); !here) return nullptr;
+  const Match same = match(param, *here->unsafeGetTensorImpl(), t.device);
+  reason = same == Match::kSizes ? kStateLayout : kStateMismatch;
+  return same == Match::kLayout ? e.impl[k] = here->unsafeGetTensorImpl() : nullptr;
+}
+
 // The rest of a master weight.
 Reason Plan::beside(Entry& e, Tensor& t, const at::TensorImpl& param, Storage& storage, PyObject* values,
                     Py_ssize_t& cursor) {
   const bool splits = storage == Storage::kBFloat16;
   if (!splits && storage != Storage::kFloat16) return kNone;  // it is its own master
-  PyObject* value = find(values, interned(splits ? kRest : kMaster), cursor);
-  if (!value) return kNoState;
-  if (!THPVariable_Check(value)) return kLacksState;
-  keep(value);
-  const at::Tensor* here = &THPVariable_Unpack(value);
   Reason reason;
-  if (e.shard)
-    if (here = local(*e.shard, kBeside, value, reason); !here) return reason;
-  at::TensorImpl& s = *here->unsafeGetTensorImpl();
-  const Match same = match(param, s, t.device);
-  if (same == Match::kNo || s.dtype().toScalarType() != (splits ? at::kShort : at::kFloat)) return kStateMismatch;
-  if (same == Match::kSizes) return kStateLayout;
+  const at::TensorImpl* s = extra(e, t, kBeside, splits ? kRest : kMaster, param, values, cursor, reason);
+  if (!s) return reason;
+  if (s->dtype().toScalarType() != (splits ? at::kShort : at::kFloat)) return kStateMismatch;
   storage = splits ? Storage::kSplit : Storage::kMaster;
-  patch(t.beside, address(s), changed_);
-  e.impl[kBeside] = &s;
+  patch(t.beside, address(*s), changed_);
+  return kNone;
+}
+
+Reason Plan::average(Entry& e, Tensor& t, const at::TensorImpl& param, PyObject* values, Py_ssize_t& cursor,
+                     double count) {
+  const Group& group = groups_[e.group];
+  Reason reason;
+  const at::TensorImpl* s = extra(e, t, kMean, kAverage, param, values, cursor, reason);
+  if (!s) return reason;
+  Storage storage;
+  if ((reason = stored_in(*s, storage))) return reason;
+  if (storage == Storage::kFloat64) return kMixedFloat64;
+  if (group.by_chance && storage == Storage::kBFloat16) storage = Storage::kStochastic;
+  patch(t.average_storage, storage, changed_);
+  patch(t.average, address(*s), changed_);
+  t.share = t.step ? group.ema_decay : share_of_step(group.ema_decay, count);
   return kNone;
 }
 

@@ -17,13 +17,12 @@ double square_sum(Table& table);
 const char* isa();
 
 // A chunk as its loops see it: n elements of each operand, where they lie and what they are stored in; which ones they
-// are of the tensor, and its key.
+// are of the tensor, and what the step has for all of it.
 struct Span {
-  void *addr[kMaxOperands], *beside;
-  const Storage* storage;
+  void *addr[kMaxOperands], *beside, *average;
+  const Tensor* tensor;
   int64_t n;
   uint32_t begin;
-  uint64_t key;
 };
 // The loops over one chunk, compiled once per instruction set.
 struct Kernels {

@@ -52,15 +52,28 @@ FUSEDOPT_HD void in_place(const Span& span, Body body, After after, Lanes& sums,
   }
 }
 
+// Moves the average towards the parameter as it is stored.
+FUSEDOPT_HD void follow(const Place& average, const Place& param, int64_t i, uint32_t begin, double share) {
+  union {
+    Vector whole;
+    float at[kWidth];
+  } mean{load(average, i)}, now{load(param, i)};
+  const Lerp<float> lerp(share);
+#pragma omp simd
+  for (int l = 0; l < kWidth; ++l) mean.at[l] = lerp(mean.at[l], now.at[l]);
+  store(mean.whole, average, i, begin);
+}
+
 // The same of operands each of which has a storage of its own, a vector at a time: to ask for the storage each time
 // costs a few per cent of decoding, where a pass over a block in the cache would cost as much as all the rest. n is a
 // multiple of kWidth.
 template <bool Sums, Operands Ops, class Body, class After, int... I>
 __attribute__((noinline)) void coded(const Span& span, Body body, After after, Lanes& sums,
                                      std::integer_sequence<int, I...>) {
-  const Place place[] = {
-      {span.addr[I], I ? nullptr : span.beside, span.storage[I],
-       Ops.writes >> I & 1 && span.storage[I] == Storage::kStochastic ? key_of(span.key, I) : Key{}}...};
+  const Tensor& t = *span.tensor;
+  const Place place[] = {{span.addr[I], I ? nullptr : span.beside, t.storage[I],
+                          Ops.writes >> I & 1 && t.storage[I] == Storage::kStochastic ? key_of(t.key, I) : Key{}}...};
+  const Place average{span.average, nullptr, t.average_storage, key_of(t.key, kMaxOperands)};
   for (int64_t i = 0; i < span.n; i += kWidth) {
     union {
       Vector whole;
@@ -74,6 +87,8 @@ __attribute__((noinline)) void coded(const Span& span, Body body, After after, L
       else body(x[I].at[l]...);
     }
     ((Ops.writes >> I & 1 ? store(x[I].whole, place[I], i, span.begin) : void()), ...);
+    if constexpr (Ops.writes & 1)
+      if (average.at) follow(average, place[0], i, span.begin, t.share);
     if constexpr (kFollows<After>) {
       ((Ops.writes >> I & 1 ? void(x[I].whole = load(place[I], i)) : void()), ...);
 #pragma omp simd
@@ -85,17 +100,20 @@ __attribute__((noinline)) void coded(const Span& span, Body body, After after, L
 // The last elements of a chunk, fewer than kWidth, among others that do not count.
 template <bool Sums, Operands Ops, class Body, class After, class Sequence>
 void coded_rest(const Span& span, Body body, After after, Lanes& sums, Sequence operands) {
-  alignas(64) char bytes[kMaxOperands + 1][sizeof(float[kWidth])] = {};
+  const Tensor& t = *span.tensor;
+  alignas(64) char bytes[kMaxOperands + 2][sizeof(float[kWidth])] = {};
+  char *const beside = bytes[kMaxOperands], *const average = bytes[kMaxOperands + 1];
   const int64_t done = span.n / kWidth * kWidth;
   const int rest = int(span.n - done);
-  Span padded{{}, bytes[kMaxOperands], span.storage, kWidth, span.begin + uint32_t(done), span.key};
+  Span padded{{}, beside, span.average ? average : nullptr, &t, kWidth, span.begin + uint32_t(done)};
   const auto each = [&](unsigned which, auto move) {
     const auto part = [&](char* here, void* there, int size) {
       if (size) move(here, static_cast<char*>(there) + done * size, unsigned(rest * size));
     };
     for (int k = 0; k < kMaxOperands; ++k)
-      if (which >> k & 1) part(bytes[k], span.addr[k], item_size(span.storage[k]));
-    if (which & 1) part(bytes[kMaxOperands], span.beside, size_beside(span.storage[0]));
+      if (which >> k & 1) part(bytes[k], span.addr[k], item_size(t.storage[k]));
+    if (which & 1) part(beside, span.beside, size_beside(t.storage[0]));
+    if (which & 1 && span.average) part(average, span.average, item_size(t.average_storage));
   };
   for (int k = 0; k < kMaxOperands; ++k) padded.addr[k] = bytes[k];
   each(Ops.reads, [](char* here, char* there, unsigned size) { __builtin_memcpy(here, there, size); });

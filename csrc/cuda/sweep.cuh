@@ -233,10 +233,24 @@ struct InRegisters<Form::kCoded> {
 
 struct Nothing {};
 
+// Moves the average of neighbours towards what is stored of them.
+template <int N, bool Grouped>
+__device__ __forceinline__ void follow(Coded<N> param, const Place& from, const Place& average, double share, int i) {
+  Coded<N> mean;
+  mean.template fetch<Grouped>(average, i);
+  param.decode(from, i), mean.decode(average, i);
+  const Lerp<float> lerp(share);
+#pragma unroll
+  for (int n = 0; n < N; ++n) mean.set(n, lerp(mean.get(n), param.get(n)));
+  mean.encode(average, i);
+  mean.template put<Grouped>(average, i);
+}
+
 // Fetches neighbours of every operand that is read, for U places apart, before it computes on any of them, and puts
 // those that are written: what `body` has made of them in registers. What is stored then goes to `after`.
 template <class Neighbours, int N, int U, bool Grouped, Operands Ops, class Body, class After>
-__device__ __forceinline__ void visit(const Place (&p)[kMaxOperands], int begin, int end, Body& body, After& after) {
+__device__ __forceinline__ void visit(const Place (&p)[kMaxOperands], const Place& average, double share, int begin,
+                                      int end, Body& body, After& after) {
   using F = typename Neighbours::F;
   for (int first = begin + int(threadIdx.x) * N; first < end; first += kThreads * N * U) {
     Neighbours x[U][kMaxOperands];
@@ -272,6 +286,8 @@ __device__ __forceinline__ void visit(const Place (&p)[kMaxOperands], int begin,
         if (!(Ops.writes >> k & 1)) continue;
         x[u][k].encode(p[k], i);
         x[u][k].template put<Grouped>(p[k], i);
+        if constexpr (std::is_same_v<Neighbours, Coded<N>>)
+          if (k == 0 && average.at) follow<N, Grouped>(x[u][0], p[0], average, share, i);
         if constexpr (!std::is_same_v<After, Nothing>) x[u][k].decode(p[k], i);
       }
       if constexpr (!std::is_same_v<After, Nothing>)
@@ -294,18 +310,27 @@ __device__ __forceinline__ void sweep(const Tensor& t, const Chunk& chunk, Body 
     p[k] = {static_cast<char*>(t.addr[k]) + chunk.begin * size, nullptr, t.storage[k], 0, k, uint32_t(chunk.begin)};
     if ((Ops.reads | Ops.writes) >> k & 1) address |= reinterpret_cast<uintptr_t>(p[k].at);
   }
+  Place average{};
+  double share = 0;
   if constexpr (form == Form::kCoded) {
     p[0].beside = static_cast<char*>(t.beside) + chunk.begin * size_beside(t.storage[0]);
     if ((Ops.reads | Ops.writes) & 1) address |= reinterpret_cast<uintptr_t>(p[0].beside);
-    const uint64_t key = t.step ? key_of_step(t.key, number(t.step, t.double_step) + 1) : t.key;
+    const double count = t.step ? number(t.step, t.double_step) + 1 : 0;
+    const uint64_t key = t.step ? key_of_step(t.key, count) : t.key;
     for (int k = 0; k < kMaxOperands; ++k) p[k].key = key;
+    if ((Ops.writes & 1) && t.average) {
+      char* const at = static_cast<char*>(t.average) + chunk.begin * item_size(t.average_storage);
+      average = {at, nullptr, t.average_storage, key, kMaxOperands, uint32_t(chunk.begin)};
+      share = t.step ? share_of_step(t.share, count) : t.share;
+      address |= reinterpret_cast<uintptr_t>(at);
+    }
   }
   const int grouped = chunk.count / kNumber * kNumber;
   using Group = typename InRegisters<form>::template Neighbours<kNumber>;
   using One = typename InRegisters<form>::template Neighbours<1>;
-  if (address % 16 == 0) visit<Group, kNumber, kUnroll, true, Ops>(p, 0, grouped, body, after);
-  else visit<Group, kNumber, kUnroll, false, Ops>(p, 0, grouped, body, after);
-  visit<One, 1, 1, false, Ops>(p, grouped, chunk.count, body, after);
+  if (address % 16 == 0) visit<Group, kNumber, kUnroll, true, Ops>(p, average, share, 0, grouped, body, after);
+  else visit<Group, kNumber, kUnroll, false, Ops>(p, average, share, 0, grouped, body, after);
+  visit<One, 1, 1, false, Ops>(p, average, share, grouped, chunk.count, body, after);
 }
 
 }  // namespace fusedopt::cuda

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fusedopt.sharding import like, local
 
-REST, MASTER, KEY = "master_rest", "master", "rounding_key"
-EXTRAS = (REST, MASTER, KEY)  # what a state has beyond that of its torch class
+REST, MASTER, KEY, AVERAGE = "master_rest", "master", "rounding_key", "average"
+EXTRAS = (REST, MASTER, KEY, AVERAGE)  # what a state has beyond that of its torch class
+OF_AVERAGE = 5  # the number of the average among the operands
 
 _NAN = 0x7FC00000
 _WORD, _LONG = 2**32 - 1, 2**64 - 1
@@ -87,3 +88,8 @@ def rounded_by_chance(exact: Tensor, key: int, count: float, operand: int) -> Te
     # The elements are numbered as they lie in memory.
     chance = x.to(torch.int32).as_strided(exact.shape, exact.stride())
     return ((_bits(exact) + chance) >> 16).to(torch.int16).view(torch.bfloat16)
+
+
+def share_of_step(decay: float, count: float) -> float:
+    """What a parameter gets of its average in step `count`, from 1."""
+    return 1.0 if count <= 1 else 1 - min(decay, count / (9 + count))

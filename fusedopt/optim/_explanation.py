@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fusedopt import _C
-from fusedopt.optim._codecs import KEY, MASTER, REST
+from fusedopt.optim._codecs import AVERAGE, KEY, MASTER, REST
 from fusedopt.optim._formats import elementwise
 from fusedopt.sharding import describe, is_dtensor
 
@@ -59,7 +59,8 @@ def _stored(param: Tensor, state: dict[str, Any]) -> str:
     dtypes = sorted({str(v.dtype).removeprefix("torch.") for v in elementwise(param, state).values()})
     text = "" if dtypes in ([], [str(param.dtype).removeprefix("torch.")]) else f", states in {' and '.join(dtypes)}"
     text += ", master weight" if REST in state or MASTER in state else ""
-    return text + (", stochastic rounding" if KEY in state else "")
+    text += ", stochastic rounding" if KEY in state else ""
+    return text + (", average of the weights" if AVERAGE in state else "")
 
 
 def _where(param: Tensor) -> str:

@@ -12,7 +12,20 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer
 
 from fusedopt import _C
-from fusedopt.optim._codecs import EXTRAS, KEY, MASTER, REST, exact, mixed, nearest, rounded_by_chance, split
+from fusedopt.optim._codecs import (
+    AVERAGE,
+    EXTRAS,
+    KEY,
+    MASTER,
+    OF_AVERAGE,
+    REST,
+    exact,
+    mixed,
+    nearest,
+    rounded_by_chance,
+    share_of_step,
+    split,
+)
 from fusedopt.optim._plain import number
 from fusedopt.sharding import like, local
 
@@ -51,14 +64,32 @@ class Formats(TypedDict, total=False):
     rounding_seed: int
     """For `stochastic_rounding`: another seed, other bits. 0 by default."""
 
+    ema_decay: float | None
+    """Of an exponential moving average of the weights, as :class:`fusedopt.training.ExponentialAverage` has it, made in
+    the same pass over memory as the step: each step moves the average by 1 - `ema_decay` of the way to the parameter
+    (to its master weight, where it has one), the n-th by at least 9 / (9 + n). `averaged_weights()` puts it into the
+    model.
+    The state has it as `average`, in float32, or with `stochastic_rounding` in bfloat16 if the other states are."""
 
-DEFAULTS = {"state_dtype": None, "master_weights": False, "stochastic_rounding": False, "rounding_seed": 0}
+
+DEFAULTS = {
+    "state_dtype": None,
+    "master_weights": False,
+    "stochastic_rounding": False,
+    "rounding_seed": 0,
+    "ema_decay": None,
+}
+
+
+def _needs_count(group: dict[str, Any]) -> bool:
+    return bool(group.get("stochastic_rounding")) or group.get("ema_decay") is not None
 
 
 def check_formats(group: dict[str, Any]) -> None:
     """Raises ValueError on an option of :class:`Formats` that is none, or none for the parameters of the group."""
     dtype, masters, by_chance = (group.get(name) for name in ("state_dtype", "master_weights", "stochastic_rounding"))
-    if dtype is None and not masters and not by_chance:
+    decay = group.get("ema_decay")
+    if dtype is None and not masters and not by_chance and decay is None:
         return
     if dtype is not None and dtype not in _CHOICES:
         raise ValueError(
@@ -66,6 +97,8 @@ def check_formats(group: dict[str, Any]) -> None:
         )
     if not isinstance(seed := group.get("rounding_seed", 0), int):
         raise ValueError(f"Invalid rounding_seed: {seed!r}; it must be an integer")
+    if decay is not None and not (isinstance(decay, float) and 0 < decay < 1):
+        raise ValueError(f"Invalid ema_decay: {decay!r}; it must be None or between 0 and 1")
     names = [name for name in DEFAULTS if group.get(name)]
     if group.get("differentiable"):
         raise ValueError(f"{names[0]} is not for differentiable=True; leave it out")
@@ -114,12 +147,14 @@ def complete(optimizer: FusedStep, group: dict[str, Any], param: Tensor, fresh: 
         if name not in state:
             detached = param.detach()
             state[name] = torch.zeros_like(detached, dtype=dtype) if name == REST else detached.to(dtype)
-    if group.get("stochastic_rounding"):
-        if KEY not in state:
-            seed = mixed(int(group.get("rounding_seed", 0)) % 2**64)
-            state[KEY] = mixed((seed + optimizer._index_of(param)) % 2**64) >> 1  # a signed number
-        if "step" not in state:  # of a rule that keeps no count, so that a GPU knows its first step
-            state["step"] = torch.tensor(0.0 if fresh else 1.0, dtype=torch.float32)
+    if _needs_count(group) and "step" not in state:  # of a rule that keeps no count, so that a GPU knows its first step
+        state["step"] = torch.tensor(0.0 if fresh else 1.0, dtype=torch.float32)
+    if group.get("stochastic_rounding") and KEY not in state:
+        seed = mixed(int(group.get("rounding_seed", 0)) % 2**64)
+        state[KEY] = mixed((seed + optimizer._index_of(param)) % 2**64) >> 1  # a signed number
+    if group.get("ema_decay") is not None and AVERAGE not in state:
+        by_chance = group.get("stochastic_rounding") and (group.get("state_dtype") or param.dtype) == torch.bfloat16
+        state[AVERAGE] = exact(param, state).to(torch.bfloat16 if by_chance else torch.float32)
 
 
 @contextmanager
@@ -149,8 +184,10 @@ def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, group: 
             original = saved.get(name)
             same = isinstance(original, Tensor) and original.shape == value.shape and original.dtype.is_floating_point
             state[name] = (original.to(value.device) if same else value).to(dtype)  # type: ignore[union-attr]
-    for name in (REST, MASTER):
+    for name in (REST, MASTER, AVERAGE):
         state.pop(name, None)
+    if group.get("ema_decay") is not None and isinstance(average := saved.get(AVERAGE), Tensor):
+        state[AVERAGE] = average.to(param.device)
     rest, master = (saved.get(name) for name in (REST, MASTER))
     if not group.get("master_weights") or param.dtype not in _HALVES or (rest is None and master is None):
         return
@@ -165,7 +202,7 @@ def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, group: 
 
 def steps_as_it_is(param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> bool:
     """Whether torch's class may step the parameter and its states themselves."""
-    if param.dtype not in _SHORT or group.get("master_weights") or group.get("stochastic_rounding"):
+    if param.dtype not in _SHORT or group.get("master_weights") or _needs_count(group):
         return param.dtype not in _SHORT
     dtypes = {v.dtype for v in elementwise(param, state).values()} or {group.get("state_dtype") or param.dtype}
     return dtypes == {param.dtype} or not dtypes <= set(_SHORT)
@@ -192,7 +229,7 @@ class InFloat32:
         optimizer, group, param = self._optimizer, self._group, self._param
         arrays = elementwise(self.param, made)
         by_chance = group.get("stochastic_rounding")
-        if not made and not by_chance and not group.get("master_weights"):
+        if not made and not _needs_count(group) and not group.get("master_weights"):
             param.copy_(self.param)
             return
         kept = optimizer.state[param]
@@ -204,7 +241,7 @@ class InFloat32:
             elif name not in arrays:
                 kept[name] = value
         complete(optimizer, group, param, self._fresh)
-        if by_chance and number(kept["step"]) == self._count:  # the class keeps no count
+        if _needs_count(group) and number(kept["step"]) == self._count:  # the class keeps no count
             kept["step"] += 1
 
         def put(to: Tensor, value: Tensor, operand: int) -> None:
@@ -219,10 +256,13 @@ class InFloat32:
             upper, rest = split(local(self.param))
             param.copy_(like(param, upper))
             kept[REST].copy_(like(param, rest))
-            return
-        if MASTER in kept:
-            kept[MASTER].copy_(self.param)
-        put(param, self.param, 0)
+        else:
+            if MASTER in kept:
+                kept[MASTER].copy_(self.param)
+            put(param, self.param, 0)
+        if AVERAGE in kept:
+            share = share_of_step(group["ema_decay"], number(kept["step"]))
+            put(kept[AVERAGE], torch.lerp(kept[AVERAGE].float(), exact(param, kept), share), OF_AVERAGE)
 
 
 @contextmanager

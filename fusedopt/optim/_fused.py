@@ -19,6 +19,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from fusedopt import _C
+from fusedopt.optim._averaged import averaged_weights
 from fusedopt.optim._codecs import exact
 from fusedopt.optim._explanation import explain
 from fusedopt.optim._formats import memory
@@ -113,6 +114,7 @@ class FusedStep(Options):
         return self._plan.bytes_per_step(self.defaults["max_grad_norm"] is not None, late)
 
     memory = memory
+    averaged_weights = averaged_weights
 
     def exact_parameters(self) -> list[Tensor]:
         """Copies of all parameters in float32 at least: of their master weights, where they have such."""
@@ -173,6 +175,8 @@ class FusedStep(Options):
         with turn:  # another thread's step comes to its end first
             if self._stepping:
                 raise RuntimeError("step() was called from within the same optimizer's step(), which is not over yet")
+            if self._averaged:
+                raise RuntimeError("step() was called within averaged_weights(): the parameters are not their own now")
             self._stepping = True
             try:
                 self._advance()
@@ -272,6 +276,7 @@ class FusedStep(Options):
     _plan: _C.Plan | None = None
     _turn: threading.RLock | None = None  # whose it is to step
     _stepping = False
+    _averaged = False  # the parameters have the values of their averages
     _reasons: list[str | None] | None = None
     _domains: Domains | None = None
     _first = 0  # the number of its first parameter, among all of the optimizer that it steps a part of
