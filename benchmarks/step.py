@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                                  # the default table, in a few minutes
     python benchmarks/step.py --optimizers AdamW --sets lenet  # one cell
+    python benchmarks/step.py --dtype bfloat16 --format masters
     python benchmarks/step.py --json run.json --plot run.png --markdown
 
 All implementations of a case work on the same parameters and gradients, each with its own states, and take turns
@@ -25,7 +26,15 @@ from report import (
 )
 from stream_loop import StreamLoop
 
-from fusedopt.benchmark.implementations import CASES, DEFAULT_CASES, IMPLEMENTATIONS, NATIVE, OURS, OptimizerCase
+from fusedopt.benchmark.implementations import (
+    CASES,
+    DEFAULT_CASES,
+    FORMATS,
+    IMPLEMENTATIONS,
+    NATIVE,
+    OURS,
+    OptimizerCase,
+)
 from fusedopt.benchmark.machine import machine, print_machine
 from fusedopt.benchmark.parameter_sets import SETS, ParameterSet
 from fusedopt.benchmark.timing import OtherWork, Spread, clock_for, interleave
@@ -117,6 +126,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=21, help="most repeats of a case")
     parser.add_argument("--seconds", type=float, default=8.0, help="time for a case, after which it stops repeating")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="float32")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="plain", help="what our parameters and states are stored in"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios (needs matplotlib)")
     parser.add_argument("--markdown", action="store_true", help="print a summary of the ratios for the README")
@@ -141,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parameters = SETS[name].parameters(dtype, torch.device("cpu"))
         for optimizer in options.optimizers:
             measured = measure(
-                CASES[optimizer],
+                CASES[optimizer].stored(options.format),
                 SETS[name],
                 parameters,
                 implementations=options.implementations,

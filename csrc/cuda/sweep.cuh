@@ -302,7 +302,7 @@ template <Operands Ops, Form form, class Body, class After = Nothing>
 __device__ __forceinline__ void sweep(const Tensor& t, const Chunk& chunk, Body body, After after = {}) {
   constexpr int kNumber = form == Form::kCoded ? 8 : 16 / sizeof(Compute<form>), kReads = __builtin_popcount(Ops.reads);
   // Enough loads in flight to cover their latency, and no more than there are registers for.
-  constexpr int kUnroll = kReads == 1 ? 4 : kReads == 2 || (kReads == 3 && form != Form::kCoded) ? 2 : 1;
+  constexpr int kUnroll = kReads == 1 ? 4 : kReads <= 3 && form != Form::kCoded ? 2 : 1;
   Place p[kMaxOperands];
   uintptr_t address = 0;
   for (int k = 0; k < kMaxOperands; ++k) {

@@ -6,7 +6,7 @@ Nothing here needs fusedopt to be built before it makes one of its optimizers.
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -22,6 +22,14 @@ Pass = tuple[int, int]
 """How many arrays one pass over the elements reads, and how many of those it writes."""
 
 Factory = Callable[[Sequence[torch.nn.Parameter]], Optimizer]
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "masters": {"master_weights": True, "state_dtype": torch.float32},
+    "stochastic": {"stochastic_rounding": True},
+    "average": {"ema_decay": 0.999},
+}
+"""Options of `fusedopt.optim.Formats` that are timed; for an average torch's classes get one of their own."""
 
 LR = 1e-6  # Thousands of steps leave the parameters near where they were.
 
@@ -41,6 +49,10 @@ class OptimizerCase:
     def accesses(self) -> int:
         """Reads and writes per element, the least that the rule can do with."""
         return sum(reads + writes for reads, writes in self.passes)
+
+    def stored(self, name: str) -> "OptimizerCase":
+        """The case in one of `FORMATS`."""
+        return replace(self, ours={**self.ours, **FORMATS[name]})
 
     def factories(self, capturable: bool = False) -> dict[str, Factory]:
         """How to make each implementation that exists, ours first; on request fit for a CUDA graph."""
@@ -63,6 +75,10 @@ class OptimizerCase:
         factories["foreach"] = functools.partial(_native, native, {**options, "foreach": True})
         if "fused" in parameters:
             factories["fused"] = functools.partial(_native, native, {**options, "fused": True})
+        if decay := self.ours.get("ema_decay"):
+            for name in NATIVE:
+                if name in factories:
+                    factories[name] = functools.partial(_averaging, factories[name], decay)
         return factories
 
 
@@ -80,6 +96,18 @@ def _native(native: type[Optimizer], options: Mapping[str, Any], parameters: Seq
     options = dict(options)
     limit = options.pop("max_grad_norm", None)
     return clipping(torchs_own(native, parameters, **options), parameters, limit)
+
+
+def _averaging(factory: Factory, decay: float, parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
+    """The optimizer, with an average of the weights after every step, in two operations of torch's."""
+    optimizer = factory(parameters)
+    means = [p.detach().float() for p in parameters]
+
+    def average(*_: Any) -> None:
+        torch._foreach_lerp_(means, [p.detach().float() for p in parameters], 1 - decay)
+
+    optimizer.register_step_post_hook(average)
+    return optimizer
 
 
 def clipping(optimizer: Optimizer, parameters: Sequence[torch.nn.Parameter], limit: float | None) -> Optimizer:
