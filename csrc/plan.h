@@ -21,6 +21,7 @@ struct Names {  // of a rule, as Python objects
   PyObject *numbers[kMaxNumbers], *states[kMaxStates], *step;
 };
 // And, of every rule, of what a state has beyond that of its torch class.
+// The rest is 16 bits of no type, in a tensor of bfloat16, as collectives know no integers of that size.
 constexpr const char *kRest = "master_rest", *kMaster = "master", *kKey = "rounding_key", *kAverage = "average";
 const Names& names_of(RuleId rule);
 

@@ -225,7 +225,7 @@ Reason Plan::beside(Entry& e, Tensor& t, const at::TensorImpl& param, Storage& s
   Reason reason;
   const at::TensorImpl* s = extra(e, t, kBeside, splits ? kRest : kMaster, param, values, cursor, reason);
   if (!s) return reason;
-  if (s->dtype().toScalarType() != (splits ? at::kShort : at::kFloat)) return kStateMismatch;
+  if (s->dtype().toScalarType() != (splits ? at::kBFloat16 : at::kFloat)) return kStateMismatch;
   storage = splits ? Storage::kSplit : Storage::kMaster;
   patch(t.beside, address(*s), changed_);
   return kNone;

@@ -23,18 +23,22 @@ def _bits(exact: Tensor) -> Tensor:
 
 
 def split(exact: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 as the nearest bfloat16 and, int16, the lower half of its bits.
+    """float32 as the nearest bfloat16, and the lower half of its bits in another tensor of bfloat16.
+
+    (They are no numbers, but collectives do not know integers of 16 bits.)
 
     Half way between two bfloat16 it is the one farther from 0, unlike in PyTorch's own rounding: then the lower half,
     as a signed number, is what was rounded off, and no two float32 have the same two parts.
     """
     bits = _bits(exact)
-    return ((bits + 0x8000) >> 16).to(torch.int16).view(torch.bfloat16), bits.to(torch.int16)
+    return ((bits + 0x8000) >> 16).to(torch.int16).view(torch.bfloat16), bits.to(torch.int16).view(torch.bfloat16)
 
 
 def joined(upper: Tensor, rest: Tensor) -> Tensor:
     """The float32 that was split into these two."""
-    return ((upper.view(torch.int16).to(torch.int32) << 16) + rest.to(torch.int32)).view(torch.float32)
+    return ((upper.view(torch.int16).to(torch.int32) << 16) + rest.view(torch.int16).to(torch.int32)).view(
+        torch.float32
+    )
 
 
 def nearest(near: Tensor, rest: Tensor) -> Tensor:
@@ -42,7 +46,7 @@ def nearest(near: Tensor, rest: Tensor) -> Tensor:
     upper = (near.view(torch.int32) >> 16) + torch.tensor([-1, 0, 1, 2], dtype=torch.int32, device=near.device).view(
         -1, *[1] * near.dim()
     )
-    candidates = ((upper << 16) + rest.to(torch.int32)).view(torch.float32)
+    candidates = ((upper << 16) + rest.view(torch.int16).to(torch.int32)).view(torch.float32)
     distance = (candidates - near).abs().nan_to_num(torch.inf)
     return candidates.gather(0, distance.argmin(0, keepdim=True)).squeeze(0)
 

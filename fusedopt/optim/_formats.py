@@ -143,7 +143,7 @@ def complete(optimizer: FusedStep, group: dict[str, Any], param: Tensor, fresh: 
         for name, value in optimizer._first_values(group).items():  # which the parameter's dtype may not hold
             state[name].fill_(value)
     if group.get("master_weights") and param.dtype in _HALVES:
-        name, dtype = (REST, torch.int16) if param.dtype == torch.bfloat16 else (MASTER, torch.float32)
+        name, dtype = (REST, torch.bfloat16) if param.dtype == torch.bfloat16 else (MASTER, torch.float32)
         if name not in state:
             detached = param.detach()
             state[name] = torch.zeros_like(detached, dtype=dtype) if name == REST else detached.to(dtype)
