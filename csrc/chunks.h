@@ -1,5 +1,6 @@
 // What a step works on, as plain data, and how it is cut into chunks. No torch, no CUDA.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -8,11 +9,11 @@
 
 namespace fusedopt {
 
-struct Tensor {  // one parameter with all its operands, in host and in device memory alike
-  void* addr[kMaxOperands] = {};
-  void* step = nullptr;  // where a device counts the steps itself, else null
-  int64_t numel = 0;     // 0 also where this step leaves the parameter alone
-  int32_t row = -1;      // its hyper-parameters, -1 where this step leaves it alone
+struct Tensor {                   // one parameter with all its operands, in host and in device memory alike
+  void* addr[kMaxOperands] = {};  // those that the rule has, then its scalars, where the steps are counted
+  void* step = nullptr;           // where a device counts the steps itself, else null
+  int64_t numel = 0;              // 0 also where this step leaves the parameter alone
+  int32_t row = -1;               // its hyper-parameters, -1 where this step leaves it alone
   Storage storage[kMaxOperands] = {};
   RuleId rule{};
   Form form{};
@@ -39,6 +40,8 @@ std::vector<Chunk> cut(int32_t tensors, Numel numel, int64_t size) {
   return chunks;
 }
 
+using Scalars = std::array<Scalar, kMaxScalars>;
+
 enum class Pass { kBoth, kFirst, kSecond };  // what of a step
 
 struct Row {  // what a rule is made from: a group's hyper-parameters at one step count
@@ -49,6 +52,7 @@ struct Row {  // what a rule is made from: a group's hyper-parameters at one ste
   RuleId rule;
   bool is_double, double_lr;  // what the rule computes in, and what `lr` is
   int8_t device;
+  Scalars scalars{};  // of its parameters, where the host counts their steps
 };
 
 struct Table {

@@ -120,7 +120,7 @@ void Plan::find_written() {
     add(e.begin, e.end - e.begin, *e.impl[0]);
     if (e.reason) continue;
     for (int k = 2; k < kStep; ++k)
-      if (e.impl[k]) add(table_.tensors[i].addr[k], e.numel * int64_t(e.impl[k]->itemsize()), *e.impl[k]);
+      if (e.impl[k]) add(table_.tensors[i].addr[k], e.impl[k]->numel() * int64_t(e.impl[k]->itemsize()), *e.impl[k]);
     if (e.impl[kStep]) add(e.step, int64_t(e.impl[kStep]->itemsize()), *e.impl[kStep]);
   }
   std::sort(written_.begin(), written_.end());
@@ -210,7 +210,8 @@ void Plan::fold(double scale) {
   table_.memories.clear();
   for (size_t r = 0; r < rows_.size(); ++r) {
     const Row& row = rows_[r];
-    info(row.rule).fold[row.is_double](table_.row(int32_t(r)), row.numbers, row.count, scale, row.memory);
+    info(row.rule).fold[row.is_double](table_.row(int32_t(r)), row.numbers, row.count, scale, row.memory,
+                                       row.scalars.data());
     table_.memories.push_back(row.memory);
   }
 }
@@ -222,17 +223,28 @@ void Plan::release() {
 
 // What is left to do once everything has been written.
 void Plan::finish() {
+  for (Row& row : rows_)
+    if (const RuleInfo& rule = info(row.rule); rule.scalar_count)
+      rule.advance(row.numbers, row.count, row.scalars.data());
   for (Entry& e : entries_) {
     e.fresh = false;
     if (!e.active) continue;
+    const Tensor& t = table_.tensors[&e - entries_.data()];
+    const RuleInfo& rule = info(t.rule);
     for (int k = 0; k <= kStep; ++k)
       if (k != 1 && e.impl[k]) e.impl[k]->bump_version();
     if (e.shard)
-      for (int k = 0; k < kMaxOperands; ++k)
+      for (int k = 0; k < 2 + rule.state_count; ++k)
         if (k != 1 && e.impl[k]) e.shard->whole[k]->bump_version();
-    if (!e.impl[kStep] || table_.tensors[&e - entries_.data()].step) continue;
+    if (!e.impl[kStep] || t.step) continue;
     if (e.double_step) *static_cast<double*>(e.step) += 1;
     else *static_cast<float*>(e.step) += 1;
+    for (int i = 0; i < rule.scalar_count; ++i) {
+      const int k = 2 + rule.state_count + i;
+      const double value = rows_[t.row].scalars[i].value;
+      if (t.storage[k] == Storage::kFloat64) *static_cast<double*>(t.addr[k]) = value;
+      else *static_cast<float*>(t.addr[k]) = float(value);
+    }
   }
   release();
 }

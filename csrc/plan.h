@@ -18,7 +18,7 @@
 namespace fusedopt {
 
 struct Names {  // of a rule, as Python objects
-  PyObject *numbers[kMaxNumbers], *states[kMaxStates], *step;
+  PyObject *numbers[kMaxNumbers], *states[kMaxStates], *scalars[kMaxScalars], *step;
 };
 const Names& names_of(RuleId rule);
 
@@ -118,8 +118,8 @@ class Plan {
     bool counted;                 // by a GPU
     int32_t last_rows[8];         // of each compute type on the CPU and on a GPU, and of `of_more`
   };
-  using RowKey =
-      std::tuple<int32_t, bool, bool, int, double>;  // group, `of_more`, whether in double, device, step count
+  // Group, `of_more`, whether in double, device, step count, scalars bit by bit.
+  using RowKey = std::tuple<int32_t, bool, bool, int, double, std::array<uint64_t, sizeof(Scalars) / sizeof(uint64_t)>>;
 
   void read_group(Group& group, PyObject* declared, bool counted);
   static void read_memory(Group& group, PyObject* tensor);
@@ -129,7 +129,8 @@ class Plan {
   Reason gradient(Entry& e, Tensor& t, const at::Tensor& param, const at::Tensor& whole);
   Reason operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized);
   Reason step(Entry& e, Tensor& t, PyObject* value, double& count);
-  int32_t row(int32_t group, const Tensor& t, int64_t dimensions, double count);
+  Reason scalars(Entry& e, Tensor& t, PyObject* values, Py_ssize_t& cursor, Scalars& now);
+  int32_t row(int32_t group, const Tensor& t, int64_t dimensions, double count, const Scalars& scalars);
   void find_written();
   bool find_shared_gradients();
   void mark_conflicts();

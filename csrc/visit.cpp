@@ -3,6 +3,7 @@
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "dtensor.h"
 #include "plan.h"
@@ -155,6 +156,9 @@ INLINE Reason Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObj
   PyObject* step = rule.counts_steps || (t.device >= 0 && values) ? find(values, group.names->step, cursor) : nullptr;
   if (rule.counts_steps || step)
     if (Reason reason = this->step(e, t, step, count)) return reason;
+  Scalars now{};
+  if (rule.scalar_count)
+    if (Reason reason = scalars(e, t, values, cursor, now)) return reason;
   for (int i = 0; i < rule.state_count; ++i) {
     PyObject* value = find(values, group.names->states[i], cursor);
     if (!rule.counts_steps && (!value || value == Py_None)) return e.fresh = true, kNoState;
@@ -181,7 +185,7 @@ INLINE Reason Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObj
   if (!rule.counts_steps) count = e.fresh ? 1 : 2;
   // A rule that keeps states but no count starts from the count, too, where the host does not know whether it started.
   if (t.device >= 0 && group.counted && rule.state_count && !t.step) return kHostStep;
-  t.row = row(e.group, t, p.dim(), count);
+  t.row = row(e.group, t, p.dim(), count, now);
   return kNone;
 }
 
@@ -204,18 +208,44 @@ INLINE Reason Plan::step(Entry& e, Tensor& t, PyObject* value, double& count) {
   return kNone;
 }
 
+// The scalars, which lie where the step count does: where, and, where the host counts, what they are now.
+Reason Plan::scalars(Entry& e, Tensor& t, PyObject* values, Py_ssize_t& cursor, Scalars& now) {
+  const Group& group = groups_[e.group];
+  const RuleInfo& rule = info(group.rule);
+  for (int i = 0; i < rule.scalar_count; ++i) {
+    PyObject* value = find(values, group.names->scalars[i], cursor);
+    if (!value || !THPVariable_Check(value)) return kLacksState;
+    keep(value);
+    at::TensorImpl& s = *THPVariable_Unpack(value).unsafeGetTensorImpl();
+    const bool is_double = s.dtype().toScalarType() == at::kDouble;
+    if (!is_plain(s) || s.numel() != 1 || !(is_double || s.dtype().toScalarType() == at::kFloat)) return kOddScalar;
+    if (t.step ? !gpu::counts(s, t.device, group.counted) : s.key_set() != kPlain)
+      return t.device < 0 ? kOddScalar : kHostStep;
+    const int k = 2 + rule.state_count + i;
+    patch(t.storage[k], is_double ? Storage::kFloat64 : Storage::kFloat32, changed_);
+    patch(t.addr[k], address(s), changed_);
+    e.impl[k] = &s;
+    now[i].is_double = is_double;
+    if (!t.step) now[i].value = is_double ? *static_cast<double*>(t.addr[k]) : double{*static_cast<float*>(t.addr[k])};
+  }
+  return kNone;
+}
+
 // The row of a tensor: that of the tensor before, as a rule.
-INLINE int32_t Plan::row(int32_t g, const Tensor& t, int64_t dimensions, double count) {
+INLINE int32_t Plan::row(int32_t g, const Tensor& t, int64_t dimensions, double count, const Scalars& scalars) {
   Group& group = groups_[g];
   const bool of_more = group.by_dimension && dimensions > 1;
   double* numbers = of_more ? group.of_more : group.numbers;
   const bool is_double = t.form == Form::kDouble;
   int32_t& row = group.last_rows[4 * of_more + 2 * (t.device >= 0) + is_double];
-  if (row >= 0 && rows_[row].count == count && rows_[row].device == t.device) return row;
-  const auto [it, is_new] = row_of_.try_emplace({g, of_more, is_double, t.device, count}, int32_t(rows_.size()));
+  const auto bits = std::bit_cast<std::tuple_element_t<5, RowKey>>(scalars);
+  if (row >= 0 && rows_[row].count == count && rows_[row].device == t.device &&
+      std::bit_cast<decltype(bits)>(rows_[row].scalars) == bits)
+    return row;
+  const auto [it, is_new] = row_of_.try_emplace({g, of_more, is_double, t.device, count, bits}, int32_t(rows_.size()));
   row = it->second;
   if (!is_new) return row;
-  rows_.push_back({numbers, group.memory, nullptr, count, group.rule, is_double, false, t.device});
+  rows_.push_back({numbers, group.memory, nullptr, count, group.rule, is_double, false, t.device, scalars});
   if (!group.lr) return row;
   const at::Tensor& lr = THPVariable_Unpack(group.lr);
   if (t.device != gpu_index(lr.device())) return numbers[0] = lr.item<double>(), row;

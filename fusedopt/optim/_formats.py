@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer
 
+from fusedopt import _C
 from fusedopt.sharding import is_dtensor, local
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 # float16 holds, so states in it are only those of float16 parameters, as in torch's classes.
 _SHORT = (torch.float32, torch.bfloat16, torch.float16)
 _CHOICES = (torch.float32, torch.bfloat16)
+# Numbers that a state may hold beside those, which a parameter without dimensions has no fewer of.
+SCALARS = _C.SCALARS | {"step"}
 
 
 def check_state_dtype(group: dict[str, Any]) -> None:
@@ -46,7 +49,10 @@ def elementwise(param: Tensor, state: dict[str, Any]) -> dict[str, Tensor]:
     return {
         name: value
         for name, value in state.items()
-        if name != "step" and isinstance(value, Tensor) and value.dtype.is_floating_point and value.shape == param.shape
+        if name not in SCALARS
+        and isinstance(value, Tensor)
+        and value.dtype.is_floating_point
+        and value.shape == param.shape
     }
 
 
@@ -77,7 +83,17 @@ def kept_dtypes(optimizer: Optimizer) -> Iterator[dict[Tensor, dict[str, Any]]]:
 
 
 def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, dtype: torch.dtype | None) -> None:
-    """Replaces states that torch has cast by what was saved of them, in `dtype`, where that is not None."""
+    """Replaces states that torch has cast by what was saved of them, in `dtype`, where that is not None.
+
+    Scalars, which torch casts to the dtype of the parameter and moves to its device, are of float32 or float64 again,
+    and where the step count is: rounded to half precision, their product over many steps would go astray.
+    """
+    for name in _C.SCALARS & state.keys():
+        original = saved.get(name)
+        if isinstance(original, Tensor):
+            exact = original.dtype if original.dtype == torch.float64 else torch.float32
+            step = state.get("step")
+            state[name] = original.to(step.device if isinstance(step, Tensor) else param.device, exact)
     if dtype is None:
         return
     for name, value in elementwise(param, state).items():

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices
 
 from fusedopt import _C
-from fusedopt.optim._formats import in_float32
+from fusedopt.optim._formats import SCALARS, in_float32
 from fusedopt.optim._plain import number
 from fusedopt.sharding import is_dtensor, local
 
@@ -126,7 +126,7 @@ def _refusable(optimizer: FusedStep, group: dict[str, Any], params: list[Tensor]
     names = _C.STATES[optimizer._numbers(group)[0]]
     for p in params:
         state = optimizer.state.get(p) or dict.fromkeys(names)
-        like_p = [p.grad, *(v for k, v in state.items() if k != "step")]
+        like_p = [p.grad, *(v for k, v in state.items() if k not in SCALARS)]
         if not all(name in state for name in names) or any(
             isinstance(t, Tensor)
             and (t.shape != p.shape or t.dtype != p.dtype or t.device != p.device or is_dtensor(t) != is_dtensor(p))
@@ -237,7 +237,7 @@ def refuse_capture(optimizer: Optimizer) -> None:
 
 
 def count_on_device(optimizer: Optimizer, indices: list[int], fresh: list[int]) -> None:
-    """Moves the step counts at `indices` to where their parameters are: a kernel will keep them.
+    """Moves step counts and scalars at `indices` to where their parameters are: a kernel will keep them.
 
     Rules that keep no count get one, 0 for those whose first step is to come (`fresh`), else 1: only a kernel will know
     whether a step with an overflow was the first.
@@ -246,7 +246,6 @@ def count_on_device(optimizer: Optimizer, indices: list[int], fresh: list[int]) 
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for i in indices:
         p, state = params[i], optimizer.state[params[i]]
-        if "step" in state:
-            state["step"] = state["step"].to(p.device)
-        else:
+        state |= {name: state[name].to(p.device) for name in SCALARS & state.keys()}
+        if "step" not in state:
             state["step"] = torch.full((), 0.0 if i in first_steps else 1.0, dtype=torch.float32, device=p.device)
