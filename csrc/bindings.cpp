@@ -3,7 +3,6 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <array>
-#include <set>
 
 #include "cpu/cpu.h"
 #include "plan.h"
@@ -20,18 +19,17 @@ PYBIND11_MODULE(_C, m) {
   using namespace fusedopt;
 
   py::dict rules;
-  py::list states, scopes;
-  std::set<std::string> scalars;
+  py::list states, scalars, scopes;
   for (const RuleInfo& rule : kRuleInfo) {
     rules[rule.name] = rules.size();
     states.append(std::vector<std::string>(rule.states, rule.states + rule.state_count));
-    scalars.insert(rule.scalars, rule.scalars + rule.scalar_count);
+    scalars.append(std::vector<std::string>(rule.scalars, rule.scalars + rule.scalar_count));
     scopes.append(std::array{py::object(py::none()), py::object(py::str("tensor")),
                              py::object(py::str("group"))}[size_t(rule.scope)]);
   }
   m.attr("RULES") = rules;
   m.attr("STATES") = states;
-  m.attr("SCALARS") = py::frozenset(py::cast(scalars));  // of all rules, the states that are one number
+  m.attr("SCALARS") = scalars;
   m.attr("SCOPES") = scopes;                             // over what they take sums
 
   // One literal: fusedopt/_extension.py looks for it in a file that cannot be loaded.

@@ -1,5 +1,6 @@
 // What the plan's walk learns of the param groups: their hyper-parameters as numbers.
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "plan.h"
@@ -42,8 +43,8 @@ bool is_flag(PyObject* object) {
 bool is_within(Domain domain, double x) {
   if (domain == Domain::kFraction) return 0 <= x && x < 1;
   if (domain == Domain::kNotNegative && !(x >= 0)) return false;
-  if (domain == Domain::kAnySize) return !std::isnan(x);
-  return std::abs(x) <= kLargestNumber || (domain == Domain::kBound && std::isinf(x));
+  if (std::isinf(x)) return domain == Domain::kBound || domain == Domain::kAnySize;
+  return std::abs(x) <= (domain == Domain::kAnySize ? double{std::numeric_limits<float>::max()} : kLargestNumber);
 }
 
 py::value_error wrong_names(const RuleInfo& rule) {

@@ -41,6 +41,8 @@ class Case:
     """Our own option; for a twin, the gradients are to be clipped before its step."""
     idle: tuple[str, ...] = ()
     """Those of `states` that stay as they are for the few steps of a test."""
+    scalars: tuple[str, ...] = ()
+    """Keys of what the state holds beside `states` and the step count: one number each."""
 
     @property
     def reference(self) -> type[Optimizer]:
@@ -122,13 +124,14 @@ def _radam(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case
 
 def _nadam(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
     kwargs = {"lr": 0.01, "weight_decay": 0} | kwargs
-    states = ("exp_avg", "exp_avg_sq")
-    return Case(f"nadam{name}", fusedopt.NAdam, torch.optim.NAdam, kwargs, states, max_grad_norm)
+    options = {"states": ("exp_avg", "exp_avg_sq"), "scalars": ("mu_product",), "max_grad_norm": max_grad_norm}
+    return Case(f"nadam{name}", fusedopt.NAdam, torch.optim.NAdam, kwargs, **options)
 
 
 def _asgd(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
     kwargs = {"lr": 0.02, "lambd": 0.1} | kwargs
-    return Case(f"asgd{name}", fusedopt.ASGD, torch.optim.ASGD, kwargs, ("ax",), max_grad_norm)
+    options = {"states": ("ax",), "scalars": ("eta", "mu"), "max_grad_norm": max_grad_norm}
+    return Case(f"asgd{name}", fusedopt.ASGD, torch.optim.ASGD, kwargs, **options)
 
 
 def _lion(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:

@@ -26,7 +26,7 @@ enum class Domain : unsigned char {
   kNotNegative,  // that, and at least 0
   kFraction,     // at least 0, below 1
   kBound,        // a number, or infinity
-  kAnySize,      // any but NaN: no element is computed with it
+  kAnySize,      // what float32 holds, or infinity: no element is computed with it
   kFlag,         // anything that is true or false
   kFlagOf1d,     // that, and false for parameters of more than one dimension
 };

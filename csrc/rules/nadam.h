@@ -12,9 +12,14 @@ struct NAdam {
   static constexpr const char* kScalars[] = {"mu_product"};
   static constexpr bool kCountsSteps = true;
   static constexpr Operands kOperands{0b1111, 0b1101};
-  static constexpr Number kNumbers[] = {
-      {"lr"},           {"beta1", Domain::kFraction}, {"beta2", Domain::kFraction}, {"eps"},
-      {"weight_decay"}, {"momentum_decay", Domain::kNotNegative}, {"decoupled", Domain::kFlag}, {"maximize", Domain::kFlag}};
+  static constexpr Number kNumbers[] = {{"lr"},
+                                        {"beta1", Domain::kFraction},
+                                        {"beta2", Domain::kFraction},
+                                        {"eps"},
+                                        {"weight_decay"},
+                                        {"momentum_decay", Domain::kNotNegative},
+                                        {"decoupled", Domain::kFlag},
+                                        {"maximize", Domain::kFlag}};
   struct Numbers {
     double lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled, maximize;
   };

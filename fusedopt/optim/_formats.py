@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # float16 holds, so states in it are only those of float16 parameters, as in torch's classes.
 _SHORT = (torch.float32, torch.bfloat16, torch.float16)
 _CHOICES = (torch.float32, torch.bfloat16)
-# Numbers that a state may hold beside those, which a parameter without dimensions has no fewer of.
-SCALARS = _C.SCALARS | {"step"}
+# The states that are one number, whatever the parameter is.
+SCALARS = frozenset[str]().union(["step"], *_C.SCALARS)
 
 
 def check_state_dtype(group: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, dtype: 
     Scalars, which torch casts to the dtype of the parameter and moves to its device, are of float32 or float64 again,
     and where the step count is: rounded to half precision, their product over many steps would go astray.
     """
-    for name in _C.SCALARS & state.keys():
+    for name in SCALARS & state.keys() - {"step"}:
         original = saved.get(name)
         if isinstance(original, Tensor):
             exact = original.dtype if original.dtype == torch.float64 else torch.float32

@@ -123,14 +123,21 @@ def _has_odd_numbers(optimizer: FusedStep, groups: list[dict[str, Any]]) -> bool
 
 def _refusable(optimizer: FusedStep, group: dict[str, Any], params: list[Tensor]) -> bool:
     """Whether torch might refuse one of these parameters of a group in the middle of its work."""
-    names = _C.STATES[optimizer._numbers(group)[0]]
+    rule = optimizer._numbers(group)[0]
+    names = [*_C.STATES[rule], *_C.SCALARS[rule]]
     for p in params:
         state = optimizer.state.get(p) or dict.fromkeys(names)
         like_p = [p.grad, *(v for k, v in state.items() if k not in SCALARS)]
-        if not all(name in state for name in names) or any(
-            isinstance(t, Tensor)
-            and (t.shape != p.shape or t.dtype != p.dtype or t.device != p.device or is_dtensor(t) != is_dtensor(p))
-            for t in like_p
+        scalars = [state.get(name) for name in _C.SCALARS[rule]]
+        odd = any(v is not None and getattr(v, "dtype", None) not in (torch.float32, torch.float64) for v in scalars)
+        if (
+            odd
+            or not all(name in state for name in names)
+            or any(
+                isinstance(t, Tensor)
+                and (t.shape != p.shape or t.dtype != p.dtype or t.device != p.device or is_dtensor(t) != is_dtensor(p))
+                for t in like_p
+            )
         ):
             return True
     return bool(group.get("fused"))
