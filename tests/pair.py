@@ -43,9 +43,9 @@ def paths_within_a_group(case: Case, paths: list[str]) -> list[str]:
     return ["torch"] * len(paths) if case.cls is fusedopt.SWATS and "torch" in paths else paths
 
 
-def fresh_value(name: str) -> float:
+def fresh_value(name: str, lr: float) -> float:
     """What a state starts from."""
-    return {"gain": 1.0, "step_size": 2**-7}.get(name, 0.0)  # of Rprop the rate of its case
+    return {"gain": 1.0, "mu": 1.0, "mu_product": 1.0, "eta": lr, "step_size": lr}.get(name, 0.0)
 
 
 class Pair:
@@ -73,7 +73,10 @@ class Pair:
                 if name in ours and name in theirs:
                     theirs[name] = theirs[name].to(ours[name].dtype)
             if gpu.ASYNCHRONOUS and not theirs:  # the host makes states before it knows of an overflow
-                theirs = {name: torch.full_like(value, fresh_value(name)) for name, value in ours.items()}
+                theirs = {
+                    name: torch.full_like(value, fresh_value(name, self.case.kwargs["lr"]))
+                    for name, value in ours.items()
+                }
             torch.testing.assert_close(ours, theirs, **close, check_device=False)  # a GPU counts its steps itself
 
 
