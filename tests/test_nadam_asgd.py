@@ -1,4 +1,4 @@
-"""States that are one number, beside the step count: NAdam's `mu_product`, ASGD's `eta` and `mu`."""
+"""What is peculiar to NAdam and ASGD: states that are one number, beside the step count."""
 
 from __future__ import annotations
 
@@ -239,3 +239,27 @@ def test_a_rate_follows_its_schedule_one_step_later() -> None:
         assert rates == pytest.approx([0.5, 0.5, 0.25, 0.125], rel=1e-3)
         found.append([p.detach() for p in params])
     torch.testing.assert_close(*found)
+
+
+def test_the_largest_gradients_do_not_overflow_nadam() -> None:
+    """Their squares do, and nothing moves; twice the average and the gradient together would be infinite as well."""
+    largest = torch.finfo(F32).max
+    pair = Pair(BY_NAME["nadam"], [(3,)])
+    for _ in range(3):
+        for opt, params in pair:
+            params[0].grad = torch.tensor([largest, -largest, 0.5], device=gpu.TEST_DEVICE)
+            opt.step()
+        pair.compare()
+    assert paths(pair.ours) == {"fused"}
+    assert pair.params[0][0].isfinite().all()
+
+
+def test_until_asgd_averages_ax_is_the_parameter_even_where_that_is_infinite() -> None:
+    params = make_params([(3,)])
+    opt = fusedopt.ASGD(params, lr=0.1)
+    params[0].data[1] = torch.inf
+    for i in range(3):
+        set_grads(params, i)
+        opt.step()
+        torch.testing.assert_close(opt.state[params[0]]["ax"], params[0].detach(), rtol=0, atol=0)
+    assert paths(opt) == {"fused"}
