@@ -141,10 +141,11 @@ __device__ __forceinline__ void finish(const Args& args, bool decides = false) {
       const char* row = row_of(args, t);
       ScalarsOf<Rule> scalars(t, row);
       advance<Rule>(numbers_of<Rule>(row), number(t.step, t.double_step) + 1, scalars.at);
-      for (int i = 0; i < scalars_of<Rule>(); ++i) {
-        void* to = t.addr[2 + Rule::kStateCount + i];
-        if (scalars.at[i].is_double != 0) *static_cast<double*>(to) = scalars.at[i].value;
-        else *static_cast<float*>(to) = float(scalars.at[i].value);
+      void* const* to = t.addr + 2 + Rule::kStateCount;
+      for (int s = 0; s < scalars_of<Rule>(); ++s) {
+        const auto [value, is_double] = scalars.at[s];
+        if (is_double != 0) *static_cast<double*>(to[s]) = value;
+        else *static_cast<float*>(to[s]) = float(value);
       }
     }
     if (t.double_step) *static_cast<double*>(t.step) += 1;

@@ -107,7 +107,10 @@ class Options(Optimizer):
         return super().__getstate__()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's. States of a group that has a `state_dtype` get that, whatever they were saved in."""
+        """As torch's. States of a group that has a `state_dtype` get that, whatever they were saved in.
+
+        Those that are one number, beside `step`, stay in float32 or float64 and where `step` is.
+        """
         with kept_dtypes(self) as self._loading:
             try:
                 super().load_state_dict(state_dict)
