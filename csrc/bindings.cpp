@@ -19,15 +19,17 @@ PYBIND11_MODULE(_C, m) {
   using namespace fusedopt;
 
   py::dict rules;
-  py::list states, scopes;
+  py::list states, scalars, scopes;
   for (const RuleInfo& rule : kRuleInfo) {
     rules[rule.name] = rules.size();
     states.append(std::vector<std::string>(rule.states, rule.states + rule.state_count));
+    scalars.append(std::vector<std::string>(rule.scalars, rule.scalars + rule.scalar_count));
     scopes.append(std::array{py::object(py::none()), py::object(py::str("tensor")),
                              py::object(py::str("group"))}[size_t(rule.scope)]);
   }
   m.attr("RULES") = rules;
   m.attr("STATES") = states;
+  m.attr("SCALARS") = scalars;
   m.attr("SCOPES") = scopes;  // over what they take sums
 
   // One literal: fusedopt/_extension.py looks for it in a file that cannot be loaded.

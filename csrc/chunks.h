@@ -1,5 +1,6 @@
 // What a step works on, as plain data, and how it is cut into chunks. No torch, no CUDA.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -8,11 +9,11 @@
 
 namespace fusedopt {
 
-struct Tensor {  // one parameter with all its operands, in host and in device memory alike
-  void* addr[kMaxOperands] = {};
-  void* beside = nullptr;   // what the parameter's storage has beside it
-  void* average = nullptr;  // that of the parameter over the steps, where there is one
-  void* step = nullptr;     // where a device counts the steps itself, else null
+struct Tensor {                   // one parameter with all its operands, in host and in device memory alike
+  void* addr[kMaxOperands] = {};  // those that the rule has, then its scalars, where the steps are counted
+  void* beside = nullptr;         // what the parameter's storage has beside it
+  void* average = nullptr;        // that of the parameter over the steps, where there is one
+  void* step = nullptr;           // where a device counts the steps itself, else null
   // Of random bits, and of the average: the step's key and the share that the parameter gets; or, where a device counts
   // the steps, what they follow from, the seed and the decay.
   uint64_t key = 0;
@@ -45,6 +46,8 @@ std::vector<Chunk> cut(int32_t tensors, Numel numel, int64_t size) {
   return chunks;
 }
 
+using Scalars = std::array<Scalar, kMaxScalars>;
+
 enum class Pass { kBoth, kFirst, kSecond };  // what of a step
 
 struct Row {  // what a rule is made from: a group's hyper-parameters at one step count
@@ -55,6 +58,7 @@ struct Row {  // what a rule is made from: a group's hyper-parameters at one ste
   RuleId rule;
   bool is_double, double_lr;  // what the rule computes in, and what `lr` is
   int8_t device;
+  Scalars scalars{};  // of its parameters, where the host counts their steps
 };
 
 struct Table {

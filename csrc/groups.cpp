@@ -1,5 +1,6 @@
 // What the plan's walk learns of the param groups: their hyper-parameters as numbers.
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "plan.h"
@@ -42,7 +43,8 @@ bool is_flag(PyObject* object) {
 bool is_within(Domain domain, double x) {
   if (domain == Domain::kFraction) return 0 <= x && x < 1;
   if (domain == Domain::kNotNegative && !(x >= 0)) return false;
-  return std::abs(x) <= kLargestNumber || (domain == Domain::kBound && std::isinf(x));
+  if (std::isinf(x)) return domain == Domain::kBound || domain == Domain::kAnySize;
+  return std::abs(x) <= (domain == Domain::kAnySize ? double{std::numeric_limits<float>::max()} : kLargestNumber);
 }
 
 // A group's option that is beyond torch's, which it names only where it has it; else null.
@@ -74,6 +76,7 @@ const Names& names_of(RuleId id) {
   const RuleInfo& rule = info(id);
   for (int i = 0; i < rule.number_count; ++i) known.numbers[i] = interned(rule.numbers[i].name);
   for (int i = 0; i < rule.state_count; ++i) known.states[i] = interned(rule.states[i]);
+  for (int i = 0; i < rule.scalar_count; ++i) known.scalars[i] = interned(rule.scalars[i]);
   known.step = interned("step");
   return known;
 }
@@ -108,6 +111,8 @@ void Plan::read_group(Group& group, PyObject* options, PyObject* declared, bool 
       group.odd = name;
     }
   }
+  // What becomes of scalars may hang on a rate that only the GPU knows.
+  group.counted |= group.lr && rule.scalar_count;
   if (group.by_dimension)
     for (int i = 0; i < rule.number_count; ++i)
       group.of_more[i] = rule.numbers[i].domain == Domain::kFlagOf1d ? 0 : group.numbers[i];

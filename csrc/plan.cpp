@@ -123,7 +123,7 @@ void Plan::find_written() {
     const auto add_state = [&](int k, const void* memory, int64_t elements) {
       if (e.impl[k]) add(memory, elements * int64_t(e.impl[k]->itemsize()), *e.impl[k]);
     };
-    for (int k = 2; k < kMaxOperands; ++k) add_state(k, t.addr[k], e.numel);
+    for (int k = 2; k < kMaxOperands; ++k) add_state(k, t.addr[k], e.impl[k] ? e.impl[k]->numel() : 0);
     add_state(kStep, e.step, 1), add_state(kBeside, t.beside, e.numel), add_state(kMean, t.average, e.numel);
   }
   std::sort(written_.begin(), written_.end());
@@ -213,7 +213,8 @@ void Plan::fold(double scale) {
   table_.memories.clear();
   for (size_t r = 0; r < rows_.size(); ++r) {
     const Row& row = rows_[r];
-    info(row.rule).fold[row.is_double](table_.row(int32_t(r)), row.numbers, row.count, scale, row.memory);
+    info(row.rule).fold[row.is_double](table_.row(int32_t(r)), row.numbers, row.count, scale, row.memory,
+                                       row.scalars.data());
     table_.memories.push_back(row.memory);
   }
 }
@@ -225,17 +226,28 @@ void Plan::release() {
 
 // What is left to do once everything has been written.
 void Plan::finish() {
+  for (Row& row : rows_)
+    if (const RuleInfo& rule = info(row.rule); rule.scalar_count)
+      rule.advance(row.numbers, row.count, row.scalars.data());
   for (Entry& e : entries_) {
     e.fresh = false;
     if (!e.active) continue;
+    const Tensor& t = table_.tensors[&e - entries_.data()];
+    const RuleInfo& rule = info(t.rule);
     for (int k = 0; k < kTensors; ++k)
       if (k != 1 && e.impl[k]) e.impl[k]->bump_version();
     if (e.shard)
       for (int k = 0; k < kTensors; ++k)
-        if (k != 1 && k != kStep && e.impl[k]) e.shard->whole[k]->bump_version();
-    if (!e.impl[kStep] || table_.tensors[&e - entries_.data()].step) continue;
+        if (k != 1 && (k < 2 + rule.state_count || k > kStep) && e.impl[k]) e.shard->whole[k]->bump_version();
+    if (!e.impl[kStep] || t.step) continue;
     if (e.double_step) *static_cast<double*>(e.step) += 1;
     else *static_cast<float*>(e.step) += 1;
+    for (int i = 0; i < rule.scalar_count; ++i) {
+      const int k = 2 + rule.state_count + i;
+      const double value = rows_[t.row].scalars[i].value;
+      if (t.storage[k] == Storage::kFloat64) *static_cast<double*>(t.addr[k]) = value;
+      else *static_cast<float*>(t.addr[k]) = float(value);
+    }
   }
   release();
 }

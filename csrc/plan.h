@@ -18,7 +18,7 @@
 namespace fusedopt {
 
 struct Names {  // of a rule, as Python objects
-  PyObject *numbers[kMaxNumbers], *states[kMaxStates], *step;
+  PyObject *numbers[kMaxNumbers], *states[kMaxStates], *scalars[kMaxScalars], *step;
 };
 // And, of every rule, of what a state has beyond that of its torch class.
 // The rest is 16 bits of no type, in a tensor of bfloat16, as collectives know no integers of that size.
@@ -123,8 +123,8 @@ class Plan {
     bool counted;                 // by a GPU
     int32_t last_rows[8];         // of each compute type on the CPU and on a GPU, and of `of_more`
   };
-  using RowKey =
-      std::tuple<int32_t, bool, bool, int, double>;  // group, `of_more`, whether in double, device, step count
+  // Group, `of_more`, whether in double, device, step count, scalars bit by bit.
+  using RowKey = std::tuple<int32_t, bool, bool, int, double, std::array<uint64_t, sizeof(Scalars) / sizeof(uint64_t)>>;
 
   void read_group(Group& group, PyObject* options, PyObject* declared, bool counted);
   static void read_memory(Group& group, PyObject* tensor);
@@ -141,7 +141,8 @@ class Plan {
   at::TensorImpl* extra(Entry& e, const Tensor& t, int k, const char* name, const at::TensorImpl& param,
                         PyObject* values, Py_ssize_t& cursor, Reason& reason);
   Reason step(Entry& e, Tensor& t, PyObject* value, double& count);
-  int32_t row(int32_t group, const Tensor& t, int64_t dimensions, double count);
+  Reason scalars(Entry& e, Tensor& t, PyObject* values, Py_ssize_t& cursor, Scalars& now);
+  int32_t row(int32_t group, const Tensor& t, int64_t dimensions, double count, const Scalars& scalars);
   void find_written();
   bool find_shared_gradients();
   void mark_conflicts();

@@ -22,6 +22,7 @@
   X(NoDict, "the state of the parameter is not a dict")                                                      \
   X(NoStep, "the state has no `step` tensor")                                                                \
   X(OddStep, "the state's `step` is not one float32 or float64 number on the CPU or its parameter's device") \
+  X(OddScalar, "a state of one number is not float32 or float64, or not where `step` is")                    \
   X(LacksState, "the state lacks a tensor that the rule needs")                                              \
   X(NotSharded, "the parameter is a DTensor and its gradient or state is not")                               \
   X(ShardMismatch, "the gradient or state does not match the parameter")                                     \

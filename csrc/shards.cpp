@@ -90,7 +90,7 @@ void Plan::end(double scale, const Scalings& scalings, double max_norm, double e
     if (groups_[g].device < 0) {
       double rule[kMaxRowBytes / sizeof(double)];
       const RuleInfo& declared = info(groups_[g].rule);
-      declared.fold[1](rule, groups_[g].numbers, 1, 1, groups_[g].memory);
+      declared.fold[1](rule, groups_[g].numbers, 1, 1, groups_[g].memory, nullptr);
       declared.decide[1](rule, sums[0].item<double>(), sums[1].item<double>());
       return;
     }

@@ -3,24 +3,13 @@
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "dtensor.h"
 #include "plan.h"
 #include "walk.h"
 
 namespace fusedopt {
-
-// Why an operand is not for the rules, or null and what it is stored in.
-INLINE Reason stored_in(const at::TensorImpl& t, Storage& storage) {
-  switch (t.dtype().toScalarType()) {
-    case at::kFloat: storage = Storage::kFloat32; break;
-    case at::kDouble: storage = Storage::kFloat64; break;
-    case at::kBFloat16: storage = Storage::kBFloat16; break;
-    case at::kHalf: storage = Storage::kFloat16; break;
-    default: return kNotReal;
-  }
-  return kNone;
-}
 
 void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state, Py_ssize_t& cursor, bool initialized) {
   if (index == entries_.size()) {
@@ -163,6 +152,9 @@ INLINE Reason Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObj
   if (!step && needs_count && !rule.counts_steps) return kNoState;
   if (rule.counts_steps || step)
     if (Reason reason = this->step(e, t, step, count)) return reason;
+  Scalars now{};
+  if (rule.scalar_count)
+    if (Reason reason = scalars(e, t, values, cursor, now)) return reason;
   for (int i = 0; i < rule.state_count; ++i) {
     PyObject* value = find(values, group.names->states[i], cursor);
     if (!rule.counts_steps && (!value || value == Py_None)) return e.fresh = true, kNoState;
@@ -186,7 +178,7 @@ INLINE Reason Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObj
     if (Reason reason = by_chance(t, stored, values, cursor, count)) return reason;
   if (!group.ema_decay) patch<void*>(t.average, nullptr, changed_);
   else if (Reason reason = average(e, t, p, values, cursor, count)) return reason;
-  for (int k = 0; k < kMaxOperands; ++k) patch(t.storage[k], stored[k], changed_);
+  for (int k = 0; k < 2 + rule.state_count; ++k) patch(t.storage[k], stored[k], changed_);
   const Storage *first = t.storage, *last = first + 2 + rule.state_count;
   const bool alike = std::all_of(first, last, [&](Storage storage) { return storage == t.storage[0]; });
   if (!alike && std::find(first, last, Storage::kFloat64) != last) return kMixedFloat64;
@@ -197,67 +189,7 @@ INLINE Reason Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObj
   if (!rule.counts_steps) count = e.fresh ? 1 : 2;
   // A rule that keeps states but no count starts from the count, too, where the host does not know whether it started.
   if (t.device >= 0 && group.counted && (rule.state_count || keeps) && !t.step) return kHostStep;
-  t.row = row(e.group, t, p.dim(), count);
-  return kNone;
-}
-
-// What a state has beyond its rule's: a tensor like the parameter but for the dtype. Null, and why, where there is
-// none.
-at::TensorImpl* Plan::extra(Entry& e, const Tensor& t, int k, const char* name, const at::TensorImpl& param,
-                            PyObject* values, Py_ssize_t& cursor, Reason& reason) {
-  PyObject* value = find(values, interned(name), cursor);
-  if (reason = kNoState; !value) return nullptr;
-  if (reason = kLacksState; !THPVariable_Check(value)) return nullptr;
-  keep(value);
-  const at::Tensor* here = &THPVariable_Unpack(value);
-  if (e.shard)
-    if (here = local(*e.shard, k, value, reason); !here) return nullptr;
-  const Match same = match(param, *here->unsafeGetTensorImpl(), t.device);
-  reason = same == Match::kSizes ? kStateLayout : kStateMismatch;
-  return same == Match::kLayout ? e.impl[k] = here->unsafeGetTensorImpl() : nullptr;
-}
-
-// The rest of a master weight.
-Reason Plan::beside(Entry& e, Tensor& t, const at::TensorImpl& param, Storage& storage, PyObject* values,
-                    Py_ssize_t& cursor) {
-  const bool splits = storage == Storage::kBFloat16;
-  if (!splits && storage != Storage::kFloat16) return kNone;  // it is its own master
-  Reason reason;
-  const at::TensorImpl* s = extra(e, t, kBeside, splits ? kRest : kMaster, param, values, cursor, reason);
-  if (!s) return reason;
-  if (s->dtype().toScalarType() != (splits ? at::kBFloat16 : at::kFloat)) return kStateMismatch;
-  storage = splits ? Storage::kSplit : Storage::kMaster;
-  patch(t.beside, address(*s), changed_);
-  return kNone;
-}
-
-Reason Plan::average(Entry& e, Tensor& t, const at::TensorImpl& param, PyObject* values, Py_ssize_t& cursor,
-                     double count) {
-  const Group& group = groups_[e.group];
-  Reason reason;
-  const at::TensorImpl* s = extra(e, t, kMean, kAverage, param, values, cursor, reason);
-  if (!s) return reason;
-  Storage storage;
-  if ((reason = stored_in(*s, storage))) return reason;
-  if (storage == Storage::kFloat64) return kMixedFloat64;
-  if (group.by_chance && storage == Storage::kBFloat16) storage = Storage::kStochastic;
-  patch(t.average_storage, storage, changed_);
-  patch(t.average, address(*s), changed_);
-  t.share = t.step ? group.ema_decay : share_of_step(group.ema_decay, count);
-  return kNone;
-}
-
-// What of a parameter is rounded by chance, and the key of its random bits.
-Reason Plan::by_chance(Tensor& t, Storage (&stored)[kMaxOperands], PyObject* values, Py_ssize_t& cursor, double count) {
-  bool rounds = false;
-  for (int k = 0; k < 2 + info(t.rule).state_count; ++k)
-    if (k != 1 && stored[k] == Storage::kBFloat16) stored[k] = Storage::kStochastic, rounds = true;
-  if (!rounds) return kNone;
-  PyObject* value = find(values, interned(kKey), cursor);
-  if (!value) return kNoState;
-  if (!PyLong_CheckExact(value)) return kLacksState;
-  const uint64_t seed = PyLong_AsUnsignedLongLongMask(value);
-  t.key = t.step ? seed : key_of_step(seed, count);
+  t.row = row(e.group, t, p.dim(), count, now);
   return kNone;
 }
 
@@ -280,18 +212,44 @@ INLINE Reason Plan::step(Entry& e, Tensor& t, PyObject* value, double& count) {
   return kNone;
 }
 
+// The scalars, which lie where the step count does: where, and, where the host counts, what they are now.
+Reason Plan::scalars(Entry& e, Tensor& t, PyObject* values, Py_ssize_t& cursor, Scalars& now) {
+  const Group& group = groups_[e.group];
+  const RuleInfo& rule = info(group.rule);
+  for (int i = 0; i < rule.scalar_count; ++i) {
+    PyObject* value = find(values, group.names->scalars[i], cursor);
+    if (!value || !THPVariable_Check(value)) return kLacksState;
+    keep(value);
+    at::TensorImpl& s = *THPVariable_Unpack(value).unsafeGetTensorImpl();
+    const bool is_double = s.dtype().toScalarType() == at::kDouble;
+    if (!is_plain(s) || s.numel() != 1 || !(is_double || s.dtype().toScalarType() == at::kFloat)) return kOddScalar;
+    if (t.step ? !gpu::counts(s, t.device, group.counted) : s.key_set() != kPlain)
+      return t.device < 0 ? kOddScalar : kHostStep;
+    const int k = 2 + rule.state_count + i;
+    patch(t.storage[k], is_double ? Storage::kFloat64 : Storage::kFloat32, changed_);
+    patch(t.addr[k], address(s), changed_);
+    e.impl[k] = &s;
+    now[i].is_double = is_double;
+    if (!t.step) now[i].value = is_double ? *static_cast<double*>(t.addr[k]) : double{*static_cast<float*>(t.addr[k])};
+  }
+  return kNone;
+}
+
 // The row of a tensor: that of the tensor before, as a rule.
-INLINE int32_t Plan::row(int32_t g, const Tensor& t, int64_t dimensions, double count) {
+INLINE int32_t Plan::row(int32_t g, const Tensor& t, int64_t dimensions, double count, const Scalars& scalars) {
   Group& group = groups_[g];
   const bool of_more = group.by_dimension && dimensions > 1;
   double* numbers = of_more ? group.of_more : group.numbers;
   const bool is_double = t.form == Form::kDouble;
   int32_t& row = group.last_rows[4 * of_more + 2 * (t.device >= 0) + is_double];
-  if (row >= 0 && rows_[row].count == count && rows_[row].device == t.device) return row;
-  const auto [it, is_new] = row_of_.try_emplace({g, of_more, is_double, t.device, count}, int32_t(rows_.size()));
+  const auto bits = std::bit_cast<std::tuple_element_t<5, RowKey>>(scalars);
+  if (row >= 0 && rows_[row].count == count && rows_[row].device == t.device &&
+      std::bit_cast<decltype(bits)>(rows_[row].scalars) == bits)
+    return row;
+  const auto [it, is_new] = row_of_.try_emplace({g, of_more, is_double, t.device, count, bits}, int32_t(rows_.size()));
   row = it->second;
   if (!is_new) return row;
-  rows_.push_back({numbers, group.memory, nullptr, count, group.rule, is_double, false, t.device});
+  rows_.push_back({numbers, group.memory, nullptr, count, group.rule, is_double, false, t.device, scalars});
   if (!group.lr) return row;
   const at::Tensor& lr = THPVariable_Unpack(group.lr);
   if (t.device != gpu_index(lr.device())) return numbers[0] = lr.item<double>(), row;

@@ -80,6 +80,18 @@ INLINE Match match(const at::TensorImpl& a, const at::TensorImpl& b, int8_t gpu)
   return layout ? Match::kLayout : Match::kSizes;
 }
 
+// Why an operand is not for the rules, or null and what it is stored in.
+INLINE Reason stored_in(const at::TensorImpl& t, Storage& storage) {
+  switch (t.dtype().toScalarType()) {
+    case at::kFloat: storage = Storage::kFloat32; break;
+    case at::kDouble: storage = Storage::kFloat64; break;
+    case at::kBFloat16: storage = Storage::kBFloat16; break;
+    case at::kHalf: storage = Storage::kFloat16; break;
+    default: return kNotReal;
+  }
+  return kNone;
+}
+
 // The first element of a tensor that will be written: one that shares its memory copy-on-write gets its own.
 INLINE void* address(const at::TensorImpl& t) {
   return static_cast<char*>(t.unsafe_storage().mutable_data()) + t.storage_offset() * int64_t(t.itemsize());

@@ -5,6 +5,7 @@ from torch import Tensor
 
 RULES: dict[str, int]
 STATES: list[list[str]]
+SCALARS: list[list[str]]
 SCOPES: list[Literal["tensor", "group"] | None]
 
 BUILT_FOR: str

@@ -21,6 +21,7 @@ from fusedopt.installation import __version__ as __version__
 from fusedopt.installation import info
 from fusedopt.lr_finder import LRFinder, LRFinderResult, find_lr
 from fusedopt.optim import (
+    ASGD,
     LAMB,
     LARS,
     SGD,
@@ -33,6 +34,7 @@ from fusedopt.optim import (
     DeltaBarDelta,
     Explanation,
     Lion,
+    NAdam,
     RAdam,
     RMSprop,
     Rprop,
@@ -43,6 +45,7 @@ from fusedopt.optim._portable import portable_state_dict
 from fusedopt.replacement import install, installed, uninstall
 
 __all__ = [
+    "ASGD",
     "LAMB",
     "LARS",
     "SGD",
@@ -60,6 +63,7 @@ __all__ = [
     "LRFinder",
     "LRFinderResult",
     "Lion",
+    "NAdam",
     "RAdam",
     "RMSprop",
     "Rprop",

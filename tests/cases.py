@@ -41,6 +41,8 @@ class Case:
     """Our own option; for a twin, the gradients are to be clipped before its step."""
     idle: tuple[str, ...] = ()
     """Those of `states` that stay as they are for the few steps of a test."""
+    scalars: tuple[str, ...] = ()
+    """Keys of what the state holds beside `states` and the step count: one number each."""
 
     @property
     def reference(self) -> type[Optimizer]:
@@ -118,6 +120,18 @@ def _radam(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case
     kwargs = {"lr": 0.01, "weight_decay": 0} | kwargs
     states = ("exp_avg", "exp_avg_sq")
     return Case(f"radam{name}", fusedopt.RAdam, torch.optim.RAdam, kwargs, states, max_grad_norm)
+
+
+def _nadam(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    kwargs = {"lr": 0.01, "weight_decay": 0} | kwargs
+    options = {"states": ("exp_avg", "exp_avg_sq"), "scalars": ("mu_product",), "max_grad_norm": max_grad_norm}
+    return Case(f"nadam{name}", fusedopt.NAdam, torch.optim.NAdam, kwargs, **options)
+
+
+def _asgd(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
+    kwargs = {"lr": 0.02, "lambd": 0.1} | kwargs
+    options = {"states": ("ax",), "scalars": ("eta", "mu"), "max_grad_norm": max_grad_norm}
+    return Case(f"asgd{name}", fusedopt.ASGD, torch.optim.ASGD, kwargs, **options)
 
 
 def _lion(name: str, max_grad_norm: float | None = None, **kwargs: Any) -> Case:
@@ -211,6 +225,16 @@ _TABLE = [
     _radam("-rectified", betas=(0.3, 0.8), eps=0.1),
     _radam("-decoupled", betas=(0.9, 0.8), decoupled_weight_decay=True),
     _radam("-clip", betas=(0.9, 0.8), max_grad_norm=0.5),
+    _nadam(""),
+    _nadam("-maximize-eps", maximize=True, eps=0.1),
+    _nadam("-small-betas", betas=(0.3, 0.5), momentum_decay=0.5),
+    _nadam("-decoupled", decoupled_weight_decay=True),
+    _nadam("-clip", max_grad_norm=0.5),
+    _asgd(""),
+    _asgd("-maximize", maximize=True),
+    # Averages from the second step on.
+    _asgd("-averages", t0=-1.0, alpha=0.6),
+    _asgd("-clip", t0=-1.0, max_grad_norm=0.5),
     _lion(""),
     _lion("-maximize", maximize=True),
     _lion("-betas", betas=(0.25, 0.5)),

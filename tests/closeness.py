@@ -184,8 +184,9 @@ class Closeness:
         for p, q in zip(self.params, self.reference.params, strict=True):
             state, expected_state = self.ours.state.get(p, {}), self.reference.optimizer.state.get(q, {})
             assert state.keys() == expected_state.keys(), f"{self.case}: other keys than the reference"
-            if "step" in state:
-                assert state["step"] == expected_state["step"]
+            for key in ("step", *self.case.scalars):
+                if key in state:
+                    assert state[key] == expected_state[key], key
 
     @torch.no_grad()
     def _synchronise(self) -> None:

@@ -28,6 +28,8 @@ CASES = [
         "adamax",
         "adadelta",
         "radam-rectified",
+        "nadam",
+        "asgd-averages",
         "lion",
         "rprop",
         "lars-exclude",

@@ -37,6 +37,8 @@ COMBINATIONS = [
     ("adamax", "one-cycle"),
     ("adadelta", "linear"),
     ("radam", "cosine"),
+    ("nadam", "cyclic"),
+    ("asgd", "one-cycle"),
     ("rprop", "exponential"),
     ("lion", "chained"),
     ("lars", "cyclic"),

@@ -43,16 +43,16 @@ def paths_within_a_group(case: Case, paths: list[str]) -> list[str]:
     return ["torch"] * len(paths) if case.cls is fusedopt.SWATS and "torch" in paths else paths
 
 
-def fresh_value(name: str) -> float:
+def fresh_value(name: str, lr: float) -> float:
     """What a state starts from."""
-    return {"gain": 1.0, "step_size": 2**-7}.get(name, 0.0)  # of Rprop the rate of its case
+    return {"gain": 1.0, "mu": 1.0, "mu_product": 1.0, "eta": lr, "step_size": lr}.get(name, 0.0)
 
 
 class Pair:
     """Our optimizer and torch's on equal parameters."""
 
     def __init__(self, case: Case, *args: Any, **kwargs: Any) -> None:
-        self.params = make_params(*args), make_params(*args)
+        self.case, self.params = case, (make_params(*args), make_params(*args))
         self.ours, self.theirs = case.make(self.params[0], **kwargs), make_twin(case, self.params[1], **kwargs)
 
     def __iter__(self) -> Iterator[tuple[Optimizer, list[Tensor]]]:
@@ -69,8 +69,14 @@ class Pair:
             close = {} if p.dtype.itemsize == 2 else {"rtol": 1e-5, "atol": 1e-5}
             torch.testing.assert_close(p, q, **close)
             ours, theirs = dict(self.ours.state.get(p, {})), dict(self.theirs.state.get(q, {}))
+            for name in self.case.scalars:  # torch gives what it loads the dtype of the parameter, ours keeps its own
+                if name in ours and name in theirs:
+                    theirs[name] = theirs[name].to(ours[name].dtype)
             if gpu.ASYNCHRONOUS and not theirs:  # the host makes states before it knows of an overflow
-                theirs = {name: torch.full_like(value, fresh_value(name)) for name, value in ours.items()}
+                theirs = {
+                    name: torch.full_like(value, fresh_value(name, self.case.kwargs["lr"]))
+                    for name, value in ours.items()
+                }
             torch.testing.assert_close(ours, theirs, **close, check_device=False)  # a GPU counts its steps itself
 
 

@@ -30,6 +30,8 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "adamax": lambda p: fusedopt.Adamax(p, lr=0.02),
     "adadelta": lambda p: fusedopt.Adadelta(p, lr=0.5, weight_decay=0.01),
     "radam": lambda p: fusedopt.RAdam(p, lr=0.02),
+    "nadam": lambda p: fusedopt.NAdam(p, lr=0.02),
+    "asgd": lambda p: fusedopt.ASGD(p, lr=0.05, lambd=0.01, t0=3.0),
     "rprop": lambda p: fusedopt.Rprop(p, lr=0.01),
     "lion": lambda p: fusedopt.Lion(p, lr=0.005),
     "lars": lambda p: fusedopt.LARS(p, lr=0.5, momentum=0.9, nesterov=True),

@@ -75,6 +75,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "adamax-decay": {"betas": (0.5, 0.6), "eps": 0.3, "maximize": True},
     "adadelta-decay": {"rho": 0.5, "eps": 0.3, "lr": 1},
     "radam-decay": {"betas": (0.5, 0.6), "decoupled_weight_decay": True},
+    "nadam-decay": {"betas": (0.5, 0.6), "momentum_decay": 0.7, "decoupled_weight_decay": True},
+    "asgd-averages-decay": {"lr": 0.3, "lambd": 1.0, "alpha": 2, "t0": 2, "maximize": True},
     "lion-decay": {"betas": (0.5, 0.6), "maximize": True, "weight_decay": 0.9},
     "rprop": {"etas": (0.25, 3.0), "step_sizes": (0.1, 0.2), "maximize": True},
     "lars-decay": {"momentum": 0.5, "nesterov": True, "trust_coefficient": 0.1},

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedopt
 
-each_fast_case = pytest.mark.parametrize("case", FAST_CASES, ids=str)
+# torch's ASGD asks whether mu is 1, which of a fake tensor nobody knows.
+on_fakes = pytest.mark.parametrize("case", [case for case in FAST_CASES if case.cls is not fusedopt.ASGD], ids=str)
 
 
 class Operations(TorchDispatchMode):
@@ -86,7 +87,7 @@ def test_a_default_device_is_no_observer(case: Case) -> None:
         assert {e.path for e in opt.explain()} == {"fused"}
 
 
-@each_fast_case
+@on_fakes
 def test_fake_tensors(case: Case) -> None:
     """First a step of fake tensors, then of real ones, then of fake ones again."""
     for fake in (True, False, True):
@@ -99,7 +100,7 @@ def test_fake_tensors(case: Case) -> None:
                 opt.step()
                 assert {e.path for e in opt.explain()} == {"torch" if fake else "fused"}
             for p in params:
-                shapes = {name: v.shape for name, v in opt.state.get(p, {}).items() if name != "step"}
+                shapes = {name: v.shape for name, v in opt.state.get(p, {}).items() if v.dim()}
                 assert shapes == dict.fromkeys(case.states, p.shape)
         if not fake:
             assert all((p != 1).all() for p in params)
@@ -144,7 +145,7 @@ def step(cls):
 for cls in {classes}:
     cls = getattr(fusedopt, cls)
     real = False
-    if {mode!r} == "FakeTensorMode()":
+    if {mode!r} == "FakeTensorMode()" and cls is not fusedopt.ASGD:
         with {mode}: step(cls)
     real = True
     print(*step(cls))

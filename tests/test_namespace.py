@@ -10,7 +10,7 @@ import fusedopt
 from fusedopt import optim
 
 PUBLIC = [name for name in dir(torch.optim) if not name.startswith("_")]
-OURS = {"Rprop", "RAdam", "Adadelta", "Adamax", "SGD", "RMSprop", "Adagrad", "Adam", "AdamW"}
+OURS = {"ASGD", "NAdam", "Rprop", "RAdam", "Adadelta", "Adamax", "SGD", "RMSprop", "Adagrad", "Adam", "AdamW"}
 
 
 @pytest.mark.parametrize("name", sorted({*PUBLIC, *torch.optim.__all__}))

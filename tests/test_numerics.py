@@ -281,6 +281,8 @@ def test_all_rules_and_dtypes_are_covered() -> None:
             "Rprop",
             "Lion",
             "RAdam",
+            "NAdam",
+            "ASGD",
             "Adadelta",
             "Adamax",
         )

@@ -27,6 +27,8 @@ OURS = {
     torch.optim.RAdam: fusedopt.RAdam,
     torch.optim.Adadelta: fusedopt.Adadelta,
     torch.optim.Adamax: fusedopt.Adamax,
+    torch.optim.NAdam: fusedopt.NAdam,
+    torch.optim.ASGD: fusedopt.ASGD,
 }
 INFOS = [info for info in optim_db if info.optim_cls in OURS]
 INPUTS = [

@@ -255,7 +255,7 @@ def test_version_counters(case: Any) -> None:
         assert all(t._version >= v + expected for t, v in zip(written, before, strict=True))
     assert [p.grad._version for p in params] == grads
     if counts_steps(case):
-        assert len(written) == len(params) * (2 + len(case.states))
+        assert len(written) == len(params) * (2 + len(case.states) + len(case.scalars))
 
 
 @each_class

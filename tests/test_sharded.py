@@ -43,6 +43,8 @@ CASES = [
         "lamb-phi-decay",
         "delta-bar-delta-decay",
         "delta-bar-delta-momentum-clip",
+        "nadam-decay",
+        "asgd-averages-decay",
         "lion-clip",
         "lars-decay",
         "lars-exclude-decay",

@@ -26,6 +26,8 @@ SPARSE = {
     "SWATS": "SWATS does not support sparse gradients",
     "Adamax": "Adamax does not support sparse gradients",
     "Adadelta": "Adadelta does not support sparse gradients",
+    "NAdam": "NAdam does not support sparse gradients",
+    "ASGD": "ASGD does not support sparse gradients",
     "RAdam": "RAdam does not support sparse gradients",
     "Lion": "Lion does not support sparse gradients",
     "Rprop": "Rprop does not support sparse gradients",

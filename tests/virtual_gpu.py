@@ -63,6 +63,7 @@ class VirtualGpu(TorchFunctionMode):
             raise RuntimeError(f"Expected all tensors to be on the same device, in {name}")
         asked = _asked(func, name, args, kwargs)
         here = here if asked is None else asked
+        here = taken[0][0] if name == "copy_" else here
         result = func(*args, **kwargs)
         if name in ("to", "cpu") and any(result is t and where != here for where, t in taken[:1]):
             result = result.clone()

@@ -138,18 +138,20 @@ void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling, Pass 
     const bool is_double = batch.form == Form::kDouble;
     const RuleInfo& rule = info(batch.rule);
     const int32_t stride =
-        folded ? (rule.bytes[is_double] + 7) / 8 * 8 : int32_t(sizeof(DeviceRow) + rule.number_count * sizeof(double));
+        folded ? (rule.bytes[is_double] + 7) / 8 * 8
+               : int32_t(sizeof(DeviceRow) + rule.number_count * sizeof(double) + rule.scalar_count * sizeof(Scalar));
     bytes.resize(rows.size() * stride);
     for (size_t r = 0; r < rows.size(); ++r) {
       const Row& row = rows[r];
       char* at = &bytes[r * stride];
       if (row.rule != batch.rule || row.is_double != is_double) continue;  // another launch's
       if (folded) {
-        rule.fold[is_double](at, row.numbers, row.count, rescaled ? 1 : scaling.scale, row.memory);
+        rule.fold[is_double](at, row.numbers, row.count, rescaled ? 1 : scaling.scale, row.memory, row.scalars.data());
       } else {
         const DeviceRow unfolded{row.count, row.memory, row.lr, row.double_lr};
         std::memcpy(at, &unfolded, sizeof unfolded);
-        std::memcpy(at + sizeof unfolded, row.numbers, rule.number_count * sizeof(double));
+        std::memcpy(at += sizeof unfolded, row.numbers, rule.number_count * sizeof(double));
+        std::memcpy(at + rule.number_count * sizeof(double), row.scalars.data(), rule.scalar_count * sizeof(Scalar));
       }
     }
     const Rows arguments{bytes.data(), int32_t(bytes.size()), stride, folded, rescaled};

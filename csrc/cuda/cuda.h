@@ -50,7 +50,7 @@ struct Scaling {
   double max_norm = 0, epsilon = 0;    // clip_coefficient's
 };
 
-struct DeviceRow {  // a Row as a block needs it to make a rule, with the rule's numbers behind it
+struct DeviceRow {  // a Row as a block needs it to make a rule, with the rule's numbers behind it, then scalars
   double count;
   double* memory;
   const void* lr;

@@ -36,12 +36,37 @@ __device__ __forceinline__ double gradient_scale(const Scaling& s) {
 
 __device__ __forceinline__ bool skipped(const Scaling& s) { return s.found_inf && *s.found_inf != 0; }
 
+// What a rule is made of that is not folded: a group's numbers and the scalars of a tensor.
+template <class Rule>
+__device__ __forceinline__ auto numbers_of(const char* row) {
+  const DeviceRow& source = *reinterpret_cast<const DeviceRow*>(row);
+  auto numbers = *reinterpret_cast<const typename Rule::Numbers*>(row + sizeof(DeviceRow));
+  if (source.lr) numbers.lr = number(source.lr, source.double_lr);
+  return numbers;
+}
+template <class Rule>
+struct ScalarsOf {
+  Scalar at[kMaxScalars];
+  __device__ __forceinline__ ScalarsOf(const Tensor& t, const char* row) {
+    for (int i = 0; i < scalars_of<Rule>(); ++i) {
+      const int k = 2 + Rule::kStateCount + i;
+      const bool is_double = t.storage[k] == Storage::kFloat64;
+      if (t.step) at[i] = {number(t.addr[k], is_double), double(is_double)};
+      else at[i] = reinterpret_cast<const Scalar*>(row + sizeof(DeviceRow) + sizeof(typename Rule::Numbers))[i];
+    }
+  }
+};
+template <class Args>
+__device__ __forceinline__ const char* row_of(const Args& args, const Tensor& t) {
+  return (args.rows ? args.rows : args.inlined) + int64_t{t.row} * args.stride;
+}
+
 // The rule of a tensor, made by one thread of the block for all of them.
 template <class Rule, class Args>
 __device__ __forceinline__ Rule rule_of(const Args& args, const Tensor& t) {
   constexpr int kWords = (sizeof(Rule) + 7) / 8;
   SHARED(folded, uint64_t[kWords]);
-  const char* row = (args.rows ? args.rows : args.inlined) + int64_t{t.row} * args.stride;
+  const char* row = row_of(args, t);
   if (threadIdx.x == 0) {
     if (args.folded) {
       uint64_t words[kWords];  // all are on their way before the first is stored
@@ -53,10 +78,9 @@ __device__ __forceinline__ Rule rule_of(const Args& args, const Tensor& t) {
       }
     } else {
       const DeviceRow& source = *reinterpret_cast<const DeviceRow*>(row);
-      auto numbers = *reinterpret_cast<const typename Rule::Numbers*>(row + sizeof(DeviceRow));
-      if (source.lr) numbers.lr = number(source.lr, source.double_lr);
       const double count = t.step ? number(t.step, t.double_step) + 1 : source.count;
-      new (folded) Rule(make<Rule>(numbers, count, gradient_scale(args.scaling), source.memory));
+      new (folded) Rule(make<Rule>(numbers_of<Rule>(row), count, gradient_scale(args.scaling), source.memory,
+                                   ScalarsOf<Rule>(t, row).at));
     }
   }
   __syncthreads();
@@ -109,6 +133,17 @@ __device__ __forceinline__ void finish(const Args& args, bool decides = false) {
   for (int i = threadIdx.x; i < args.batch.tensors; i += kThreads) {
     const Tensor& t = args.view.tensors[args.view.chunks[args.view.first_chunks[args.batch.tensor + i]].tensor];
     if (!t.step) continue;
+    if constexpr (scalars_of<Rule>() != 0) {
+      const char* row = row_of(args, t);
+      ScalarsOf<Rule> scalars(t, row);
+      advance<Rule>(numbers_of<Rule>(row), number(t.step, t.double_step) + 1, scalars.at);
+      void* const* to = t.addr + 2 + Rule::kStateCount;
+      for (int s = 0; s < scalars_of<Rule>(); ++s) {
+        const auto [value, is_double] = scalars.at[s];
+        if (is_double != 0) *static_cast<double*>(to[s]) = value;
+        else *static_cast<float*>(to[s]) = float(value);
+      }
+    }
     if (t.double_step) *static_cast<double*>(t.step) += 1;
     else *static_cast<float*>(t.step) += 1;
   }

@@ -6,10 +6,12 @@
 #include "adagrad.h"
 #include "adam.h"
 #include "adamax.h"
+#include "asgd.h"
 #include "delta_bar_delta.h"
 #include "lamb.h"
 #include "lars.h"
 #include "lion.h"
+#include "nadam.h"
 #include "radam.h"
 #include "rmsprop.h"
 #include "rprop.h"
@@ -36,7 +38,9 @@
   X(lion, Lion<F>)                                     \
   X(rprop, Rprop<F>)                                   \
   X(lars, Lars<F, false>)                              \
-  X(lars_momentum, Lars<F, true>)
+  X(lars_momentum, Lars<F, true>)                      \
+  X(nadam, NAdam<F>)                                   \
+  X(asgd, Asgd<F>)
 
 namespace fusedopt {
 
@@ -46,27 +50,50 @@ enum class RuleId : unsigned char { FUSEDOPT_RULES(X) kCount };
 
 struct RuleInfo {
   const char* name;
-  const char* const* states;
+  const char *const *states, *const *scalars;
   const Number* numbers;
-  int state_count, number_count, bytes[2];  // of the rule in float and in double
+  int state_count, scalar_count, number_count, bytes[2];  // of the rule in float and in double
   bool counts_steps;
   Scope scope;
   int memory;
   Operands operands, second, late;  // of its passes, none of a pass that it has not
-  // Of the rule in float and in double. Constructs it, from a group's numbers, a step count, the gradient's factor and
-  // what the group remembers; and what becomes of sums over a tensor, or over a group.
-  void (*fold[2])(void* row, const double* numbers, double count, double scale, double* memory);
+  // Of the rule in float and in double. Constructs it, from a group's numbers, a step count, the gradient's factor,
+  // what the group remembers and the scalars of its parameters; and what becomes of sums over a tensor, or over a
+  // group.
+  void (*fold[2])(void* row, const double* numbers, double count, double scale, double* memory, const Scalar* scalars);
   double (*settle[2])(const void* row, double first, double second);
   void (*decide[2])(const void* row, double first, double second);
+  void (*advance)(const double* numbers, double count, Scalar* scalars);  // in a step
 };
 
 template <class Rule>
-void fold(void* row, const double* numbers, double count, double scale, double* memory) {
+typename Rule::Numbers numbers_from(const double* numbers) {
   typename Rule::Numbers n;
-  static_assert(sizeof n <= sizeof(double[kMaxNumbers]) && sizeof(Rule) <= kMaxRowBytes &&
-                Rule::kStateCount <= kMaxStates);
+  static_assert(sizeof n <= sizeof(double[kMaxNumbers]));
   __builtin_memcpy(&n, numbers, sizeof n);
-  new (row) Rule(make<Rule>(n, count, scale, memory));
+  return n;
+}
+
+template <class Rule>
+void fold(void* row, const double* numbers, double count, double scale, double* memory, const Scalar* scalars) {
+  static_assert(sizeof(Rule) <= kMaxRowBytes && Rule::kStateCount + scalars_of<Rule>() <= kMaxStates);
+  new (row) Rule(make<Rule>(numbers_from<Rule>(numbers), count, scale, memory, scalars));
+}
+
+template <class Rule>
+void advance(const double* numbers, double count, Scalar* scalars) {
+  advance<Rule>(numbers_from<Rule>(numbers), count, scalars);
+}
+
+template <class Rule>
+constexpr const char* const* scalar_names() {
+  if constexpr (scalars_of<Rule>() == 0) return nullptr;
+  else {
+    static_assert(scalars_of<Rule>() <= kMaxScalars &&
+                  sizeof(typename Rule::Scalars) == sizeof(Scalar[scalars_of<Rule>()]));
+    static_assert(memory_of<Rule>() == 0 && Rule::kCountsSteps);
+    return Rule::kScalars;
+  }
 }
 
 template <class Rule>
@@ -90,8 +117,10 @@ constexpr RuleInfo rule_info(const char* name) {
   if constexpr (scope_of<R>() == Scope::kGroup) late = R::kLateOperands;
   return {name,
           R::kStates,
+          scalar_names<R>(),
           R::kNumbers,
           R::kStateCount,
+          scalars_of<R>(),
           numbers,
           {sizeof(Rule<float>), sizeof(R)},
           R::kCountsSteps,
@@ -102,7 +131,8 @@ constexpr RuleInfo rule_info(const char* name) {
           late,
           {fold<Rule<float>>, fold<R>},
           {settle<Rule<float>>, settle<R>},
-          {decide<Rule<float>>, decide<R>}};
+          {decide<Rule<float>>, decide<R>},
+          advance<R>};
 }
 
 namespace by_name {

@@ -15,6 +15,7 @@ namespace fusedopt {
 
 constexpr int kMaxStates = 3, kMaxOperands = 2 + kMaxStates;  // parameter, gradient, states
 constexpr int kMaxNumbers = 16;                               // hyper-parameters of one group
+constexpr int kMaxScalars = 2;                                // of one parameter, beside its step count
 constexpr int kMaxRowBytes = 160;                             // a rule object in double
 
 // Which values of a hyper-parameter a rule takes. What torch's operators do with others is their own affair: they
@@ -25,6 +26,7 @@ enum class Domain : unsigned char {
   kNotNegative,  // that, and at least 0
   kFraction,     // at least 0, below 1
   kBound,        // a number, or infinity
+  kAnySize,      // what float32 holds, or infinity: no element is computed with it
   kFlag,         // anything that is true or false
   kFlagOf1d,     // that, and false for parameters of more than one dimension
 };
@@ -33,6 +35,12 @@ struct Number {  // a hyper-parameter
   Domain domain = Domain::kNumber;
 };
 constexpr double kLargestNumber = 32768;  // half of what float16 holds
+
+struct Scalar {  // a number of a parameter that changes in every step, as float or double wherever it lies
+  double value, is_double;
+  FUSEDOPT_HD double rounded(double x) const { return is_double != 0 ? x : double(float(x)); }
+  FUSEDOPT_HD void set(double x) { value = rounded(x); }
+};
 
 // The operands of one pass over memory, as bits: 0 parameter, 1 gradient, 2 and up the states in the rule's order.
 // A rule is called with all of them; one that is neither read nor written is a register that starts at zero.
@@ -51,6 +59,10 @@ struct Operands {
 //
 // Memory that outlives a step: kMemory doubles in a tensor of the group, on the device of its parameters. Their address
 // is the last argument of the constructor.
+//
+// Scalars: numbers in the state of a parameter, as its step count is, named in kScalars in the order of the rule's
+// struct Scalars of as many Scalar. As they are before the step they are the last argument of the constructor;
+// advance(numbers, count, scalars) makes of them what they are after it.
 enum class Scope : unsigned char { kNone, kTensor, kGroup };
 template <class Rule>
 constexpr Scope scope_of() {
@@ -65,9 +77,22 @@ constexpr int memory_of() {
   else return 0;
 }
 template <class Rule>
-FUSEDOPT_HD Rule make(const typename Rule::Numbers& numbers, double count, double scale, double* memory) {
+constexpr int scalars_of() {
+  if constexpr (requires { Rule::kScalars; }) return sizeof Rule::kScalars / sizeof *Rule::kScalars;
+  else return 0;
+}
+template <class Rule>
+FUSEDOPT_HD Rule make(const typename Rule::Numbers& numbers, double count, double scale, double* memory,
+                      const Scalar* scalars) {
   if constexpr (memory_of<Rule>() != 0) return Rule(numbers, count, scale, memory);
+  else if constexpr (scalars_of<Rule>() != 0)
+    return Rule(numbers, count, scale, *reinterpret_cast<const typename Rule::Scalars*>(scalars));
   else return Rule(numbers, count, scale);
+}
+template <class Rule>
+FUSEDOPT_HD void advance(const typename Rule::Numbers& numbers, double count, Scalar* scalars) {
+  if constexpr (scalars_of<Rule>() != 0)
+    Rule::advance(numbers, count, *reinterpret_cast<typename Rule::Scalars*>(scalars));
 }
 
 // a * b + c, rounded once where the target has the instruction. Elsewhere a call to fma() would cost 35 times as much.

@@ -11,11 +11,9 @@ import torch.optim
 
 if TYPE_CHECKING:
     from torch.optim import (
-        ASGD,
         LBFGS,
         Adafactor,
         Muon,
-        NAdam,
         Optimizer,
         SparseAdam,
         lr_scheduler,
@@ -33,10 +31,12 @@ from fusedopt.optim.adadelta import Adadelta
 from fusedopt.optim.adagrad import Adagrad
 from fusedopt.optim.adam import Adam, AdamW
 from fusedopt.optim.adamax import Adamax
+from fusedopt.optim.asgd import ASGD
 from fusedopt.optim.delta_bar_delta import DeltaBarDelta
 from fusedopt.optim.lamb import LAMB
 from fusedopt.optim.lars import LARS
 from fusedopt.optim.lion import Lion
+from fusedopt.optim.nadam import NAdam
 from fusedopt.optim.radam import RAdam
 from fusedopt.optim.rmsprop import RMSprop
 from fusedopt.optim.rprop import Rprop
@@ -44,6 +44,7 @@ from fusedopt.optim.sgd import SGD
 from fusedopt.optim.swats import SWATS
 
 __all__ = [
+    "ASGD",
     "LAMB",
     "LARS",
     "SGD",
@@ -57,6 +58,7 @@ __all__ = [
     "Explanation",
     "Formats",
     "Lion",
+    "NAdam",
     "RAdam",
     "RMSprop",
     "Rprop",

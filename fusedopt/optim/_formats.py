@@ -17,26 +17,24 @@ from fusedopt.optim._codecs import (
     EXTRAS,
     KEY,
     MASTER,
-    OF_AVERAGE,
     REST,
     exact,
     mixed,
     nearest,
-    rounded_by_chance,
-    share_of_step,
     split,
 )
-from fusedopt.optim._plain import number
-from fusedopt.sharding import like, local
+from fusedopt.sharding import local
 
 if TYPE_CHECKING:
     from fusedopt.optim._fused import FusedStep
 
 # Of the parameters that `state_dtype` is for, and those that it may name. Squares of gradients are mostly below what
 # float16 holds, so states in it are only those of float16 parameters, as in torch's classes.
-_SHORT = (torch.float32, torch.bfloat16, torch.float16)
+SHORT = (torch.float32, torch.bfloat16, torch.float16)
 _CHOICES = (torch.float32, torch.bfloat16)
 _HALVES = (torch.bfloat16, torch.float16)
+# The states that are one number, whatever the parameter is.
+SCALARS = frozenset[str]().union(["step"], *_C.SCALARS)
 
 
 class Formats(TypedDict, total=False):
@@ -81,7 +79,7 @@ DEFAULTS = {
 }
 
 
-def _needs_count(group: dict[str, Any]) -> bool:
+def needs_count(group: dict[str, Any]) -> bool:
     return bool(group.get("stochastic_rounding")) or group.get("ema_decay") is not None
 
 
@@ -105,7 +103,7 @@ def check_formats(group: dict[str, Any]) -> None:
     for p in group["params"]:
         if is_lazy(p):
             continue
-        if p.dtype not in _SHORT:
+        if p.dtype not in SHORT:
             raise ValueError(
                 f"{names[0]} is for parameters of float32, bfloat16 and float16, and there is one of {p.dtype}: leave "
                 "it out in their group"
@@ -128,7 +126,7 @@ def elementwise(param: Tensor, state: dict[str, Any]) -> dict[str, Tensor]:
     return {
         name: value
         for name, value in state.items()
-        if name not in ("step", *EXTRAS)
+        if name not in SCALARS | {*EXTRAS}
         and isinstance(value, Tensor)
         and value.dtype.is_floating_point
         and value.shape == param.shape
@@ -147,7 +145,7 @@ def complete(optimizer: FusedStep, group: dict[str, Any], param: Tensor, fresh: 
         if name not in state:
             detached = param.detach()
             state[name] = torch.zeros_like(detached, dtype=dtype) if name == REST else detached.to(dtype)
-    if _needs_count(group) and "step" not in state:  # of a rule that keeps no count, so that a GPU knows its first step
+    if needs_count(group) and "step" not in state:  # of a rule that keeps no count, so that a GPU knows its first step
         state["step"] = torch.tensor(0.0 if fresh else 1.0, dtype=torch.float32)
     if group.get("stochastic_rounding") and KEY not in state:
         seed = mixed(int(group.get("rounding_seed", 0)) % 2**64)
@@ -178,7 +176,17 @@ def kept_dtypes(optimizer: Optimizer) -> Iterator[dict[Tensor, dict[str, Any]]]:
 
 
 def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, group: dict[str, Any]) -> None:
-    """Replaces what torch has cast by what was saved, as the options of the group say."""
+    """Replaces what torch has cast by what was saved, as the options of the group say.
+
+    Scalars, which torch casts to the dtype of the parameter and moves to its device, are of float32 or float64 again,
+    and where the step count is: rounded to half precision, their product over many steps would go astray.
+    """
+    for name in SCALARS & state.keys() - {"step"}:
+        original = saved.get(name)
+        if isinstance(original, Tensor):
+            wide = original.dtype if original.dtype == torch.float64 else torch.float32
+            step = state.get("step")
+            state[name] = original.to(step.device if isinstance(step, Tensor) else param.device, wide)
     if (dtype := group.get("state_dtype")) is not None:
         for name, value in elementwise(param, state).items():
             original = saved.get(name)
@@ -198,97 +206,6 @@ def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, group: 
         state[MASTER] = master.to(param.device)
     else:
         state[MASTER] = nearest(param.detach().float(), rest.to(param.device))  # type: ignore[union-attr]
-
-
-def steps_as_it_is(param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> bool:
-    """Whether torch's class may step the parameter and its states themselves."""
-    if param.dtype not in _SHORT or group.get("master_weights") or _needs_count(group):
-        return param.dtype not in _SHORT
-    dtypes = {v.dtype for v in elementwise(param, state).values()} or {group.get("state_dtype") or param.dtype}
-    return dtypes == {param.dtype} or not dtypes <= set(_SHORT)
-
-
-class InFloat32:
-    """A parameter, its gradient and states in float32, to be stepped by what knows one dtype only."""
-
-    def __init__(self, optimizer: FusedStep, group: dict[str, Any], param: Tensor) -> None:
-        self._optimizer, self._group, self._param = optimizer, group, param
-        state = optimizer.state.get(param, {})
-        self._fresh = not state
-        self._count = number(state["step"]) if "step" in state else float(not self._fresh)
-        self.param = exact(param, state).requires_grad_(param.requires_grad)
-        """The parameter, with its gradient."""
-        self.param.grad = None if param.grad is None else param.grad.float()
-        own = {name: value for name, value in state.items() if name not in EXTRAS}
-        self.state = own | {name: value.float() for name, value in elementwise(param, own).items()}
-        """Its state: what has one number is the optimizer's own."""
-
-    @torch.no_grad()
-    def put_back(self, made: dict[str, Any]) -> None:
-        """Stores what the parameter and, in `made`, its state have become."""
-        optimizer, group, param = self._optimizer, self._group, self._param
-        arrays = elementwise(self.param, made)
-        by_chance = group.get("stochastic_rounding")
-        if not made and not _needs_count(group) and not group.get("master_weights"):
-            param.copy_(self.param)
-            return
-        kept = optimizer.state[param]
-        for name, value in made.items():
-            if name in arrays and name not in kept:
-                kept[name] = torch.empty_like(value, dtype=group.get("state_dtype") or param.dtype)
-            elif name not in arrays and isinstance(kept.get(name), Tensor):
-                kept[name].copy_(value)
-            elif name not in arrays:
-                kept[name] = value
-        complete(optimizer, group, param, self._fresh)
-        if _needs_count(group) and number(kept["step"]) == self._count:  # the class keeps no count
-            kept["step"] += 1
-
-        def put(to: Tensor, value: Tensor, operand: int) -> None:
-            if by_chance and to.dtype == torch.bfloat16:
-                value = like(to, rounded_by_chance(local(value), kept[KEY], number(kept["step"]), operand))
-            to.copy_(value)
-
-        names = _C.STATES[optimizer._numbers(group)[0]]
-        for name, value in arrays.items():
-            put(kept[name], value, 2 + names.index(name))
-        if REST in kept:
-            upper, rest = split(local(self.param))
-            param.copy_(like(param, upper))
-            kept[REST].copy_(like(param, rest))
-        else:
-            if MASTER in kept:
-                kept[MASTER].copy_(self.param)
-            put(param, self.param, 0)
-        if AVERAGE in kept:
-            share = share_of_step(group["ema_decay"], number(kept["step"]))
-            put(kept[AVERAGE], torch.lerp(kept[AVERAGE].float(), exact(param, kept), share), OF_AVERAGE)
-
-
-@contextmanager
-def in_float32(optimizer: FusedStep, groups: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Yields the groups with copies in float32 of what torch's classes, which know one dtype, could not step itself.
-
-    What has become of the copies is stored in the parameters and their states at the end of the block.
-    """
-    copies: list[InFloat32] = []
-
-    def copy(p: Tensor, group: dict[str, Any]) -> Tensor:
-        if steps_as_it_is(p, optimizer.state.get(p, {}), group):
-            return p
-        copies.append(InFloat32(optimizer, group, p))
-        if copies[-1].state:
-            optimizer.state[copies[-1].param] = copies[-1].state
-        return copies[-1].param
-
-    try:
-        yield [{**group, "params": [copy(p, group) for p in group["params"]]} for group in groups]
-        for each in copies:
-            if each.param.grad is not None:
-                each.put_back(optimizer.state.get(each.param, {}))
-    finally:
-        for each in copies:
-            optimizer.state.pop(each.param, None)
 
 
 def memory(optimizer: Optimizer) -> dict[str, int]:

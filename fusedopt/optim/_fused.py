@@ -20,7 +20,6 @@ from torch.utils._device import DeviceContext
 
 from fusedopt import _C
 from fusedopt.optim._averaged import averaged_weights
-from fusedopt.optim._codecs import exact
 from fusedopt.optim._explanation import explain
 from fusedopt.optim._formats import memory
 from fusedopt.optim._options import Options
@@ -88,22 +87,6 @@ class FusedStep(Options):
         """What torch says to a sparse gradient in this group, None where it takes one."""
         raise NotImplementedError
 
-    @property
-    def grad_norm(self) -> Tensor | None:
-        """Norm of all gradients in the last step, unscaled and before clipping.
-
-        A scalar on the first parameter's device, None before the first step or without `max_grad_norm`.
-        """
-        if self._grad_norm is None:
-            return None
-        first: Tensor | None = next((p for group in self.param_groups for p in group["params"]), None)
-        wide = first is not None and first.dtype in (torch.float64, torch.complex128)
-        dtype = torch.float64 if wide else torch.float32
-        device = torch.device("cpu") if first is None else first.device
-        if isinstance(self._grad_norm, Tensor):
-            return self._grad_norm.to(device, dtype, copy=True)
-        return torch.tensor(self._grad_norm, dtype=dtype, device=device)
-
     explain = explain
 
     def bytes_per_step(self) -> int:
@@ -115,10 +98,6 @@ class FusedStep(Options):
 
     memory = memory
     averaged_weights = averaged_weights
-
-    def exact_parameters(self) -> list[Tensor]:
-        """Copies of all parameters in float32 at least: of their master weights, where they have such."""
-        return [exact(p, self.state.get(p, {})) for p in params_of(self)]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, which spends most of its time on telling the profiler: here it is told only when it listens."""
@@ -279,15 +258,10 @@ class FusedStep(Options):
     _averaged = False  # the parameters have the values of their averages
     _reasons: list[str | None] | None = None
     _domains: Domains | None = None
-    _first = 0  # the number of its first parameter, among all of the optimizer that it steps a part of
-    _grad_norm: float | Tensor | None = None  # where a GPU keeps it, or a number
 
     def _first_values(self, group: dict[str, Any]) -> dict[str, float]:
         """What the states start from that do not start from 0."""
         return {}
-
-    def _index_of(self, param: Tensor) -> int:
-        return self._first + next(i for i, p in enumerate(params_of(self)) if p is param)
 
     def _init_states(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Gives parameters their first state, by torch's own code."""

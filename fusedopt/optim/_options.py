@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from fusedopt.optim._codecs import exact
 from fusedopt.optim._formats import DEFAULTS, check_formats, complete, kept_dtypes, restore
 from fusedopt.optim._processes import Spread, find_spread, is_flattened
+from fusedopt.optim._shards import params_of
 from fusedopt.optim._torch import in_layout_of
 
 
@@ -28,7 +31,32 @@ class Options(Optimizer):
     _norm_group: Any = None  # as it was given
     _spread: Spread | None = None  # over which processes the parameters are, where that is not in the tensors
     _made_of: frozenset[int] | None = None  # ids of the parameters that it was given
+    _first = 0  # the number of its first parameter, among all of the optimizer that it steps a part of
+    _grad_norm: float | Tensor | None = None  # where a GPU keeps it, or a number
     _loading: dict[Tensor, dict[str, Any]] | None = None  # states as they were saved, while they are loaded
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """Norm of all gradients in the last step, unscaled and before clipping.
+
+        A scalar on the first parameter's device, None before the first step or without `max_grad_norm`.
+        """
+        if self._grad_norm is None:
+            return None
+        first: Tensor | None = next((p for group in self.param_groups for p in group["params"]), None)
+        wide = first is not None and first.dtype in (torch.float64, torch.complex128)
+        dtype = torch.float64 if wide else torch.float32
+        device = torch.device("cpu") if first is None else first.device
+        if isinstance(self._grad_norm, Tensor):
+            return self._grad_norm.to(device, dtype, copy=True)
+        return torch.tensor(self._grad_norm, dtype=dtype, device=device)
+
+    def exact_parameters(self) -> list[Tensor]:
+        """Copies of all parameters in float32 at least: of their master weights, where they have such."""
+        return [exact(p, self.state.get(p, {})) for p in params_of(self)]
+
+    def _index_of(self, param: Tensor) -> int:
+        return self._first + next(i for i, p in enumerate(params_of(self)) if p is param)
 
     def _options(
         self,
@@ -109,7 +137,10 @@ class Options(Optimizer):
         return super().__getstate__()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's. What is loaded is stored as the options say (:class:`Formats`), whatever it was saved in."""
+        """As torch's. What is loaded is stored as the options say (:class:`Formats`), whatever it was saved in.
+
+        States that are one number, beside `step`, stay in float32 or float64 and where `step` is.
+        """
         with kept_dtypes(self) as self._loading:
             try:
                 super().load_state_dict(state_dict)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fusedopt import _C, sharding
-from fusedopt.optim._formats import InFloat32, steps_as_it_is
+from fusedopt.optim._in_float32 import InFloat32, steps_as_it_is
 from fusedopt.optim._plain import check_size
 from fusedopt.optim._scaling import Scaling, Scalings, gradient_scale
 from fusedopt.optim._shards import Domains, params_of, placed

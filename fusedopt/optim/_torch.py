@@ -12,7 +12,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices
 
 from fusedopt import _C
-from fusedopt.optim._formats import check_formats, complete, in_float32
+from fusedopt.optim._formats import SCALARS, check_formats, complete
+from fusedopt.optim._in_float32 import in_float32
 from fusedopt.optim._plain import number
 from fusedopt.sharding import is_dtensor, local
 
@@ -123,14 +124,21 @@ def _has_odd_numbers(optimizer: FusedStep, groups: list[dict[str, Any]]) -> bool
 
 def _refusable(optimizer: FusedStep, group: dict[str, Any], params: list[Tensor]) -> bool:
     """Whether torch might refuse one of these parameters of a group in the middle of its work."""
-    names = _C.STATES[optimizer._numbers(group)[0]]
+    rule = optimizer._numbers(group)[0]
+    names = [*_C.STATES[rule], *_C.SCALARS[rule]]
     for p in params:
         state = optimizer.state.get(p) or dict.fromkeys(names)
-        like_p = [p.grad, *(v for k, v in state.items() if k != "step")]
-        if not all(name in state for name in names) or any(
-            isinstance(t, Tensor)
-            and (t.shape != p.shape or t.dtype != p.dtype or t.device != p.device or is_dtensor(t) != is_dtensor(p))
-            for t in like_p
+        like_p = [p.grad, *(v for k, v in state.items() if k not in SCALARS)]
+        scalars = [state.get(name) for name in _C.SCALARS[rule]]
+        odd = any(v is not None and getattr(v, "dtype", None) not in (torch.float32, torch.float64) for v in scalars)
+        if (
+            odd
+            or not all(name in state for name in names)
+            or any(
+                isinstance(t, Tensor)
+                and (t.shape != p.shape or t.dtype != p.dtype or t.device != p.device or is_dtensor(t) != is_dtensor(p))
+                for t in like_p
+            )
         ):
             return True
     return bool(group.get("fused"))
@@ -242,7 +250,7 @@ def refuse_capture(optimizer: Optimizer) -> None:
 
 
 def count_on_device(optimizer: Optimizer, indices: list[int], fresh: list[int]) -> None:
-    """Moves the step counts at `indices` to where their parameters are: a kernel will keep them.
+    """Moves step counts and scalars at `indices` to where their parameters are: a kernel will keep them.
 
     Rules that keep no count get one, 0 for those whose first step is to come (`fresh`), else 1: only a kernel will know
     whether a step with an overflow was the first.
@@ -251,7 +259,6 @@ def count_on_device(optimizer: Optimizer, indices: list[int], fresh: list[int]) 
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for i in indices:
         p, state = params[i], optimizer.state[params[i]]
-        if "step" in state:
-            state["step"] = state["step"].to(p.device)
-        else:
+        state |= {name: state[name].to(p.device) for name in SCALARS & state.keys()}
+        if "step" not in state:
             state["step"] = torch.full((), 0.0 if i in first_steps else 1.0, dtype=torch.float32, device=p.device)

@@ -1,0 +1,121 @@
+"""Steps in float32 of what torch's classes, which know one dtype, could not step themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fusedopt import _C
+from fusedopt.optim._codecs import (
+    AVERAGE,
+    EXTRAS,
+    KEY,
+    MASTER,
+    OF_AVERAGE,
+    REST,
+    exact,
+    rounded_by_chance,
+    share_of_step,
+    split,
+)
+from fusedopt.optim._formats import SHORT, complete, elementwise, needs_count
+from fusedopt.optim._plain import number
+from fusedopt.sharding import like, local
+
+if TYPE_CHECKING:
+    from fusedopt.optim._fused import FusedStep
+
+
+def steps_as_it_is(param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> bool:
+    """Whether torch's class may step the parameter and its states themselves."""
+    if param.dtype not in SHORT or group.get("master_weights") or needs_count(group):
+        return param.dtype not in SHORT
+    dtypes = {v.dtype for v in elementwise(param, state).values()} or {group.get("state_dtype") or param.dtype}
+    return dtypes == {param.dtype} or not dtypes <= set(SHORT)
+
+
+class InFloat32:
+    """A parameter, its gradient and states in float32, to be stepped by what knows one dtype only."""
+
+    def __init__(self, optimizer: FusedStep, group: dict[str, Any], param: Tensor) -> None:
+        self._optimizer, self._group, self._param = optimizer, group, param
+        state = optimizer.state.get(param, {})
+        self._fresh = not state
+        self._count = number(state["step"]) if "step" in state else float(not self._fresh)
+        self.param = exact(param, state).requires_grad_(param.requires_grad)
+        """The parameter, with its gradient."""
+        self.param.grad = None if param.grad is None else param.grad.float()
+        own = {name: value for name, value in state.items() if name not in EXTRAS}
+        self.state = own | {name: value.float() for name, value in elementwise(param, own).items()}
+        """Its state: what has one number is the optimizer's own."""
+
+    @torch.no_grad()
+    def put_back(self, made: dict[str, Any]) -> None:
+        """Stores what the parameter and, in `made`, its state have become."""
+        optimizer, group, param = self._optimizer, self._group, self._param
+        arrays = elementwise(self.param, made)
+        by_chance = group.get("stochastic_rounding")
+        if not made and not needs_count(group) and not group.get("master_weights"):
+            param.copy_(self.param)
+            return
+        kept = optimizer.state[param]
+        for name, value in made.items():
+            if name in arrays and name not in kept:
+                kept[name] = torch.empty_like(value, dtype=group.get("state_dtype") or param.dtype)
+            elif name not in arrays and isinstance(kept.get(name), Tensor):
+                kept[name].copy_(value)
+            elif name not in arrays:
+                kept[name] = value
+        complete(optimizer, group, param, self._fresh)
+        if needs_count(group) and number(kept["step"]) == self._count:  # the class keeps no count
+            kept["step"] += 1
+
+        def put(to: Tensor, value: Tensor, operand: int) -> None:
+            if by_chance and to.dtype == torch.bfloat16:
+                value = like(to, rounded_by_chance(local(value), kept[KEY], number(kept["step"]), operand))
+            to.copy_(value)
+
+        names = _C.STATES[optimizer._numbers(group)[0]]
+        for name, value in arrays.items():
+            put(kept[name], value, 2 + names.index(name))
+        if REST in kept:
+            upper, rest = split(local(self.param))
+            param.copy_(like(param, upper))
+            kept[REST].copy_(like(param, rest))
+        else:
+            if MASTER in kept:
+                kept[MASTER].copy_(self.param)
+            put(param, self.param, 0)
+        if AVERAGE in kept:
+            share = share_of_step(group["ema_decay"], number(kept["step"]))
+            put(kept[AVERAGE], torch.lerp(kept[AVERAGE].float(), exact(param, kept), share), OF_AVERAGE)
+
+
+@contextmanager
+def in_float32(optimizer: FusedStep, groups: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yields the groups with copies in float32 of what torch's classes, which know one dtype, could not step itself.
+
+    What has become of the copies is stored in the parameters and their states at the end of the block.
+    """
+    copies: list[InFloat32] = []
+
+    def copy(p: Tensor, group: dict[str, Any]) -> Tensor:
+        if steps_as_it_is(p, optimizer.state.get(p, {}), group):
+            return p
+        copies.append(InFloat32(optimizer, group, p))
+        if copies[-1].state:
+            optimizer.state[copies[-1].param] = copies[-1].state
+        return copies[-1].param
+
+    try:
+        yield [{**group, "params": [copy(p, group) for p in group["params"]]} for group in groups]
+        for each in copies:
+            if each.param.grad is not None:
+                each.put_back(optimizer.state.get(each.param, {}))
+    finally:
+        for each in copies:
+            optimizer.state.pop(each.param, None)
