@@ -138,7 +138,7 @@ class FusedStep(Options):
             What the closure returned, else None.
 
         Raises:
-            What torch's class raises. Nothing has been changed then.
+            Exception: what torch's class raises. Nothing has been changed then.
         """
         if torch.compiler.is_compiling():
             return _uncompiled_step(self, *args, **kwargs)
