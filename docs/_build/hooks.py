@@ -10,6 +10,7 @@ from mkdocs.structure.files import File, Files
 
 RESULTS = Path("benchmarks/results")
 RESULT_LINK = re.compile(r"\(\.\./(benchmarks/results/[^)]*?)(\.md)?\)")
+IN_NOTEBOOK = re.compile(r"\$\$(?P<block>[^$]+)\$\$|\$(?P<line>[^$\n]+)\$")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -26,13 +27,14 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return RESULT_LINK.sub(lambda found: f"({found[1]}{'.md.txt' if found[2] else ''})", markdown)
 
 
-def _mathml(found: re.Match[str]) -> str:
-    formula = unescape(found[3]).strip()
-    if found[2] == "(":
-        return convert(formula)
-    return f'<div class="formula">{convert(formula, display="block")}</div>'
+def mathml(formula: str, block: bool) -> str:
+    """Returns a formula as MathML, which browsers draw by themselves."""
+    drawn = convert(unescape(formula).strip(), display="block" if block else "inline")
+    return f'<div class="formula">{drawn}</div>' if block else drawn
 
 
-def on_page_content(html: str, **_: Any) -> str:
-    """Turns formulas into MathML, which browsers draw by themselves."""
-    return FORMULA.sub(_mathml, html)
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Draws the formulas of a page."""
+    if page.file.src_uri.endswith(".ipynb"):
+        return IN_NOTEBOOK.sub(lambda found: mathml(found["block"] or found["line"], bool(found["block"])), html)
+    return FORMULA.sub(lambda found: mathml(found[3], found[2] == "["), html)
