@@ -66,7 +66,7 @@ class SGD(FusedStep, torch.optim.SGD):
 
     A state_dict says its form. `load_state_dict` converts the buffers of the other form, torch.optim.SGD's among them,
     by the learning rate in the state_dict, so that the next step is the one that the saved optimizer would have made.
-    torch.optim.SGD cannot do this: it would read a classic velocity as a buffer of its own, and all but lose it. To go
+    torch.optim.SGD cannot do this: it would read a classic velocity as its own buffer, which is much larger. To go
     there, load the classic state into ``SGD(..., momentum_form="torch")`` first, and its state_dict into torch's.
 
     Args:
