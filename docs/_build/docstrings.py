@@ -11,6 +11,7 @@ DISPLAYED = re.compile(r"^( *)\.\. math:: *(.*(?:\n(?:\1 +\S.*|(?= *\n\1 +\S) *)
 INLINE = re.compile(r":math:`([^`]*)`")
 ROLE = re.compile(r":(?:class|func|meth|attr):`~?([^`]*)`")
 PAGE = re.compile(r"\bdocs/((?:\w+/)?\w+)\.md\b")  # pages with docstrings are in a folder of docs/
+LITERAL = re.compile(r"::$", re.MULTILINE)  # before an indented block, which Markdown takes for code anyway
 TOGETHER = re.compile(r"^ {4}((?:\*{0,2}\w+,\s+)+\*{0,2}\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
@@ -27,7 +28,7 @@ def _one_by_one(found: re.Match[str]) -> str:
 def markdown(text: str) -> str:
     """Returns a docstring for the site: formulas, roles, and arguments that are described together each by itself."""
     text = INLINE.sub(r"$\1$", DISPLAYED.sub(_displayed, text))
-    text = PAGE.sub(r"[\g<0>](../\1.md)", ROLE.sub(r"`\1`", text))
+    text = PAGE.sub(r"[\g<0>](../\1.md)", ROLE.sub(r"`\1`", LITERAL.sub(":", text)))
     return TOGETHER.sub(_one_by_one, text)
 
 
