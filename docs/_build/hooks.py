@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File, Files
 
+logger = get_plugin_logger(__name__)
 RESULTS = Path("benchmarks/results")
 RESULT_LINK = re.compile(r"\(\.\./(benchmarks/results/[^)]*?)(\.md)?\)")
 IN_NOTEBOOK = re.compile(r"\$\$(?P<block>[^$]+)\$\$|\$(?P<line>[^$\n]+)\$")
+SOURCE = re.compile(r"<pre.*?</pre>", re.DOTALL)
+LEFT = re.compile(r'class="arithmatex"|<mi>&(?:amp;)?</mi>|<p>\.\. \w+::|:(?:math|class|func):')
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -37,4 +41,7 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
     """Draws the formulas of a page."""
     if page.file.src_uri.endswith(".ipynb"):
         return IN_NOTEBOOK.sub(lambda found: mathml(found["block"] or found["line"], bool(found["block"])), html)
-    return FORMULA.sub(lambda found: mathml(found[3], found[2] == "["), html)
+    html = FORMULA.sub(lambda found: mathml(found[3], found[2] == "["), html)
+    if left := LEFT.search(SOURCE.sub("", html)):
+        logger.warning("%s: formula or role that has not been understood: %s", page.file.src_uri, left[0])
+    return html
