@@ -14,7 +14,7 @@ RESULTS = Path("benchmarks/results")
 RESULT_LINK = re.compile(r"\(\.\./(benchmarks/results/[^)]*?)(\.md)?\)")
 IN_NOTEBOOK = re.compile(r"\$\$(?P<block>[^$]+)\$\$|\$(?P<line>[^$\n]+)\$")
 SOURCE = re.compile(r"<pre.*?</pre>", re.DOTALL)
-LEFT = re.compile(r'class="arithmatex"|<mi>&(?:amp;)?</mi>|<p>\.\. \w+::|:(?:math|class|func):')
+LEFT = re.compile(r'class="arithmatex"|<mi>(?:\\\w|&(?:amp;)?</mi>)|<p>\.\. \w+::|:(?:math|class|func):')
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
