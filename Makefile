@@ -2,6 +2,8 @@
 # make test     set-up, then the whole test suite, the CUDA kernels' on the CPU included
 # make integrations  trainings with Lightning, Accelerate, Transformers and timm, under torchrun and torch.compile, in an
 #               environment of their own on top of it
+# make docs     the site of the pages under docs/, in site/; fails on a broken link or a missing docstring
+# make notebooks  runs docs/notebooks again and keeps their output, in the same environment as make docs
 # make lint     ruff, mypy, clang-format
 # make wheel    a wheel for the torch at hand, in dist/; its version says which torch and CUDA
 # make versions  builds and tests with every pair of Python and torch in PAIRS, and prints a table
@@ -39,6 +41,12 @@ test-cuda-on-cpu: $(VENV)/ready
 integrations: $(VENV)-integrations/ready $(VENV)/built
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)-integrations/bin/python -m pytest -q -n $(JOBS) -W default \
 	    -o faulthandler_timeout=400 -o faulthandler_exit_on_timeout=true tests/integrations
+
+docs: $(VENV)-docs/ready
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict
+
+notebooks: $(VENV)-docs/ready $(VENV)/built
+	PYTHONPATH=. $(VENV)-docs/bin/python docs/_build/run_notebooks.py
 
 # A tree of its own for another build of the extension, which would otherwise take the place of the real one.
 define copy
@@ -86,12 +94,12 @@ $(VENV)/ready: pyproject.toml
 	touch $@
 
 # On top of the other: what it lacks is installed here, and nothing there changes.
-$(VENV)-integrations/ready: $(VENV)/ready pyproject.toml
-	$(PYTHON) -m venv $(VENV)-integrations
+$(VENV)-%/ready: $(VENV)/ready pyproject.toml
+	$(PYTHON) -m venv $(VENV)-$*
 	$(VENV)/bin/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
-	    > "$$($(VENV)-integrations/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
-	$(VENV)/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*p['integrations'], sep='\n')" > $(VENV)-integrations/requirements.txt
-	$(VENV)-integrations/bin/pip install -q --disable-pip-version-check $(TORCH) -r $(VENV)-integrations/requirements.txt
+	    > "$$($(VENV)-$*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
+	$(VENV)/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*p['$*'], sep='\n')" > $(VENV)-$*/requirements.txt
+	$(VENV)-$*/bin/pip install -q --disable-pip-version-check $(TORCH) -r $(VENV)-$*/requirements.txt
 	touch $@
 
 $(VENV)/built: $(VENV)/ready setup.py $(SOURCES)
@@ -99,6 +107,6 @@ $(VENV)/built: $(VENV)/ready setup.py $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-integrations build *.egg-info fusedopt/_C.*.so
+	rm -rf $(VENV) $(VENV)-integrations $(VENV)-docs build site *.egg-info fusedopt/_C.*.so
 
-.PHONY: demo test test-cpu test-cuda-on-cpu integrations bench bench-host gpu lint wheel versions sanitize clean
+.PHONY: demo test test-cpu test-cuda-on-cpu integrations docs notebooks bench bench-host gpu lint wheel versions sanitize clean

@@ -1,4 +1,4 @@
-"""The hand-written loop whose bandwidth a step is held against: compiles and calls ``stream_loop.cpp``."""
+"""The hand-written loop with whose bandwidth a step is compared: compiles and calls ``stream_loop.cpp``."""
 
 import ctypes
 import functools

@@ -37,16 +37,16 @@ _listeners: list[Listener] = []
 
 
 def install() -> None:
-    """Makes torch.optim's classes give instances of ours, in the whole process, whoever calls them.
+    """Makes torch.optim's classes give fusedopt's optimizers, in the whole process.
 
-    ``torch.optim.AdamW(...)`` is a `fusedopt.AdamW` from here on, which is a `torch.optim.AdamW`, too. Subclasses of
-    torch's classes and optimizers that exist stay as they are. Calling it again changes nothing.
+    ``torch.optim.AdamW(...)`` then makes a `fusedopt.AdamW`, which is a `torch.optim.AdamW` too. Subclasses of torch's
+    classes and existing optimizers stay as they are. Calling it again changes nothing.
     """
     _change(wanted=True)
 
 
 def uninstall() -> None:
-    """Undoes `install`: torch's classes are as they were. Optimizers made meanwhile stay ours.
+    """Undoes `install`. Optimizers made in between stay fusedopt's.
 
     Blocks of `installed` that are running in other threads keep the classes replaced to their end.
     """
@@ -55,7 +55,7 @@ def uninstall() -> None:
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """Has torch.optim's classes replaced in the block, as by `install`, in all threads."""
+    """Replaces torch.optim's classes inside the block, as `install` does, in all threads."""
     _change(blocks=1)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a step costs in each implementation, on parameters that somebody has: `fusedopt.compare`."""
+"""What a step costs in each implementation, on your own parameters: `fusedopt.compare`."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def compare(
     seconds: float = 100.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
-    """Times `step()` of optimizers in ours, torch's and other installed packages' implementations, in turns.
+    """Times `step()` in fusedopt's, torch's and other installed packages' implementations, in turns.
 
-    All work on copies of the parameters, with drawn gradients and a tiny learning rate: nothing that is given changes.
+    All work on copies of the parameters, with random gradients and a tiny learning rate: nothing of yours changes.
 
     Args:
-        subject: an optimizer at hand, whose class and options are taken; a model; shapes of parameters; or a name that
+        subject: your optimizer, whose class and options are used; a model; shapes of parameters; or a name that
             :func:`fusedopt.benchmark.subjects.find_subject` knows.
-        optimizers: names such as ``AdamW`` and ``SGD-Nesterov``, by default four; not with an optimizer at hand.
-        implementations: the names of those to be timed; all that there are by default.
-        batch: times whole training steps, too, on drawn inputs, this many at a time; needs a model.
-        inputs: a batch for the model, in the place of drawn inputs.
+        optimizers: names such as ``AdamW`` and ``SGD-Nesterov``, by default four; not together with your optimizer.
+        implementations: names of those to time; by default all that are installed.
+        batch: times whole training steps too, on batches of this many random inputs; needs a model.
+        inputs: a batch for the model, instead of random inputs.
         input_shape: of one drawn input, where the model's source does not tell.
         dtype: of the parameters; their own by default.
         device: where to measure; that of the parameters by default.
-        seconds: for everything, about. Large models may take longer: each step is taken at least eight times.
-        say: is told what comes next.
+        seconds: for everything, roughly. Large models may take longer: each step is timed at least eight times.
+        say: called with a line about what comes next.
 
     Raises:
-        ValueError: something of this is not there, or cannot be measured.
+        ValueError: an argument names something that does not exist or cannot be measured.
         TypeError: an optimizer that is neither torch's nor ours.
     """
     start = perf_counter()

@@ -22,7 +22,7 @@ class Measured:
         optimizer, implementation: names.
         seconds: of a step, over the repeats.
         repeats, calls: how often it was timed, and how many steps each time.
-        step_bytes: what the rule has to read and write in a step at least; None where nothing declares it.
+        step_bytes: the least that the rule has to read and write in a step; None where it is not known.
         copy_share: the bandwidth that `step_bytes` makes in the median step, of that of a copy. Above 1 where the
             operands stay in a cache.
         state_bytes: of the optimizer's state.
@@ -47,7 +47,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` measured. Printed, it is a table in words.
+    """What `compare` measured; prints as a table.
 
     Attributes:
         subject: what it was measured on.

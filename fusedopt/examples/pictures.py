@@ -157,7 +157,7 @@ def _draw_projections(axes: Axes, switches: list[list[float]], beta: float) -> N
         color="black",
         label="\u03bb / (1 - \u03b2\u2082\u1d4f), their average",
     )
-    axes.set(yscale="log", xlabel="step", title="What Adam's steps would be worth to SGD")
+    axes.set(yscale="log", xlabel="step", title="Step sizes of SGD that match Adam's steps")
     axes.legend(frameon=False, loc="upper right", markerscale=5)
 
 

@@ -1,4 +1,4 @@
-"""What is done to gradients between the backward pass and the step: noise, clipping, and watching them."""
+"""Gradients between the backward pass and the step: noise, clipping, recording."""
 
 from fusedopt.gradients.capture import capture
 from fusedopt.gradients.clip import clip_grad_norm_, clip_grad_value_

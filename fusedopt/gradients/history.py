@@ -1,4 +1,4 @@
-"""What `capture` recorded: to look at, to plot, to keep."""
+"""What `capture` recorded: values, plots, a file."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class GradientNoise:
         return float(self.eta / (1 + step) ** self.gamma)
 
     def detach(self) -> None:
-        """Takes the noise off the optimizer; its later steps are as if there had never been any."""
+        """Removes the noise: the optimizer's later steps have none."""
         self._hook.remove()
 
     def state_dict(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def find_lr(
     non_blocking_transfer: bool = True,
     progress: Progress | None = None,
 ) -> LRFinderResult:
-    """Finds a learning rate by a range test: trains while the learning rate grows, and looks at the loss.
+    """Finds a learning rate by a range test: trains while the learning rate grows, and watches the loss.
 
     Everything is put back as it was, also after an exception or Ctrl-C: parameters, buffers, gradients, the modes of
     all modules, the states of optimizer and scaler, all random number generators, the position of a `DataLoader` and of

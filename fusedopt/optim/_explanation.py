@@ -1,4 +1,4 @@
-"""Which path a parameter took, and why, in words."""
+"""Which path a parameter took, and why."""
 
 from __future__ import annotations
 

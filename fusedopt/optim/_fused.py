@@ -1,4 +1,4 @@
-"""The mixin that gives an optimizer class its fused step, and hands to torch what the fused path does not take."""
+"""The mixin that gives an optimizer class its fused step, and falls back to torch for what that does not support."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _native: ContextVar[bool] = ContextVar("fusedopt_native", default=os.environ.get
 
 @contextmanager
 def native() -> Iterator[None]:
-    """Runs every step inside the block on torch's own path, for bisecting. `FUSEDOPT_DISABLE=1` does so everywhere."""
+    """Runs each step in the block by torch's implementation, for bisecting; `FUSEDOPT_DISABLE=1` does so everywhere."""
     token = _native.set(True)
     try:
         yield
@@ -90,7 +90,7 @@ class FusedStep(Options):
     explain = explain
 
     def bytes_per_step(self) -> int:
-        """Bytes that the last step's fused path has to read and write at least, by the declarations of its rules."""
+        """The least number of bytes that the last step's fused path has to read and write, as its rules declare it."""
         if self._plan is None or self._reasons is not None:
             return 0
         late = [self._is_late(group) for group in self.param_groups]
@@ -100,7 +100,7 @@ class FusedStep(Options):
     averaged_weights = averaged_weights
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch's, which spends most of its time on telling the profiler: here it is told only when it listens."""
+        """As torch's, but records itself for the profiler only while one runs: recording takes most of torch's time."""
         inherited = super().zero_grad
         if (
             not set_to_none
@@ -124,7 +124,7 @@ class FusedStep(Options):
             What the closure returned, else None.
 
         Raises:
-            What torch's class raises. Nothing has been changed then.
+            Exception: what torch's class raises. Nothing has been changed then.
         """
         if torch.compiler.is_compiling():
             return _uncompiled_step(self, *args, **kwargs)

@@ -30,10 +30,10 @@ from fusedopt.optim._torch import step_twin
 
 
 def step_in_backward(optimizer: Optimizer) -> StepsInBackward:
-    """Has `backward()` step each parameter as its gradient is complete, and free the gradient at once.
+    """Makes `backward()` step each parameter as soon as its gradient is complete, and free the gradient.
 
-    So few gradients are in memory at a time, in place of all of them. The loop stays as it is: `optimizer.step()` steps
-    what is left (a gradient that was set by hand, a parameter that has come since), which most often is nothing. Each
+    So only a few gradients are in memory at a time. The loop stays the same: `optimizer.step()` steps what is left (a
+    gradient that was set by hand, a parameter that was added since), usually nothing. Each
     `backward()` is a step; to accumulate over several, run all but the last within `accumulating()`::
 
         steps = fusedopt.step_in_backward(optimizer)
@@ -44,15 +44,15 @@ def step_in_backward(optimizer: Optimizer) -> StepsInBackward:
             scheduler.step()
 
     The results are those of ordinary steps, bit for bit, with one class and the same gradients. Groups and `state` are
-    the optimizer's: its schedulers act as ever, and its `state_dict` may be saved and loaded with steps in the backward
+    the optimizer's: schedulers work as usual, and its `state_dict` may be saved and loaded with steps in the backward
     pass or without. A parameter that is used several times is stepped once. `backward(create_graph=True)`, whose
     gradients are to be differentiated again, leaves them to the next `backward()` or `step()`.
 
-    What looks at gradients, or changes them, between `backward()` and `step()` finds none, as clipping and all-reduces
-    by hand. Keep the optimizer as long as you train.
+    Code that reads or changes gradients between `backward()` and `step()`, such as clipping or all-reducing by hand,
+    finds none. Keep the optimizer alive as long as you train.
 
     Args:
-        optimizer: any of fusedopt's, or of torch.optim's but LBFGS.
+        optimizer: any of fusedopt's, or of torch.optim's except LBFGS.
 
     Returns:
         A handle with `remove()`, after which steps are ordinary again; as a context manager, it removes itself.

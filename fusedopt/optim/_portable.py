@@ -15,7 +15,7 @@ _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.comp
 
 
 def portable_state_dict(optimizer: Optimizer) -> dict[str, Any]:
-    """The optimizer's `state_dict`, to go on with in torch's class, or in any other form of ours.
+    """The optimizer's `state_dict` for torch's class, or for ours with other options.
 
     States of fewer than 4 bytes a number become float32; those of 4 and 8 stay as they are, and are not copied. Options
     and states that torch's class does not know are left out: `state_dtype`, `capturable` of SGD and Adagrad, `fused` of
@@ -25,7 +25,7 @@ def portable_state_dict(optimizer: Optimizer) -> dict[str, Any]:
 
     So torch.optim's classes load what those of the same name here give. LAMB, LARS, Lion, SWATS and DeltaBarDelta have
     none there: theirs keeps all their own keys but `state_dtype`, and loads into them.
-    Whoever loads a state casts it to the dtype of its parameter, or to the `state_dtype` of ours.
+    Loading casts a state to the dtype of its parameter, or to our `state_dtype`.
 
     Args:
         optimizer: any of fusedopt's; of another class only the dtypes change.

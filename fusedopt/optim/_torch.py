@@ -1,4 +1,4 @@
-"""torch's own path: what the fused one does not take goes through torch's implementation, with torch's result."""
+"""torch's implementation, for what the fused path does not support, with torch's result."""
 
 from __future__ import annotations
 

@@ -22,9 +22,10 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
     """torch.optim.Adagrad with a fused step.
 
     Args:
-        params, lr, lr_decay, weight_decay, initial_accumulator_value, eps, foreach, maximize, differentiable, fused: as
-            in :class:`torch.optim.Adagrad`. `foreach` and `fused` choose only among torch's own implementations, for
-            parameters that take torch's path, and `fused=True` leaves unscaling under a `GradScaler` to the step.
+        params, lr, lr_decay, weight_decay, initial_accumulator_value, eps, maximize, differentiable: as in
+            :class:`torch.optim.Adagrad`.
+        foreach, fused: choose only among torch's own implementations, for parameters that fall back to them;
+            `fused=True` also leaves unscaling under a :class:`torch.amp.GradScaler` to the step.
         capturable: whether the step may be captured in a CUDA graph.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.

@@ -39,10 +39,10 @@ class Adam(_FusedAdam, torch.optim.Adam):
     """torch.optim.Adam with a fused step.
 
     Args:
-        params, lr, betas, eps, weight_decay, amsgrad, foreach, maximize, capturable, differentiable, fused,
-            decoupled_weight_decay: as in :class:`torch.optim.Adam`. `foreach` and `fused` choose only among torch's own
-            implementations, for parameters that take torch's path, and `fused=True` leaves unscaling under a
-            `GradScaler` to the step.
+        params, lr, betas, eps, weight_decay, amsgrad, maximize, capturable, differentiable, decoupled_weight_decay: as
+            in :class:`torch.optim.Adam`.
+        foreach, fused: choose only among torch's own implementations, for parameters that fall back to them;
+            `fused=True` also leaves unscaling under a :class:`torch.amp.GradScaler` to the step.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.
         norm_group: the processes over which each parameter is split, where that cannot be seen: docs/distributed.md.
@@ -95,8 +95,10 @@ class AdamW(_FusedAdam, torch.optim.AdamW):
     """torch.optim.AdamW with a fused step.
 
     Args:
-        params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
-            :class:`torch.optim.AdamW`; `foreach` and `fused` as in :class:`Adam`.
+        params, lr, betas, eps, weight_decay, amsgrad, maximize, capturable, differentiable: as in
+            :class:`torch.optim.AdamW`.
+        foreach, fused: choose only among torch's own implementations, for parameters that fall back to them;
+            `fused=True` also leaves unscaling under a :class:`torch.amp.GradScaler` to the step.
         max_grad_norm, norm_group, **formats: as in :class:`Adam`.
 
     Raises:

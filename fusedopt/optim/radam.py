@@ -19,12 +19,12 @@ _RULE = _C.RULES["radam"]
 
 
 class RAdam(FusedStep, torch.optim.RAdam):
-    """torch.optim.RAdam with a fused step, which torch has not.
+    """torch.optim.RAdam with a fused step, which torch lacks.
 
     Args:
-        params, lr, betas, eps, weight_decay, decoupled_weight_decay, foreach, maximize, capturable, differentiable: as
-            in :class:`torch.optim.RAdam`. `foreach` chooses only among torch's own implementations, for parameters that
-            take torch's path.
+        params, lr, betas, eps, weight_decay, decoupled_weight_decay, maximize, capturable, differentiable: as in
+            :class:`torch.optim.RAdam`.
+        foreach: chooses only among torch's own implementations, for parameters that fall back to them.
         fused: True leaves unscaling under a :class:`torch.amp.GradScaler` to the step, as in torch's fused classes.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.

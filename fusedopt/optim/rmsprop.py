@@ -20,12 +20,12 @@ _CENTERED, _CENTERED_MOMENTUM = _C.RULES["rmsprop_centered"], _C.RULES["rmsprop_
 
 
 class RMSprop(FusedStep, torch.optim.RMSprop):
-    """torch.optim.RMSprop with a fused step, which torch has not.
+    """torch.optim.RMSprop with a fused step, which torch lacks.
 
     Args:
-        params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, differentiable: as in
-            :class:`torch.optim.RMSprop`. `foreach` chooses only among torch's own implementations, for parameters
-            that take torch's path.
+        params, lr, alpha, eps, weight_decay, momentum, centered, capturable, maximize, differentiable: as in
+            :class:`torch.optim.RMSprop`.
+        foreach: chooses only among torch's own implementations, for parameters that fall back to them.
         fused: True leaves unscaling under a :class:`torch.amp.GradScaler` to the step, as in torch's fused classes.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.

@@ -19,11 +19,11 @@ _RULE = _C.RULES["rprop"]
 
 
 class Rprop(FusedStep, torch.optim.Rprop):
-    """torch.optim.Rprop with a fused step, which torch has not.
+    """torch.optim.Rprop with a fused step, which torch lacks.
 
     Args:
-        params, lr, etas, step_sizes, capturable, foreach, maximize, differentiable: as in :class:`torch.optim.Rprop`.
-            `foreach` chooses only among torch's own implementations, for parameters that take torch's path.
+        params, lr, etas, step_sizes, capturable, maximize, differentiable: as in :class:`torch.optim.Rprop`.
+        foreach: chooses only among torch's own implementations, for parameters that fall back to them.
         fused: True leaves unscaling under a :class:`torch.amp.GradScaler` to the step, as in torch's fused classes.
         max_grad_norm: clips the norm of all gradients, over all groups, as
             :func:`torch.nn.utils.clip_grad_norm_` before the step would; the gradients themselves stay as they are.

@@ -67,13 +67,14 @@ class SGD(FusedStep, torch.optim.SGD):
 
     A state_dict says its form. `load_state_dict` converts the buffers of the other form, torch.optim.SGD's among them,
     by the learning rate in the state_dict, so that the next step is the one that the saved optimizer would have made.
-    torch.optim.SGD cannot do this: it would read a classic velocity as a buffer of its own, and all but lose it. To go
+    torch.optim.SGD cannot do this: it would read a classic velocity as its own buffer, which is much larger. To go
     there, load the classic state into ``SGD(..., momentum_form="torch")`` first, and its state_dict into torch's.
 
     Args:
-        params, lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, differentiable, fused: as in
-            :class:`torch.optim.SGD`. `foreach` and `fused` choose only among torch's own implementations, for
-            parameters that take torch's path, and `fused=True` leaves unscaling under a `GradScaler` to the step.
+        params, lr, momentum, dampening, weight_decay, nesterov, maximize, differentiable: as in
+            :class:`torch.optim.SGD`.
+        foreach, fused: choose only among torch's own implementations, for parameters that fall back to them;
+            `fused=True` also leaves unscaling under a :class:`torch.amp.GradScaler` to the step.
         momentum_form: "torch" or "classic"; groups may differ. To change it in the middle of a run, save and load.
         capturable: whether the step may be captured in a CUDA graph.
         max_grad_norm: clips the norm of all gradients, over all groups, as

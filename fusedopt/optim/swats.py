@@ -132,7 +132,7 @@ class SWATS(FusedStep, _TorchSWATS):
     r"""Adam that switches to SGD with momentum, at a learning rate which it finds itself; with a fused step.
 
     Step k of a parameter group, from the gradient g (negated by `maximize`, with `weight_decay` times the parameter
-    added), is Adam's, and the step size that it would be worth to SGD is that which, along the gradient, goes as far:
+    added), is Adam's, and corresponds to the step size with which SGD would go as far along the gradient:
 
     .. math::
         p_k = -\eta \frac{\sqrt{1 - \beta_2^k}}{1 - \beta_1^k} \frac{m_k}{\sqrt{a_k} + \epsilon}, \qquad
@@ -150,8 +150,8 @@ class SWATS(FusedStep, _TorchSWATS):
     Three things that the paper leaves open: each group has a switch of its own. :math:`\Lambda` must be positive, or
     SGD would climb. A schedule, or you, may go on to change `lr`: :math:`\Lambda` is scaled by `lr` over that at the
     switch. As in the paper `eps` is in both places, and beside the root before its correction; the decision is about
-    step sizes, so a default of 1e-9 next to steps of 1e-3 asks for a lot: see docs/methods.md for what a larger one
-    does.
+    step sizes, so a default of 1e-9 next to steps of 1e-3 asks for a lot: see docs/optimizers/swats.md for what a
+    larger one does.
 
     A group decides within its step's own launch, and the host does not wait to learn of it. The decision is taken where
     the group's first parameter is: a group with parameters on several devices, or with one that cannot be fused, takes

@@ -1,4 +1,4 @@
-"""Everything that a run is made of, saved so that it can go on after any interruption as if there had been none."""
+"""Checkpoints, from which a run goes on after any interruption as if there had been none."""
 
 from __future__ import annotations
 
@@ -57,9 +57,10 @@ class Checkpoint:
         checkpoint.save(epoch=epoch, step=step, metric=accuracy)
 
     A file holds the state of every object given, the states of the random number generators of torch on every device,
-    of NumPy and of Python, and the position. It is written beside, flushed to the disk and renamed, so that a process
-    may be killed at any moment, and carries a checksum. It holds no code, and none is run when it is loaded. A run that
-    is resumed agrees bit for bit with one that was never interrupted, where the machine computes the same twice.
+    of NumPy and of Python, and the position. It is written under another name, flushed to the disk and renamed, so that
+    a process may be killed at any moment, and carries a checksum. It holds no code, and none is run when it is loaded.
+    A run that is resumed agrees bit for bit with one that was never interrupted, where the machine
+    computes the same twice.
 
     States may hold tensors, what Python's own numbers, strings, lists, tuples, sets and dictionaries make, and numbers
     and arrays of NumPy. Anything else is an error that names it, before the first step where `load` is called there.

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 
 class Simulation(NamedTuple):
-    """What the optimizer would step with.
+    """Learning rates and momenta of the coming steps.
 
     Attributes:
         lr: float64 [steps, groups], on the CPU.

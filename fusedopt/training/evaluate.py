@@ -1,4 +1,4 @@
-"""What a network makes of images that it was not trained on."""
+"""Loss, accuracy and predictions on images."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ Progress = Callable[[Iterable[Batch], int, Metrics], Iterable[Batch]]
 
 
 class ProgressBar:
-    """A bar with running loss and accuracy, images per second and the time left; not where nobody sees it.
+    """A bar with running loss and accuracy, images per second and the time left; by default only on a terminal.
 
     Args:
         interval: seconds between two looks at the metrics, each of which waits for the device.

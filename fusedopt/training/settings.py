@@ -1,4 +1,4 @@
-"""How a training goes, beyond its model, optimizer and data."""
+"""Options of a training, beyond its model, optimizer and data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fusedopt.training.compute import DTYPES
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Options of `fusedopt.training.train`; without any, training is in the model's own precision at a constant rate.
+    """Options of `fusedopt.training.train`. The default is the model's own precision and a constant learning rate.
 
     Attributes:
         accumulate: batches whose gradients are averaged for one optimizer step; the last step of an epoch takes those
