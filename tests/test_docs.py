@@ -34,6 +34,15 @@ OPTIMIZERS = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_stays_open():
+    yield
+    matplotlib.pyplot.close("all")
+
+
 def title(page: Path) -> str:
     return str(page.relative_to(ROOT).with_suffix(""))
 

@@ -19,6 +19,15 @@ SMALL = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_stays_open():
+    yield
+    plt.close("all")
+
+
 def code_cells(path: Path) -> list[dict[str, Any]]:
     return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
 
@@ -37,7 +46,6 @@ def test_it_runs(path, monkeypatch, tmp_path, capsys):
         for number, cell in enumerate(rest):
             exec(compile("".join(cell["source"]), f"{path.name}, cell {number}", "exec"), namespace)
     assert "False" not in capsys.readouterr().out  # what a cell compares agrees
-    plt.close("all")
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
