@@ -127,7 +127,7 @@ double share(const std::vector<int64_t>& sizes, RuleId rule, Storage storage, bo
   Set set(sizes, rule, storage);
   fill(rule);
   std::vector<char> row((info(rule).bytes[0] + 7) / 8 * 8);
-  info(rule).fold[0](row.data(), numbers, 5, 1, nullptr);
+  info(rule).fold[0](row.data(), numbers, 5, 1, nullptr, nullptr);
   const Rows rows{row.data(), int32_t(row.size()), int32_t(row.size()), true, clip};
   Scaling scaling;
   if (clip) scaling.square_sum = set.view.square_sum, scaling.max_norm = 1e9, scaling.epsilon = 1e-6;

@@ -176,7 +176,9 @@ def test_odd_ones_are_torchs(case: Case, kind: str) -> None:
 @each_case
 def test_a_missing_one_is_torchs_error(case: Case) -> None:
     params = make_params()
-    opt = case.make(params)
+    strided = torch.ones(8, device=gpu.TEST_DEVICE)[::2].requires_grad_()  # torch's as well, and before
+    params = [strided, *params]
+    opt = case.make([{"params": [p]} for p in params])
     set_grads(params, 0)
     opt.step()
     del opt.state[params[1]][case.scalars[0]]

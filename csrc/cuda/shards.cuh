@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x || skipped(scaling)) return;
   auto numbers = *reinterpret_cast<const typename Rule<double>::Numbers*>(row.numbers);
   if (row.lr) numbers.lr = number(row.lr, row.double_lr);
-  const auto rule = make<Rule<double>>(numbers, 1, 1, row.memory, nullptr);
+  const auto rule = make<Rule<double>>(numbers, 1, 1, row.memory);
   if (!rule.is_late()) rule.decide(sums[0], sums[1]);
 }
 

@@ -83,7 +83,7 @@ constexpr int scalars_of() {
 }
 template <class Rule>
 FUSEDOPT_HD Rule make(const typename Rule::Numbers& numbers, double count, double scale, double* memory,
-                      const Scalar* scalars) {
+                      const Scalar* scalars = nullptr) {
   if constexpr (memory_of<Rule>() != 0) return Rule(numbers, count, scale, memory);
   else if constexpr (scalars_of<Rule>() != 0)
     return Rule(numbers, count, scale, *reinterpret_cast<const typename Rule::Scalars*>(scalars));

@@ -18,7 +18,7 @@ using namespace fusedopt::cuda;
 constexpr int kTensors = 4;
 constexpr int kNumels[kTensors] = {int(kChunkSize) + 11, 64, 1, 1003};
 constexpr int kMisaligned = 3;  // this tensor's operands begin one element into their memory
-constexpr double kGradScale = 8, kMaxNorm = 1;
+constexpr double kGradScale = 8, kMaxNorm = 1, kScalar = 0.5;  // the last, of each scalar before the step
 
 #define CHECK(condition) ((condition) ? void() : (std::printf("%s:%d: wrong\n", __FILE__, __LINE__), std::exit(1)))
 
@@ -45,6 +45,10 @@ class Step {
         tensors_[t].addr[k] = operands_.back().get() + offset * size;
         tensors_[t].storage[k] = k < 2 ? kStorage<P> : kStorage<S>;
         for (int i = 0; i < kNumels[t]; ++i) set(t, k, i, F((i * 37 + t * 11 + k) % 101) / F(50));
+      }
+      for (int s = 0; s < scalars_of<Rule<F>>(); ++s) {
+        beside_[t][s].reset(new float(kScalar));
+        tensors_[t].addr[2 + Rule<F>::kStateCount + s] = beside_[t][s].get();
       }
       steps_[t].reset(new float(4));
       tensors_[t].step = steps_[t].get(), tensors_[t].numel = kNumels[t], tensors_[t].row = 0;
@@ -81,7 +85,8 @@ class Step {
     CHECK(std::abs(scalars_[0] / square_sum - 1) < 1e-12 && std::abs(scalars_[1] / norm - 1) < 1e-12);
 
     const double scale = clip_coefficient(scalars_[1], kMaxNorm, 1e-6) / kGradScale;
-    const auto rule = make<Rule<F>>(numbers_, 5, scale, memory_);
+    Scalar scalars[kMaxScalars] = {{kScalar, 0}, {kScalar, 0}};
+    const auto rule = make<Rule<F>>(numbers_, 5, scale, memory_, scalars);
     std::vector<F> expected;
     F unused = 0;
     [[maybe_unused]] double sums[2] = {};
@@ -118,6 +123,9 @@ class Step {
       launch(second_pass<Rule, form, 1024>, blocks, kThreads, nullptr, args_);
     }
     for (int t = 0; t < kTensors; ++t) CHECK(*steps_[t] == 5);
+    advance<Rule<F>>(numbers_, 5, scalars);
+    for (int t = 0; t < kTensors; ++t)
+      for (int s = 0; s < scalars_of<Rule<F>>(); ++s) CHECK(*beside_[t][s] == float(scalars[s].value));
     CHECK(*done_ == 0);
   }
 
@@ -134,7 +142,7 @@ class Step {
 
   std::vector<std::unique_ptr<char[]>> operands_;
   std::unique_ptr<Tensor[]> tensors_{new Tensor[kTensors]};
-  std::unique_ptr<float> steps_[kTensors];
+  std::unique_ptr<float> steps_[kTensors], beside_[kTensors][kMaxScalars];
   std::vector<Chunk> chunks_;
   std::vector<int32_t> first_chunks_;
   std::unique_ptr<double[]> sums_, settled_, scalars_{new double[2]{}};
@@ -166,5 +174,7 @@ int main() {
   Step<Lamb, Float16>().run();
   Step<Lamb, float, BFloat16>().run();
   Step<Swats, float>().run();
+  Step<NAdam, float>().run();
+  Step<NAdam, BFloat16, float>().run();
   patch();
 }
