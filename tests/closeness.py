@@ -30,6 +30,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import gpu
 import torch
 from cases import HALVES, Case
 from reference import FORMS, Reference, has_form
@@ -135,16 +136,17 @@ class Closeness:
         """One step for all. The gradients of our parameters are these very tensors; `paths` are those they may take."""
         for p, grad in zip(self.params, grads, strict=True):
             p.grad = grad
-        reference = self.reference
-        before = [clone(p) for p in reference.params], self._states(reference.optimizer, reference.params, clone)
         self.ours.step()
         for explanation in self.ours.explain():
             assert explanation.path in paths, explanation
-        for run in (reference, *self.rivals):
-            run.step(grads)
-        self._compare(*before)
-        if any(p.dtype != torch.float32 for p in self.params):
-            self._synchronise()
+        with gpu.unwatched():  # where torch's own steps take place, and what they are compared by, is not in question
+            reference = self.reference
+            before = [clone(p) for p in reference.params], self._states(reference.optimizer, reference.params, clone)
+            for run in (reference, *self.rivals):
+                run.step(grads)
+            self._compare(*before)
+            if any(p.dtype != torch.float32 for p in self.params):
+                self._synchronise()
 
     def assert_moved(self, *keys: str) -> None:
         """Each tensor of some size, and its states, must have moved by so many tolerances in some step."""
