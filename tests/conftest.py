@@ -21,7 +21,6 @@ else:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "below_python: looks at what tests/virtual_gpu.py changes, or compiles it")
     # Raised by what hypothesis imports to report a failure: as an error it would end the run without the report.
     config.addinivalue_line("filterwarnings", "ignore:mypy_extensions.TypedDict is deprecated:DeprecationWarning")
 

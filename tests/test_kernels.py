@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_torch
+
 SOURCES = Path(__file__).parent / "cuda_on_cpu"
 CSRC = Path(__file__).parents[1] / "csrc"
 FLAGS = ["-std=c++20", "-O1", "-Wno-unknown-pragmas", "-ffp-contract=off"]
