@@ -26,15 +26,18 @@ demo: $(VENV)/built
 
 test: test-cpu test-cuda-on-cpu
 
+# Threads that wait for work sleep, as several processes share the cores: a spinning one takes what another could use.
+test-cpu test-cuda-on-cpu integrations: export OMP_WAIT_POLICY = PASSIVE
+
 # Marks of tests are in pyproject.toml. SELECT="not one_torch" leaves out what no other torch can change.
 test-cpu: $(VENV)/built
-	$(VENV)/bin/python -m pytest -n $(JOBS) -q --durations=25 -m "$(SELECT)"
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -q --durations=25 -m "$(SELECT)"
 
 # What is marked `steps`, with every step taken by the CUDA kernels, which run on the CPU.
 test-cuda-on-cpu: $(VENV)/ready
 	$(call copy,build/cuda_on_cpu)
 	cd build/cuda_on_cpu && FUSEDOPT_CUDA_ON_CPU=1 $(abspath $(VENV))/bin/python setup.py -q egg_info build_ext --inplace
-	cd build/cuda_on_cpu && PYTHONPATH=. FUSEDOPT_EXECUTOR_ORDER=7 $(abspath $(VENV))/bin/python -m pytest -n $(JOBS) -q --durations=25 \
+	cd build/cuda_on_cpu && PYTHONPATH=. FUSEDOPT_EXECUTOR_ORDER=7 $(abspath $(VENV))/bin/python -m pytest -n $(JOBS) --dist worksteal -q --durations=25 \
 	    -m steps $$(grep -rl 'mark\.steps' tests --include='test_*.py')
 
 integrations: $(VENV)-integrations/ready $(VENV)/built

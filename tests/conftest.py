@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 import random
 from collections.abc import Generator, Iterator
@@ -33,6 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.seed = str(random.SystemRandom().randrange(2**32))
     # Raised by what hypothesis imports to report a failure: as an error it would end the run without the report.
     config.addinivalue_line("filterwarnings", "ignore:mypy_extensions.TypedDict is deprecated:DeprecationWarning")
+
+
+def pytest_collection_finish() -> None:
+    """Keeps Python's collector from looking through the tests themselves each time, which are many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
