@@ -28,15 +28,19 @@ demo: $(VENV)/built
 
 test: test-cpu test-cuda-on-cpu
 
-test-cpu: $(VENV)/built
-	$(VENV)/bin/python -m pytest -n $(JOBS) -q --durations=25 $(WITHOUT:%=--ignore=tests/test_%.py)
+# Threads that wait for work sleep, as several processes share the cores: a spinning one takes what another could use.
+test-cpu test-cuda-on-cpu integrations: export OMP_WAIT_POLICY = PASSIVE
 
-# The optimizers' tests with every step taken by the CUDA kernels, which run on the CPU.
-STEP_TESTS := gpu gpu_capture gpu_threads host_work numerics contract amp clipping lamb optim_db properties regressions refusals sparse_refusals zero_grad states state_dict state_dtype fallback native plan memory swats swats_state step_in_backward
+# Marks of tests are in pyproject.toml. SELECT="not one_torch" leaves out what no other torch can change.
+test-cpu: $(VENV)/built
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -q --durations=25 -m "$(SELECT)"
+
+# What is marked `steps`, with every step taken by the CUDA kernels, which run on the CPU.
 test-cuda-on-cpu: $(VENV)/ready
 	$(call copy,build/cuda_on_cpu)
 	cd build/cuda_on_cpu && FUSEDOPT_CUDA_ON_CPU=1 $(abspath $(VENV))/bin/python setup.py -q egg_info build_ext --inplace
-	cd build/cuda_on_cpu && PYTHONPATH=. FUSEDOPT_EXECUTOR_ORDER=7 $(abspath $(VENV))/bin/python -m pytest -n $(JOBS) -q $(STEP_TESTS:%=tests/test_%.py)
+	cd build/cuda_on_cpu && PYTHONPATH=. FUSEDOPT_EXECUTOR_ORDER=7 $(abspath $(VENV))/bin/python -m pytest -n $(JOBS) --dist worksteal -q --durations=25 \
+	    -m steps $$(grep -rl 'mark\.steps' tests --include='test_*.py')
 
 integrations: $(VENV)-integrations/ready $(VENV)/built
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)-integrations/bin/python -m pytest -q -n $(JOBS) -W default \

@@ -174,7 +174,14 @@ def factories(optimizer: str, mode: str) -> dict[str, Callable[[Sequence[nn.Para
 
 
 def measure(
-    device: Device, name: str, optimizer: str, *, mode: str, seconds: float, batch_size: int | None = None
+    device: Device,
+    name: str,
+    optimizer: str,
+    *,
+    mode: str,
+    seconds: float,
+    batch_size: int | None = None,
+    calls: int = CALLS,
 ) -> Iterator[TrainingRow]:
     """Time every implementation of a mode."""
     task = TASKS[name] if batch_size is None else replace(TASKS[name], batch_size=batch_size)
@@ -211,11 +218,11 @@ def measure(
         if implementation not in runs:  # it has failed
             continue
         try:
-            taken[implementation].append(host_and_wall(device, runs[implementation], CALLS))
+            taken[implementation].append(host_and_wall(device, runs[implementation], calls))
         except Exception as error:
             fail(implementation, error)
 
-    walls = {implementation: Sample(CALLS, [wall for _, wall in taken[implementation]]) for implementation in runs}
+    walls = {implementation: Sample(calls, [wall for _, wall in taken[implementation]]) for implementation in runs}
     for implementation, row in rows.items():
         if implementation in runs:
             hosts = [1e6 * host for host, _ in taken[implementation]]
@@ -236,18 +243,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for the repeats of a case")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE")
     parser.add_argument("--device", choices=DEVICES, default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="batches of 2 and the least repeats: a rehearsal")
+    parser.add_argument("--tiny", action="store_true", help="batches of 2 and the fewest steps: a rehearsal")
     parser.add_argument("--lines", type=Path, required=True, metavar="FILE", help="append a JSON line per result")
     options = parser.parse_args(arguments)
     device = DEVICES[options.device]()
-    tiny: dict[str, Any] = {"seconds": 0.0, "batch_size": 2} if options.tiny else {"seconds": options.seconds}
+    how: dict[str, Any] = {"seconds": options.seconds}
+    if options.tiny:
+        how = {"seconds": 0.0, "batch_size": 2, "calls": 1}
     append(
         options.lines,
         (
             row.as_dict()
             for mode in options.modes
             for optimizer in options.optimizers
-            for row in measure(device, options.model, optimizer, mode=mode, **tiny)
+            for row in measure(device, options.model, optimizer, mode=mode, **how)
         ),
     )
 

@@ -284,3 +284,8 @@ def _one_of_each() -> list[Case]:
 
 
 ONE_OF_EACH: list[Case] = _one_of_each()
+
+# One of each loop that is compiled: of a class, a form, a phase and a set of states, with clipping and without.
+LOOPS: list[Case] = list(
+    {(c.cls, c.twin is None, c.states, c.idle, c.max_grad_norm is None): c for c in FAST_CASES}.values()
+)

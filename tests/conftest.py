@@ -1,6 +1,9 @@
 """What all tests share."""
 
-from collections.abc import Iterator
+import gc
+import os
+import random
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import gpu
@@ -8,6 +11,8 @@ import pytest
 import torch
 from virtual_gpu import VirtualGpu
 
+# What torch puts into the environment when it compiles or profiles for the first time.
+OF_TORCH = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "DISABLE_CUPTI_LAZY_REINIT", "TEARDOWN_CUPTI"}
 collect_ignore = [] if gpu.REAL else ["test_real_gpu.py"]
 
 try:
@@ -20,15 +25,48 @@ else:
     hypothesis.settings.load_profile("fusedopt")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", default="0", help="torch's before each test: a number, or random; a failure names it")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "below_python: looks at what tests/virtual_gpu.py changes, or compiles it")
+    if config.option.seed == "random":  # in each worker another one
+        config.option.seed = str(random.SystemRandom().randrange(2**32))
     # Raised by what hypothesis imports to report a failure: as an error it would end the run without the report.
     config.addinivalue_line("filterwarnings", "ignore:mypy_extensions.TypedDict is deprecated:DeprecationWarning")
 
 
+def pytest_collection_finish() -> None:
+    """Keeps Python's collector from looking through the tests themselves each time, which are many."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        report.sections.append(("seed", f"--seed {item.config.option.seed}"))
+    return report
+
+
 @pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
+def seeded(request: pytest.FixtureRequest) -> None:
+    torch.manual_seed(int(request.config.option.seed))
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """What a test leaves in the environment, others would run in, and the processes that they start."""
+    before = dict(os.environ)
+    yield
+    after = dict(os.environ)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    changed -= OF_TORCH | {"PYTEST_CURRENT_TEST"}
+    if changed:
+        os.environ.clear()
+        os.environ.update(before)
+        pytest.fail(f"left another value in os.environ: {', '.join(sorted(changed))}")
 
 
 @pytest.fixture(autouse=True, scope="module")

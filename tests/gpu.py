@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -93,6 +93,12 @@ class Graph:
             _C.executor.replay(self._graph)
         else:
             self._cuda_graph.replay()
+
+
+def unwatched() -> AbstractContextManager[None]:
+    """Inside, the virtual GPU does not look at what torch does, which takes many times as long as doing it."""
+    context: AbstractContextManager[None] = torch._C.DisableTorchFunction() if ON_CPU else nullcontext()
+    return context
 
 
 @contextmanager

@@ -34,6 +34,8 @@ from torch.optim import Optimizer
 
 import fusedopt
 
+pytestmark = [pytest.mark.steps, pytest.mark.on_gpu]
+
 
 @each_class
 @both_ways

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from fusedopt import _C
 
+pytestmark = pytest.mark.one_torch
+
 CHUNK = 16 * 1024
 
 

@@ -8,6 +8,8 @@ from cases import BF16, BY_NAME, CASES, DTYPES, F16, F32, F64, Case, dtype_id
 from closeness import Closeness, slack, tolerance, ulp
 from torch import Tensor
 
+pytestmark = pytest.mark.one_torch
+
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 
 

@@ -72,7 +72,6 @@ def test_a_model_is_not_changed_by_training_steps():
     comparison = fusedopt.compare(model, ["SGD"], batch=4, input_shape=(6,), seconds=60)
     assert snapshot(model, optimizer) == before
     for row in comparison.rows:
-        assert 0 < row.training.share < 1
         assert row.training.share == row.training.step.median / row.training.seconds.median
     assert comparison.left_out == ()
 

@@ -10,6 +10,8 @@ import pytest
 
 from fusedopt import _C
 
+pytestmark = pytest.mark.one_torch
+
 if _C.GPU != "cuda":
     pytest.skip("this build has no CUDA kernels", allow_module_level=True)
 

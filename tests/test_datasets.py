@@ -12,6 +12,8 @@ import torch
 
 from fusedopt.data import DataError, ImageFiles, cifar10, load_cifar10, load_rps, rps
 
+pytestmark = pytest.mark.one_torch
+
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 
 

@@ -25,6 +25,8 @@ from torch.utils._pytree import tree_map
 
 import fusedopt
 
+pytestmark = [pytest.mark.steps, pytest.mark.on_gpu]
+
 OF_TORCH = [case for case in ONE_OF_EACH if case.twin]
 
 

@@ -19,7 +19,7 @@ from fusedopt import _C
 from fusedopt.benchmark.implementations import OURS
 from fusedopt.benchmark.parameter_sets import GPU_SETS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 # tests/ has a module of this name, too.
 SCRIPT = Path(gpu_stages.__file__).with_name("gpu.py")

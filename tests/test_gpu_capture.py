@@ -17,6 +17,8 @@ from torch import Tensor
 import fusedopt
 from fusedopt import _C
 
+pytestmark = pytest.mark.steps
+
 if not gpu.AVAILABLE:
     pytest.skip("no GPU; make test runs this on the CPU in a build of its own", allow_module_level=True)
 

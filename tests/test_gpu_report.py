@@ -14,6 +14,8 @@ from fusedopt.benchmark.implementations import OURS
 from fusedopt.benchmark.parameter_sets import GPU_SETS
 from fusedopt.benchmark.timing import Spread
 
+pytestmark = pytest.mark.one_torch
+
 
 def test_report() -> None:
     def row(implementation: str, us: float, **values: Any) -> dict[str, Any]:

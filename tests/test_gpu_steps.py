@@ -22,7 +22,7 @@ from fusedopt.benchmark.implementations import CASES, GPU_CASES, OURS
 from fusedopt.benchmark.parameter_sets import GPU_SETS, ParameterSet
 from fusedopt.benchmark.timing import Spread
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 TINY = ParameterSet("tiny", "Tiny", ((3,), (2, 5)))
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from fusedopt import _C
 
+pytestmark = pytest.mark.steps
+
 if not gpu.ON_CPU:
     pytest.skip("the queue of a real GPU cannot be made full; make test runs this", allow_module_level=True)
 

@@ -10,7 +10,7 @@ import pytest
 
 from fusedopt import _C
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.mark.skipif(_C.GPU == "cpu", reason="this is the build that it needs")

@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 
 from fusedopt import _C
 
+pytestmark = pytest.mark.steps
+
 ON_GPU = pytest.param("capturable"), pytest.param("scaled"), pytest.param("scaled-clip")
 MODES = ["plain", "clip", *(ON_GPU if _C.GPU == gpu.TEST_DEVICE_TYPE else ())]
 

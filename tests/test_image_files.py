@@ -19,7 +19,7 @@ from fusedopt.data import DataError, ImageFiles, read_image, rps
 from fusedopt.inference import classify
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 CLEAR = np.array([[[0, 0, 0, 0], [0, 0, 0, 255]], [[90, 90, 90, 0], [9, 9, 9, 255]]], np.uint8)
 
 

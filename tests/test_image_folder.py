@@ -11,7 +11,7 @@ from fusedopt.data import DataError, find_images
 from fusedopt.training import RunFolder
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 
 def add(folder: Path, count: int, *, value: int = 0, side: int = 20, mode: str = "RGB") -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_torch
 NEEDS = {
     "default": set(),
     "avx2": {"avx2", "fma", "f16c"},
@@ -41,13 +43,13 @@ def used(**variables: str) -> str:
 
 @by_isa
 def test_numerics(isa: str) -> None:
-    """The yardstick, and the conversion of every half-precision number."""
+    """What is marked for it: the yardstick, and the conversion of every half-precision number."""
     if isa == used():
         return  # test_numerics.py itself has run with it
     tests = Path(__file__).with_name("test_numerics.py")
-    chosen = "(test_yardstick and fast) or test_every_half or test_the_instruction_set or test_infinities"
-    output = run("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(tests), "-k", chosen, FUSEDOPT_ISA=isa)
-    assert "passed" in output
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    output = run("-m", "pytest", *options, str(tests), "-m", "each_isa", FUSEDOPT_ISA=isa)
+    assert int(re.search(r"(\d+) passed", output)[1]) > 300  # type: ignore[index]
 
 
 def test_the_best_one_is_the_default() -> None:

@@ -4,13 +4,16 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_torch
+
 SOURCES = Path(__file__).parent / "cuda_on_cpu"
 CSRC = Path(__file__).parents[1] / "csrc"
-FLAGS = ["-std=c++20", "-O1", "-g", "-Wno-unknown-pragmas", "-ffp-contract=off"]
+FLAGS = ["-std=c++20", "-O1", "-Wno-unknown-pragmas", "-ffp-contract=off"]
 DEFINES = ["-DFUSEDOPT_CUDA_ON_CPU", "-DFUSEDOPT_CUDA_THREADS=64"]
 BUILDS = {
     "plain": [],
@@ -19,6 +22,8 @@ BUILDS = {
 }
 WRONG = r"kernels\.cu:\d+: wrong"
 RACE = "ThreadSanitizer: data race"
+
+Build = Callable[[str, Path, Path], Path]
 
 # What is planted: the right text in kernels.cuh or sweep.cuh and the wrong one; the build that catches it, and how.
 PLANTED = {
@@ -53,13 +58,26 @@ PLANTED = {
 }
 
 
-def build(name: str, csrc: Path, folder: Path) -> Path:
-    program = folder / name
-    sources = [a for file in ("kernels.cu", "executor.cpp", "streams.cpp") for a in ("-x", "c++", str(SOURCES / file))]
-    includes = ["-I", str(csrc), "-I", str(SOURCES)]
-    command = ["g++", *FLAGS, *DEFINES, *BUILDS[name], *includes, *sources, "-o", str(program), "-pthread"]
-    subprocess.run(command, check=True)
-    return program
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Makes a program of these kernels in one of the builds; the executor is compiled once for each of them."""
+    shared = tmp_path_factory.mktemp("executor")
+
+    def compiled(name: str, csrc: Path, source: str, folder: Path) -> Path:
+        target = folder / f"{source}-{name}.o"
+        if not target.exists():
+            command = ["g++", *FLAGS, *DEFINES, *BUILDS[name], "-I", csrc, "-I", SOURCES]
+            subprocess.run([*command, "-x", "c++", "-c", SOURCES / source, "-o", target], check=True)
+        return target
+
+    def build(name: str, csrc: Path, folder: Path) -> Path:
+        program = folder / name
+        objects = [compiled(name, CSRC, source, shared) for source in ("executor.cpp", "streams.cpp")]
+        objects.append(compiled(name, csrc, "kernels.cu", folder))
+        subprocess.run(["g++", *BUILDS[name], *objects, "-o", program, "-pthread"], check=True)
+        return program
+
+    return build
 
 
 def run(program: Path, order: str) -> subprocess.CompletedProcess[str]:
@@ -71,7 +89,7 @@ def run(program: Path, order: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_quiet(name: str, tmp_path: Path) -> None:
+def test_quiet(name: str, build: Build, tmp_path: Path) -> None:
     program = build(name, CSRC, tmp_path)
     for order in ("forward", "reverse", "1", "2"):
         done = run(program, order)
@@ -79,7 +97,7 @@ def test_quiet(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("planted", PLANTED)
-def test_caught(planted: str, tmp_path: Path) -> None:
+def test_caught(planted: str, build: Build, tmp_path: Path) -> None:
     right, wrong, name, message = PLANTED[planted]
     shutil.copytree(CSRC, tmp_path / "csrc")
     sources = [tmp_path / "csrc" / "cuda" / file for file in ("kernels.cuh", "sweep.cuh")]

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fusedopt import LAMB, native
 
+pytestmark = [pytest.mark.steps, pytest.mark.on_gpu]
+
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 CHUNK = 16 * 1024
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_torch
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fusedopt"
 

@@ -15,6 +15,8 @@ from pair import (
 
 import fusedopt
 
+pytestmark = [pytest.mark.steps, pytest.mark.on_gpu]
+
 
 def test_native_ends_with_the_block_and_is_of_this_thread() -> None:
     params = make_params()

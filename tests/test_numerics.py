@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
-from cases import BF16, BY_NAME, CASES, DTYPES, F16, F32, F64, FAST_CASES, HALVES, Case, dtype_id
+from cases import BY_NAME, CASES, DTYPES, F32, F64, FAST_CASES, HALVES, LOOPS, Case, dtype_id
 from closeness import Closeness, clone
 from torch import Tensor
 
@@ -19,8 +20,15 @@ CHUNK = 16 * 1024
 SIZES = [0, 1, 3, 15, 16, 17, 63, 64, 65, 0, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3, 0]
 GUARD, POISON = 80, 0x3F  # elements on either side; a byte that makes a finite number in every dtype
 
-by_case = pytest.mark.parametrize("case", CASES, ids=str)
-by_fast_case = pytest.mark.parametrize("case", FAST_CASES, ids=str)
+
+def with_marks(case: Case, *marks: str) -> Any:
+    """A fast case, in which each term shows, is tried again in these places; the others need not be."""
+    names = [*marks, "each_isa"] if case in LOOPS else marks if case in FAST_CASES else ["one_torch"]
+    return pytest.param(case, id=str(case), marks=[getattr(pytest.mark, name) for name in names])
+
+
+by_case = pytest.mark.parametrize("case", [with_marks(case, "steps", "on_gpu") for case in CASES])
+by_fast_case = pytest.mark.parametrize("case", [with_marks(case, "steps") for case in FAST_CASES])
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 by_half = pytest.mark.parametrize("dtype", HALVES, ids=dtype_id)
 
@@ -88,6 +96,7 @@ def test_yardstick(case: Case, dtype: torch.dtype) -> None:
         run.assert_moved("param")
 
 
+@pytest.mark.on_gpu
 @by_dtype
 @by_fast_case
 def test_states_at_odd_offsets(case: Case, dtype: torch.dtype) -> None:
@@ -113,6 +122,7 @@ def test_states_at_odd_offsets(case: Case, dtype: torch.dtype) -> None:
     assert_guards(*odd, *states)
 
 
+@pytest.mark.steps
 @pytest.mark.parametrize(
     "name",
     ["sgd-fast", "sgd-momentum-fast", "rmsprop-fast", "adam-fast", "lamb-fast", "delta-bar-delta-fast", "swats-fast"],
@@ -135,6 +145,7 @@ def test_empty_tensors_in_every_position(name: str) -> None:
             assert torch.equal(p, expected if keep else torch.empty(0))
 
 
+@pytest.mark.steps
 @pytest.mark.parametrize("name", ["sgd-nesterov-fast", "rmsprop-centered-momentum-fast", "adagrad-fast", "adamw-fast"])
 @by_dtype
 def test_thousands_of_tensors_are_one_large_one(name: str, dtype: torch.dtype) -> None:
@@ -172,6 +183,7 @@ def test_infinities_and_nans(case: Case, dtype: torch.dtype) -> None:
     assert bool(params[2].isfinite().all())
 
 
+@pytest.mark.steps
 @pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
 @pytest.mark.parametrize(
     "name",
@@ -186,6 +198,7 @@ def test_norm_that_is_not_finite(name: str, value: float, dtype: torch.dtype) ->
     run.step(grads)
 
 
+@pytest.mark.steps
 @by_dtype
 @pytest.mark.parametrize(
     "case",
@@ -213,6 +226,9 @@ def all_numbers(dtype: torch.dtype) -> Tensor:
     return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
 
 
+@pytest.mark.steps
+@pytest.mark.on_gpu
+@pytest.mark.each_isa
 @by_half
 @pytest.mark.parametrize("shift", [0, 1, 12345, 40000])
 @pytest.mark.parametrize("exponent", [0, -1, -9, -14])
@@ -231,6 +247,9 @@ def test_every_half_is_widened_and_rounded_exactly(dtype: torch.dtype, shift: in
         assert torch.equal(param[~param.isnan()], expected[~expected.isnan()])
 
 
+@pytest.mark.steps
+@pytest.mark.on_gpu
+@pytest.mark.each_isa
 @by_half
 def test_every_half_survives(dtype: torch.dtype) -> None:
     """With lr=0 and a state: read, widened, computed with, rounded and stored, each number is still itself."""
@@ -249,6 +268,7 @@ def test_every_half_survives(dtype: torch.dtype) -> None:
         assert torch.equal(result.isnan() | ~p.isfinite(), ~p.isfinite())
 
 
+@pytest.mark.steps
 @pytest.mark.parametrize(("lr_times_decay", "rel"), [(1e-6, 0.005), (1e-7, 0.1)])
 def test_small_decoupled_decay(lr_times_decay: float, rel: float) -> None:
     """In float32 a factor 1 - 1e-6 would be 1 - 1.013e-6, and 1 - 1e-7 would be 1 - 1.19e-7."""
@@ -259,32 +279,9 @@ def test_small_decoupled_decay(lr_times_decay: float, rel: float) -> None:
     assert float((1 - p.double() / before).mean()) == pytest.approx(lr_times_decay, rel=rel)
 
 
+@pytest.mark.steps
+@pytest.mark.each_isa
 def test_the_instruction_set_is_the_one_asked_for() -> None:
     """test_isa.py runs this file in processes of their own."""
     used = fusedopt.info()["instruction set"]
     assert used == os.environ.get("FUSEDOPT_ISA", used)
-
-
-def test_all_rules_and_dtypes_are_covered() -> None:
-    assert {case.cls for case in CASES} == {
-        getattr(fusedopt, name)
-        for name in (
-            "SGD",
-            "RMSprop",
-            "Adagrad",
-            "Adam",
-            "AdamW",
-            "LAMB",
-            "DeltaBarDelta",
-            "SWATS",
-            "LARS",
-            "Rprop",
-            "Lion",
-            "RAdam",
-            "NAdam",
-            "ASGD",
-            "Adadelta",
-            "Adamax",
-        )
-    }
-    assert DTYPES == [F32, F64, BF16, F16]

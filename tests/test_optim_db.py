@@ -17,6 +17,8 @@ from torch.testing._internal.common_optimizers import OptimizerErrorEnum, Optimi
 
 import fusedopt
 
+pytestmark = pytest.mark.steps
+
 OURS = {
     torch.optim.SGD: fusedopt.SGD,
     torch.optim.RMSprop: fusedopt.RMSprop,

@@ -10,6 +10,7 @@ from fusedopt.data import ImageData, make_hands
 from fusedopt.models import HandClassifier
 from fusedopt.training import make_optimizer, seeded
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 100
 NAMES = ["sgd", "rmsprop", "adagrad", "adam", "adamw"]
 
@@ -47,6 +48,7 @@ def test_same_gradients_give_the_same_parameters(name: str, data: ImageData) -> 
     assert all(explanation.path == "fused" for explanation in fused.explain())  # type: ignore[attr-defined]
 
 
+@pytest.mark.one_torch
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_live_training_stays_in_the_band_of_one_ulp(name: str, data: ImageData) -> None:
     ours, theirs = live_losses(name, data), live_losses(f"torch.{name}", data)

@@ -8,6 +8,8 @@ import fusedopt
 from fusedopt.data import ImageData
 from fusedopt.examples import pictures
 
+pytestmark = pytest.mark.one_torch
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

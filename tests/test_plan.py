@@ -17,6 +17,8 @@ from torch.optim import Optimizer
 
 import fusedopt
 
+pytestmark = [pytest.mark.steps, pytest.mark.on_gpu]
+
 SHAPES = [(4, 3, 5, 2), (6, 4), (3,)]
 
 

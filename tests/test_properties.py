@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from cases import BY_NAME, DTYPES, F64, HALVES
 from closeness import Closeness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+pytestmark = [pytest.mark.steps, pytest.mark.one_torch]
 
 NAMES = ["sgd-decay", "sgd-nesterov-decay", "sgd-dampening-fast", "rmsprop-centered-momentum-decay", "rmsprop-fast"]
 NAMES += ["adagrad-lr-decay-decay", "adam-decay", "adam-amsgrad-fast", "adamw-fast", "lamb-l2-decay", "lamb-fast"]

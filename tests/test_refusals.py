@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 import fusedopt
 
+pytestmark = [pytest.mark.steps, pytest.mark.on_gpu]
+
 OF_TORCH = [case for case in ONE_OF_EACH if case.twin]
 
 

@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 import fusedopt
 
+pytestmark = [pytest.mark.steps, pytest.mark.on_gpu]
+
 
 @each_class
 @pytest.mark.parametrize("late", [0, 1, 2])

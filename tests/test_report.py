@@ -30,7 +30,7 @@ pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 
 from fusedopt.reports import evaluate, plot_class_accuracy, plot_confusion, plot_curves, write_report
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="  # a PNG
 EXPLAINED = {"filters.png", "activations.png"}
 PICTURES = {"curves.png", "confusion-matrix.png", "class-accuracy.png", "grad-cam.png"}

@@ -90,6 +90,7 @@ def script(*arguments: object) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+@pytest.mark.one_torch
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_random_moments(quick_folder: Path) -> None:
     seed = random.SystemRandom().randrange(2**32)

@@ -115,7 +115,10 @@ def _worker(rank: int, folder: Path, world: int) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[tuple[str, str], dict]]]:
-    return {world: run_ranks(__file__, tmp_path_factory.mktemp(f"of{world}"), world, timeout=300) for world in WORLDS}
+    return {
+        world: run_ranks(__file__, tmp_path_factory.mktemp(f"of{world}"), world, timeout=300, apart=True)
+        for world in WORLDS
+    }
 
 
 @each_world

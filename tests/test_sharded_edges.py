@@ -372,7 +372,7 @@ def a_switch_survives_another_mesh(places: dict[str, Any], rank: int) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    return run_ranks(__file__, tmp_path_factory.mktemp("edges"), WORLD, timeout=300)
+    return run_ranks(__file__, tmp_path_factory.mktemp("edges"), WORLD, timeout=300, apart=True)
 
 
 @pytest.mark.parametrize("name", CHECKS)

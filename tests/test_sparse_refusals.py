@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedopt
 
+pytestmark = [pytest.mark.steps, pytest.mark.on_gpu]
+
 SPARSE = {
     "SGD": "add\\(sparse, dense\\) is not supported",
     "RMSprop": "RMSprop does not support sparse gradients",

@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 
 import fusedopt
 
+pytestmark = [pytest.mark.steps, pytest.mark.on_gpu]
+
 SLOW_CASES = [case for case in CASES if case.name.endswith("-decay") and case.twin and not case.max_grad_norm]
 FORMS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 fused_classes = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW)

@@ -15,6 +15,8 @@ from torch import Tensor
 import fusedopt
 from fusedopt import native
 
+pytestmark = pytest.mark.one_torch
+
 PARAMS = [F32, BF16, F16]
 STATES = [F32, BF16]
 # With weight decay, which is at work in every rule.
@@ -44,6 +46,7 @@ def assert_equal(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.steps
 @by_case
 @by_param
 @by_state
@@ -109,6 +112,7 @@ def assert_close(actual: Tensor, expected: Tensor, roundings: int = 1) -> None:
     )
 
 
+@pytest.mark.steps
 @pytest.mark.parametrize("dtypes", list(itertools.product(PARAMS, repeat=3)), ids=lambda d: "-".join(map(dtype_id, d)))
 def test_states_set_by_hand_are_taken_as_they_are(dtypes: tuple[torch.dtype, ...]) -> None:
     param, mean, square = dtypes
@@ -132,6 +136,7 @@ def test_states_set_by_hand_are_taken_as_they_are(dtypes: tuple[torch.dtype, ...
     assert_equal(p.detach(), wide.detach().to(param))
 
 
+@pytest.mark.steps
 def test_float64_beside_other_dtypes_is_for_torch() -> None:
     p = parameters(F64, [(7,)])[0]
     opt = fusedopt.SGD([p], lr=0.1, momentum=0.9)
@@ -150,6 +155,7 @@ def saved(opt: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.steps
 @by_case
 def test_a_checkpoint_keeps_what_states_are_stored_in(case: Case) -> None:
     params = parameters(BF16)
@@ -170,6 +176,7 @@ def test_a_checkpoint_keeps_what_states_are_stored_in(case: Case) -> None:
         assert_equal(q.detach(), p.detach())
 
 
+@pytest.mark.steps
 @by_case
 def test_states_of_another_dtype_are_loaded_into_the_one_asked_for(case: Case) -> None:
     params = parameters(BF16)
@@ -187,6 +194,7 @@ def test_states_of_another_dtype_are_loaded_into_the_one_asked_for(case: Case) -
     assert all(e.path == "fused" for e in other.explain())
 
 
+@pytest.mark.steps
 @pytest.mark.parametrize("case", [c for c in CASES if c.twin and c.states and c.name.endswith("-decay")], ids=str)
 def test_torch_reads_the_states_in_its_own_dtype(case: Case) -> None:
     params = parameters(BF16)
@@ -203,6 +211,7 @@ def test_torch_reads_the_states_in_its_own_dtype(case: Case) -> None:
     theirs.step()
 
 
+@pytest.mark.steps
 def test_a_group_has_a_dtype_of_its_own() -> None:
     embedding, weight = parameters(BF16, [(9, 4), (4, 4)])
     groups = [{"params": [embedding], "state_dtype": F32}, {"params": [weight]}]
@@ -222,18 +231,21 @@ def test_a_group_has_a_dtype_of_its_own() -> None:
     assert opt.bytes_per_step() == (3 * 2 + 4 * 4) * 36 + (3 * 2 + 4 * 2) * 16
 
 
+@pytest.mark.steps
 def test_a_group_without_one_is_as_torchs() -> None:
     opt = fusedopt.AdamW(parameters(F32), lr=0.1)
     assert "state_dtype" not in opt.param_groups[0]
     assert set(opt.param_groups[0]) == set(torch.optim.AdamW(parameters(F32)).param_groups[0])
 
 
+@pytest.mark.steps
 @pytest.mark.parametrize("value", [F16, F64, "8bit", 16])
 def test_an_unknown_dtype_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="Invalid state_dtype"):
         fusedopt.AdamW(parameters(F32), state_dtype=value)
 
 
+@pytest.mark.steps
 @pytest.mark.parametrize("options", [{"differentiable": True}, {}], ids=["differentiable", "float64"])
 def test_a_dtype_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
     params = parameters(F32 if options else F64)
@@ -244,6 +256,7 @@ def test_a_dtype_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
         opt.add_param_group({"params": params, "state_dtype": BF16, **options})
 
 
+@pytest.mark.steps
 def test_a_model_that_has_become_float64_is_refused_before_anything_is_made() -> None:
     p = parameters(F32, [(3,)])[0]
     opt = fusedopt.AdamW([p], lr=0.1, state_dtype=BF16)

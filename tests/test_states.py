@@ -13,6 +13,8 @@ from torch import Tensor
 
 import fusedopt
 
+pytestmark = [pytest.mark.steps, pytest.mark.on_gpu]
+
 
 class Spy(dict[str, Any]):
     """A dict in which torch finds something else than its entries."""

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from cases import BF16, F32, FAST_CASES, Case
+from cases import BF16, F32, LOOPS, Case
 from ranks import gloo_group, run_ranks
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -33,8 +33,8 @@ from fusedopt.training import Settings
 from fusedopt.training import train as training
 
 # Without the pretended GPU, which is not seen where autograd runs hooks: a build for the executor steps on its kernels.
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.below_python]
-CASES = [case for case in FAST_CASES if case.max_grad_norm is None and case.cls is not fusedopt.SWATS]
+pytestmark = [pytest.mark.steps, pytest.mark.usefixtures("one_thread"), pytest.mark.below_python]
+CASES = [case for case in LOOPS if case.max_grad_norm is None and case.cls is not fusedopt.SWATS]
 TORCHS = sorted(set(torch.optim.__all__) & {"Adafactor", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD"})
 TORCHS += ["Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fusedopt import SWATS, native
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.steps, pytest.mark.usefixtures("one_thread")]
 each_path = pytest.mark.parametrize("path", ["fused", "torch"])
 LARGE = [(3,), (40_000,), (0,), (17, 5)]  # with a tensor of several chunks
 

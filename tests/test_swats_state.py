@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fusedopt import SWATS, AdamW
 from fusedopt.training import Checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.steps, pytest.mark.usefixtures("one_thread")]
 
 
 def reloaded(opt: SWATS, params: list[Tensor], make: Callable[[list[Tensor]], SWATS]) -> tuple[SWATS, list[Tensor]]:

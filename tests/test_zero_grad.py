@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 import fusedopt
 
+pytestmark = [pytest.mark.steps, pytest.mark.on_gpu]
+
 
 @each_class
 @pytest.mark.parametrize("set_to_none", [True, False])

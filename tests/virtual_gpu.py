@@ -22,6 +22,8 @@ DEVICE = "cpu:0"
 # Where tensors of both may meet, whatever their shapes; and where not even a number may join tensors of the other.
 _MEET = {"copy_", "to", "type_as", "__getitem__", "__setitem__", "index_put_", "set_", "__deepcopy__"}
 _STRICT = {"equal", "cat", "stack"}
+_DEVICE, _GRAD = Tensor.device.__get__, Tensor.grad.__get__
+_storage_id = torch._C._storage_id  # that of untyped_storage()._cdata
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -57,34 +59,40 @@ class VirtualGpu(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return self._attribute(func, args[0])
-        taken = [(self._lies_here(t), t) for t in _tensors((args, kwargs.values()))]
-        here = any(where for where, _ in taken)
-        if here and name not in _MEET and any(not w and (t.dim() or name in _STRICT) for w, t in taken if _is_cpu(t)):
-            raise RuntimeError(f"Expected all tensors to be on the same device, in {name}")
-        asked = _asked(func, name, args, kwargs)
-        here = here if asked is None else asked
-        here = taken[0][0] if name == "copy_" else here
+        with torch._C.DisableTorchFunction():  # no mode is asked, which costs ten times as much
+            taken = [(self._lies_here(t), t) for t in _tensors((args, kwargs.values()))]
+            here = any(where for where, _ in taken)
+            if here and name not in _MEET and any(not w and (t.dim() or name in _STRICT) for w, t in taken if t.is_cpu):
+                raise RuntimeError(f"Expected all tensors to be on the same device, in {name}")
+            asked = _asked(func, name, args, kwargs)
+            here = here if asked is None else asked
+            here = taken[0][0] if name == "copy_" else here
         result = func(*args, **kwargs)
         if name in ("to", "cpu") and any(result is t and where != here for where, t in taken[:1]):
             result = result.clone()
-        for t in _tensors((result,)) if here else ():
-            self._add(t)
+        if here:
+            with torch._C.DisableTorchFunction():
+                for t in _tensors((result,)):
+                    self._add(t)
         return result
 
     def _attribute(self, func: Any, t: Tensor) -> Any:
         value = func(t)
-        if func == Tensor.device.__get__ and self._lies_here(t):
-            return torch.device(DEVICE)
-        if func == Tensor.grad.__get__ and value is not None and self._lies_here(t):
-            self._add(value)  # which a backward may have made
+        if func == _DEVICE or (func == _GRAD and value is not None):
+            with torch._C.DisableTorchFunction():
+                if self._lies_here(t):
+                    if func == _DEVICE:
+                        return torch.device(DEVICE)
+                    self._add(value)  # which a backward may have made
         return value
 
     def _add(self, t: Tensor) -> None:
-        for storage in (part.untyped_storage() for part in _parts(t) if _is_cpu(part)):
-            self._storages.setdefault(storage._cdata, StorageWeakRef(storage))
+        for part in _parts(t):
+            if part.is_cpu and _storage_id(part) not in self._storages:
+                self._storages[_storage_id(part)] = StorageWeakRef(part.untyped_storage())
 
     def _lies_here(self, t: Tensor) -> bool:
-        return any(_is_cpu(part) and part.untyped_storage()._cdata in self._storages for part in _parts(t))
+        return any(_storage_id(part) in self._storages for part in _parts(t))
 
     def forget(self) -> None:
         """Drops what is known of tensors that are gone."""
@@ -98,10 +106,6 @@ def _unpickled(make: Any, arguments: Any) -> Tensor:
 
 
 torch.serialization.add_safe_globals([_unpickled])
-
-
-def _is_cpu(t: Tensor) -> bool:
-    return t.device.type == "cpu"
 
 
 def _parts(t: Tensor) -> list[Tensor]:
