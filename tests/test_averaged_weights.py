@@ -14,6 +14,7 @@ import fusedopt
 from fusedopt import native
 from fusedopt.training import ExponentialAverage
 
+pytestmark = pytest.mark.steps
 by_case = pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 
 
@@ -39,6 +40,7 @@ def averages(opt: Any, params: list[Tensor]) -> list[Tensor]:
     return [opt.state[p]["average"] for p in params]
 
 
+@pytest.mark.each_isa
 @by_case
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=dtype_id)
 def test_it_is_that_of_the_training_loop(case: Case, dtype: torch.dtype) -> None:

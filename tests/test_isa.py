@@ -43,12 +43,12 @@ def used(**variables: str) -> str:
 
 @by_isa
 def test_numerics(isa: str) -> None:
-    """What is marked for it: the yardstick, and the conversion of every half-precision number."""
+    """What is marked for it: the yardstick, and the conversion of every half-precision number and of all storages."""
     if isa == used():
-        return  # test_numerics.py itself has run with it
-    tests = Path(__file__).with_name("test_numerics.py")
+        return  # the tests themselves have run with it
+    tests = [str(path) for path in Path(__file__).parent.glob("test_*.py") if "mark.each_isa" in path.read_text()]
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    output = run("-m", "pytest", *options, str(tests), "-m", "each_isa", FUSEDOPT_ISA=isa)
+    output = run("-m", "pytest", *options, *tests, "-m", "each_isa", FUSEDOPT_ISA=isa)
     assert int(re.search(r"(\d+) passed", output)[1]) > 300  # type: ignore[index]
 
 

@@ -16,6 +16,7 @@ import fusedopt
 from fusedopt import native
 from fusedopt.optim._codecs import joined, split
 
+pytestmark = pytest.mark.steps
 by_case = pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 by_dtype = pytest.mark.parametrize("dtype", HALVES, ids=dtype_id)
 
@@ -44,6 +45,7 @@ def test_every_float32_is_split_into_two_parts_of_its_own() -> None:
     assert upper[exact.isnan()].isnan().all()
 
 
+@pytest.mark.each_isa
 @by_case
 @by_dtype
 def test_the_masters_are_the_parameters_of_a_run_in_float32(case: Case, dtype: torch.dtype) -> None:

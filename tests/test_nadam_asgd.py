@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 import fusedopt
 
+pytestmark = pytest.mark.steps
 CASES = [BY_NAME["nadam-decay"], BY_NAME["asgd-averages-decay"]]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 

@@ -15,6 +15,7 @@ import fusedopt
 from fusedopt import _C, native
 from fusedopt.optim._codecs import rounded_by_chance
 
+pytestmark = pytest.mark.steps
 PLAIN = list({c.cls: c for c in CASES if not c.name.endswith(("-decay", "-fast"))}.values())
 SHAPES = [(3, 5), (16,), (16 * 1024 + 37,), (), (0, 4), (4, 3, 2, 2)]
 
@@ -43,6 +44,7 @@ def wide_run(case: Case, opt: Any, params: list[Tensor]) -> tuple[Any, list[Tens
     return exact, wide
 
 
+@pytest.mark.each_isa
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 @pytest.mark.parametrize("dtype", [BF16, F32], ids=["bfloat16", "states"])
 def test_a_step_is_that_of_float32_rounded_by_chance(case: Case, dtype: torch.dtype) -> None:
