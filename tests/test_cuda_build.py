@@ -65,9 +65,8 @@ def test_registers_leave_room_for_two_blocks(resources: list[tuple[str, str, int
 @pytest.mark.parametrize("form", [0, 2], ids=["float", "coded"])
 def test_sixteen_byte_accesses(resources: list[tuple[str, str, int, int]], form: int) -> None:
     newest = max({gpu for gpu, *_ in resources}, key=lambda gpu: int(gpu[3:]))
-    kernels = {
-        name for gpu, name, *_ in resources if gpu == newest and re.search(rf"5apply.*?4FormE{form}ELi1024E", name)
-    }
+    of_form = re.compile(rf"5apply.*?4FormE{form}ELi{4096 if form else 1024}E")
+    kernels = {name for gpu, name, *_ in resources if gpu == newest and of_form.search(name)}
     assert len(kernels) >= 10
     for name in kernels:
         code = cuobjdump("-sass", "-arch", newest, "-fun", name)

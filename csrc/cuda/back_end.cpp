@@ -155,7 +155,7 @@ void BackEnd::update(const std::vector<Row>& rows, const Scaling& scaling, Pass 
       }
     }
     const Rows arguments{bytes.data(), int32_t(bytes.size()), stride, folded, rescaled};
-    if (!fit_in_arguments(arguments)) {
+    if (!fit_in_arguments(arguments, batch.form)) {
       if (current_ != &captured_) current_->rows.clear();
       current_->rows.push_back(copy(bytes, 0));
       current_->view.rows = static_cast<const char*>(current_->rows.back().data_ptr());

@@ -69,7 +69,7 @@ struct Rows {
   bool folded, rescaled;
 };
 // Whether they travel with the launch; otherwise they have to be in view.rows by then.
-bool fit_in_arguments(const Rows& rows);
+bool fit_in_arguments(const Rows& rows, Form form);
 
 // What of a table's sums belongs together: the chunks of each slot.
 struct Slots {

@@ -49,9 +49,11 @@ void update(const Header& header, const Rows& rows, Pass pass, Stream stream) {
   }
 }
 
+// Of floats, what most steps are made of, each size of arguments has kernels of its own.
 template <template <class> class Rule, Form form>
 void update(const Header& header, const Rows& rows, Pass pass, Stream stream) {
-  if (header.rows || rows.size <= Arguments<kFewBytes>::kCapacity)
+  if constexpr (form != Form::kFloat) return update<Rule, form, kSomeBytes>(header, rows, pass, stream);
+  else if (header.rows || rows.size <= Arguments<kFewBytes>::kCapacity)
     update<Rule, form, kFewBytes>(header, rows, pass, stream);
   else if (rows.size <= Arguments<kSomeBytes>::kCapacity) update<Rule, form, kSomeBytes>(header, rows, pass, stream);
   else update<Rule, form, kArguments>(header, rows, pass, stream);
@@ -86,11 +88,13 @@ void patch(uint64_t* words, const int32_t* indices, const uint64_t* values, int 
 
 }  // namespace
 
-bool fit_in_arguments(const Rows& rows) { return rows.size <= Arguments<kArguments>::kCapacity; }
+bool fit_in_arguments(const Rows& rows, Form form) {
+  return rows.size <= (form == Form::kFloat ? Arguments<kArguments>::kCapacity : Arguments<kSomeBytes>::kCapacity);
+}
 
 void update(const View& view, const Batch& batch, const Rows& rows, const Scaling& scaling, bool counts, Pass pass,
             Stream stream) {
-  const char* on_device = fit_in_arguments(rows) ? nullptr : view.rows;
+  const char* on_device = fit_in_arguments(rows, batch.form) ? nullptr : view.rows;
   const Header header{view, batch, scaling, on_device, rows.stride, rows.folded, rows.rescaled, counts};
   kUpdates[int(batch.rule)][int(batch.form)](header, rows, pass, stream);
 }
