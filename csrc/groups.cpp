@@ -93,7 +93,9 @@ void Plan::read_group(Group& group, PyObject* options, PyObject* declared, bool 
   group.lr = nullptr, group.odd = nullptr, group.by_dimension = false;
   group.masters = has_option(options, "master_weights"), group.by_chance = has_option(options, "stochastic_rounding");
   const py::object decay = option(options, "ema_decay");
-  group.ema_decay = decay && !decay.is_none() ? decay.cast<double>() : 0;
+  group.ema_decay = decay && !decay.is_none() && PyFloat_Check(decay.ptr()) ? PyFloat_AS_DOUBLE(decay.ptr()) : 0;
+  if (decay && !decay.is_none() && !(0 < group.ema_decay && group.ema_decay < 1))
+    throw py::value_error("Invalid ema_decay: it must be None or a float between 0 and 1");
   group.counted = counted || group.by_chance || group.ema_decay != 0;
   if (PyDict_GET_SIZE(numbers) != rule.number_count) throw wrong_names(rule);
   Py_ssize_t cursor = 0;

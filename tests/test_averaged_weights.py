@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from typing import Any
 
 import pytest
@@ -175,6 +177,44 @@ def test_it_is_taken_away_and_counted() -> None:
 def test_a_decay_that_is_none_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="Invalid ema_decay"):
         fusedopt.AdamW(parameters(F32), ema_decay=value)
+
+
+def test_a_decay_that_has_become_none_is_refused_before_anything_is_written() -> None:
+    params = parameters(F32, [(3,)])
+    opt = fusedopt.AdamW(params, lr=0.1, ema_decay=0.9)
+    give_gradients(params, 0)
+    opt.step()
+    before = params[0].detach().clone()
+    for value in (0.0, 1.0, -1.0, float("nan"), "x"):
+        opt.param_groups[0]["ema_decay"] = value
+        with pytest.raises(ValueError, match="Invalid ema_decay"):
+            opt.step()
+    assert_equal(params[0].detach(), before)
+
+
+def test_another_threads_step_comes_to_its_end_first() -> None:
+    p = torch.zeros(2_000_000, requires_grad=True)
+    p.grad = torch.ones_like(p)
+    opt = fusedopt.SGD([p], lr=1.0, ema_decay=0.5)
+    opt.step()
+    done = threading.Event()
+    steps = 1
+
+    def train() -> None:
+        nonlocal steps
+        while not done.is_set():
+            with contextlib.suppress(RuntimeError):  # within the block
+                opt.step()
+                steps += 1
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    for _ in range(20):
+        with opt.averaged_weights():
+            pass
+    done.set()
+    thread.join()
+    assert p.unique().tolist() == [-float(steps)]
 
 
 def test_other_dtypes_are_refused() -> None:

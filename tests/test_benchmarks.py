@@ -250,7 +250,8 @@ def test_implementations_agree_and_report_the_rules_bytes(case: OptimizerCase) -
             assert optimizer.bytes_per_step() == case.accesses * SETS["lenet"].elements * 8  # type: ignore[attr-defined]
     for name, values in after.items():
         for value, expected in zip(values, after["for-loop"], strict=True):
-            assert torch.allclose(value, expected, rtol=1e-9, atol=1e-12), name
+            rtol = 1e-6 if case.name == "ASGD" else 1e-9  # whose rates torch's foreach form makes in float32
+            assert torch.allclose(value, expected, rtol=rtol, atol=1e-12), name
 
 
 def test_script_writes_every_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

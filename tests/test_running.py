@@ -136,6 +136,7 @@ USES_LIBRARY = """
 """
 
 DDP = """
+    import gc
     import os
     import sys
     import torch
@@ -164,6 +165,7 @@ DDP = """
 
     if __name__ == "__main__":
         main()
+        gc.collect()  # a thread of gloo that outlives Python, with a model that nobody has collected, aborts
 """
 
 

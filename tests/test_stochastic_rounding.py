@@ -10,6 +10,7 @@ import torch
 from cases import BF16, CASES, F16, F32, ONE_OF_EACH, Case
 from test_state_dtype import assert_close, assert_equal, give_gradients, parameters, saved
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusedopt
 from fusedopt import _C, native
@@ -248,6 +249,16 @@ def test_where_there_is_nothing_to_round_it_is_refused(dtype: torch.dtype, optio
         fusedopt.AdamW(parameters(dtype), stochastic_rounding=True, **options)
     with pytest.raises(ValueError, match="rounding_seed"):
         fusedopt.AdamW(parameters(BF16), stochastic_rounding=True, rounding_seed="a")  # type: ignore[arg-type]
+
+
+def test_fake_tensors_are_rounded_too() -> None:
+    with FakeTensorMode():
+        p = torch.ones(4, dtype=BF16, requires_grad=True)
+        opt = fusedopt.AdamW([p], stochastic_rounding=True, ema_decay=0.9)
+        p.grad = torch.ones_like(p)
+        for _ in range(2):
+            opt.step()
+        assert opt.state[p]["average"].shape == p.shape
 
 
 def test_the_portable_state_has_torchs_keys() -> None:

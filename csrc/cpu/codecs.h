@@ -104,9 +104,11 @@ FUSEDOPT_HD void store_by_chance(Vector x, void* to, Words element, Key key) {
 
 FUSEDOPT_HD Vector load_split(const void* upper, const void* lower) {
   const SignedShorts rest = __builtin_bit_cast(SignedShorts, shorts(lower));
-  const Words bits = (__builtin_convertvector(shorts(upper), Words) << 16) +
-                     __builtin_bit_cast(Words, __builtin_convertvector(rest, SignedWords));
-  return __builtin_bit_cast(Vector, bits);
+  const Words bits = __builtin_convertvector(shorts(upper), Words) << 16, magnitude = bits & 0x7fffffff;
+  // A parameter that somebody has set to 0 or infinity has no rest, whatever is left of an earlier one.
+  const Words counts = __builtin_bit_cast(Words, magnitude - 1 < 0x7f7fffff);
+  return __builtin_bit_cast(Vector,
+                            bits + (counts & __builtin_bit_cast(Words, __builtin_convertvector(rest, SignedWords))));
 }
 // Half way up, unlike a plain bfloat16: then the lower half, as a signed number, is what was rounded off.
 FUSEDOPT_HD void store_split(Vector x, void* upper, void* lower) {

@@ -6,7 +6,7 @@ namespace fusedopt::cuda {
 
 // Registers are shared out so that this many blocks fit on a multiprocessor: half of its threads, or a quarter. Double
 // needs more of them, and so do five operands with sums, or, of coded ones, eight elements of four, or of three with
-// sums.
+// sums or scalars.
 template <Form form, unsigned Reads, bool Sums = false>
 constexpr int kBlocksPerSm =
     (form == Form::kDouble || __builtin_popcount(Reads) + Sums > (form == Form::kCoded ? 3 : 5) ? 512 : 1024) /
@@ -151,8 +151,9 @@ __device__ __forceinline__ void finish(const Args& args, bool decides = false) {
 
 // Applies a rule, and leaves the sums that it takes for its second pass or its decision.
 template <template <class> class Rule, Form form, int Bytes>
-__global__ void __launch_bounds__(kThreads,
-                                  kBlocksPerSm<form, (4u << Rule<float>::kStateCount) - 1, kTakesSums<Rule<float>>>)
+__global__ void __launch_bounds__(
+    kThreads,
+    kBlocksPerSm<form, (4u << Rule<float>::kStateCount) - 1, kTakesSums<Rule<float>> || scalars_of<Rule<float>>() != 0>)
     apply(const __grid_constant__ Arguments<Bytes> args) {
   using F = Compute<form>;
   using R = Rule<F>;

@@ -204,7 +204,12 @@ struct Coded {
   __device__ __forceinline__ void join() {
     uint32_t joined[N];
 #pragma unroll
-    for (int n = 0; n < N; ++n) joined[n] = (uint32_t{half(n)} << 16) + uint32_t(int32_t(int16_t(half(N + n))));
+    for (int n = 0; n < N; ++n) {
+      const uint32_t bits = uint32_t{half(n)} << 16;
+      // A parameter that somebody has set to 0 or infinity has no rest, whatever is left of an earlier one.
+      const bool counts = (bits & 0x7fffffff) - 1 < 0x7f7fffff;
+      joined[n] = bits + (counts ? uint32_t(int32_t(int16_t(half(N + n)))) : 0);
+    }
 #pragma unroll
     for (int n = 0; n < N; ++n) word[n] = joined[n];
   }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from fusedopt.optim._codecs import AVERAGE
 from fusedopt.optim._shards import params_of
@@ -17,37 +20,47 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def averaged_weights(optimizer: FusedStep) -> Iterator[None]:
+def averaged_weights(optimizer: FusedStep, model: nn.Module | None = None) -> Iterator[None]:
     """Within the block the parameters have the values of their averages, which `ema_decay` has steps keep.
 
     Parameters without one, which have had no gradient yet, stay as they are; buffers of a model, as those of batch
     normalisation, are none of the optimizer's. Afterwards, and after an exception, all is as it was, bit for bit,
     master weights included. Takes the memory of one more copy of the parameters meanwhile.
 
+    Args:
+        model: needed where `fully_shard` was called on it: parameters that it has gathered are to be gathered again.
+
     Raises:
-        ValueError: no group has an `ema_decay`.
-        RuntimeError: on a step within the block, or on entering it again there.
+        ValueError: no group has an `ema_decay`; or parameters are DTensors, and there is no model.
+        RuntimeError: on a step within the block, or on entering it again there, or within a step.
     """
     if all(group.get("ema_decay") is None for group in optimizer.param_groups):
         raise ValueError("there are no averaged weights: make the optimizer with ema_decay=0.999, say")
-    if optimizer._averaged:
-        raise RuntimeError("the parameters have the values of their averages already")
     params = [p for p in params_of(optimizer) if AVERAGE in optimizer.state.get(p, {})]
-    kept = [p.detach().clone(memory_format=torch.preserve_format) for p in params]
-    optimizer._averaged = True
+    if model is None and any(map(is_dtensor, params)):
+        raise ValueError("there are DTensors: say averaged_weights(model), so that whole parameters are gathered again")
+    turn = optimizer.__dict__.setdefault("_turn", threading.RLock())  # another thread's step comes to its end first
+    with turn:
+        if optimizer._averaged or optimizer._stepping:
+            raise RuntimeError("averaged_weights() was entered within itself, or within a step")
+        kept = [p.detach().clone(memory_format=torch.preserve_format) for p in params]
+        optimizer._averaged = True
     try:
-        with torch.no_grad():
-            for p in params:
-                _copy(optimizer.state[p][AVERAGE], p)
+        _put([optimizer.state[p][AVERAGE] for p in params], params, model)
         yield
     finally:
-        with torch.no_grad():
-            for p, value in zip(params, kept, strict=True):
-                _copy(value, p)
-        optimizer._averaged = False
+        with turn:
+            _put(kept, params, model)
+            optimizer._averaged = False
 
 
-def _copy(value: torch.Tensor, to: torch.Tensor) -> None:
-    local(to).copy_(local(value))
-    if is_dtensor(to):
-        torch.autograd.graph.increment_version(to)
+@torch.no_grad()
+def _put(values: list[Tensor], params: list[Tensor], model: nn.Module | None) -> None:
+    for value, p in zip(values, params, strict=True):
+        local(p).copy_(local(value))
+        if is_dtensor(p):
+            torch.autograd.graph.increment_version(p)
+    for module in () if model is None else model.modules():
+        if isinstance(reshard := getattr(module, "reshard", None), MethodType):  # fully_shard's
+            reshard()
+    torch.clear_autocast_cache()  # which has casts of what was there before

@@ -28,36 +28,27 @@ def split(exact: Tensor) -> tuple[Tensor, Tensor]:
     (They are no numbers, but collectives do not know integers of 16 bits.)
 
     Half way between two bfloat16 it is the one farther from 0, unlike in PyTorch's own rounding: then the lower half,
-    as a signed number, is what was rounded off, and no two float32 have the same two parts.
+    as a signed number, is what was rounded off, and no two float32 have the same two parts. What rounds to 0 (below
+    2^-134) or to infinity becomes that.
     """
     bits = _bits(exact)
     return ((bits + 0x8000) >> 16).to(torch.int16).view(torch.bfloat16), bits.to(torch.int16).view(torch.bfloat16)
 
 
 def joined(upper: Tensor, rest: Tensor) -> Tensor:
-    """The float32 that was split into these two."""
-    return ((upper.view(torch.int16).to(torch.int32) << 16) + rest.view(torch.int16).to(torch.int32)).view(
-        torch.float32
-    )
+    """The float32 that was split into these two. What is 0 or infinite has no rest."""
+    bits = upper.view(torch.int16).to(torch.int32) << 16
+    counts = upper.isfinite() & (upper != 0)
+    return (bits + torch.where(counts, rest.view(torch.int16).to(torch.int32), 0)).view(torch.float32)
 
 
-def nearest(near: Tensor, rest: Tensor) -> Tensor:
-    """Of the float32 with this lower half the nearest to `near`, float32."""
-    upper = (near.view(torch.int32) >> 16) + torch.tensor([-1, 0, 1, 2], dtype=torch.int32, device=near.device).view(
-        -1, *[1] * near.dim()
-    )
-    candidates = ((upper << 16) + rest.view(torch.int16).to(torch.int32)).view(torch.float32)
-    distance = (candidates - near).abs().nan_to_num(torch.inf)
-    return candidates.gather(0, distance.argmin(0, keepdim=True)).squeeze(0)
-
-
-def exact(param: Tensor, state: dict[str, Any]) -> Tensor:
-    """A parameter in float32 at least: its master weight, where it has one; a new tensor.
+def exact(param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    """A parameter in float32 at least: its master weight, where its group has such; a new tensor.
 
     A float16 that is not the rounding of its master has been set since, and counts.
     """
     param = param.detach()
-    rest, master = state.get(REST), state.get(MASTER)
+    rest, master = (state.get(name) if group.get("master_weights") else None for name in (REST, MASTER))
     if rest is not None and param.dtype == torch.bfloat16:
         whole: Tensor = like(param, joined(local(param), local(rest)))
         return whole
@@ -82,7 +73,8 @@ def rounded_by_chance(exact: Tensor, key: int, count: float, operand: int) -> Te
         count: of the step, from 1.
         operand: 0 for the parameter, 2 and up for the states in the rule's order.
     """
-    step = mixed((key + int(count) * 0x9E3779B97F4A7C15) & _LONG)
+    count = 0 if count != count else int(count)  # NaN, of a fake tensor, whose results nobody sees
+    step = mixed((key + count * 0x9E3779B97F4A7C15) & _LONG)
     both = mixed((step + (operand + 1) * 0x9E3779B97F4A7C15) & _LONG)
     numbers = torch.arange(exact.numel(), device=exact.device)
     x = (numbers & _WORD) ^ (both & _WORD)  # in the lower half of 64 bits

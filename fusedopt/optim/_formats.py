@@ -20,8 +20,6 @@ from fusedopt.optim._codecs import (
     REST,
     exact,
     mixed,
-    nearest,
-    split,
 )
 from fusedopt.sharding import local
 
@@ -35,6 +33,7 @@ _CHOICES = (torch.float32, torch.bfloat16)
 _HALVES = (torch.bfloat16, torch.float16)
 # The states that are one number, whatever the parameter is.
 SCALARS = frozenset[str]().union(["step"], *_C.SCALARS)
+_OTHERS = SCALARS | {*EXTRAS}
 
 
 class Formats(TypedDict, total=False):
@@ -50,7 +49,8 @@ class Formats(TypedDict, total=False):
     """Whether parameters in bfloat16 and float16 are kept in float32 too, exactly: those that the model computes with
     are the nearest to them. Costs 2 bytes an element beside bfloat16 (`master_rest`, the lower half of the float32) and
     4 beside float16 (`master`). The masters of a run are those that it would have in float32 with the same gradients,
-    bit for bit. A parameter that is set, by loading a model, say, is taken as it was set."""
+    bit for bit. Where a parameter is set, by loading a model, say, its master is what was set, to within half of a
+    bfloat16's last digit. Parameters in float32 are their own masters."""
 
     stochastic_rounding: bool
     """Whether what is stored in bfloat16, parameters without master weights and states, is rounded up or down by
@@ -108,17 +108,19 @@ def check_formats(group: dict[str, Any]) -> None:
                 f"{names[0]} is for parameters of float32, bfloat16 and float16, and there is one of {p.dtype}: leave "
                 "it out in their group"
             )
-        if masters and p.dtype not in _HALVES:
-            raise ValueError(
-                f"master_weights is for parameters of bfloat16 and float16, and there is one of {p.dtype}, which is "
-                "its own master: put it in a group with master_weights=False"
-            )
-        if by_chance and (p.dtype != torch.bfloat16 or masters) and (dtype or p.dtype) != torch.bfloat16:
-            raise ValueError(
-                "stochastic_rounding is for what is stored in bfloat16, and there is a parameter of "
-                f"{p.dtype}{' with a master weight' if masters else ''} with states of {dtype or p.dtype}: put it in a "
-                "group with stochastic_rounding=False, or store its states in state_dtype=torch.bfloat16"
-            )
+
+    known = [p for p in group["params"] if not is_lazy(p)]
+    if masters and known and not any(p.dtype in _HALVES for p in known):
+        raise ValueError(
+            "master_weights is for parameters of bfloat16 and float16, and the group has none, only such as are their "
+            "own masters: leave it out there"
+        )
+    rounds = [(p.dtype == torch.bfloat16 and not masters) or (dtype or p.dtype) == torch.bfloat16 for p in known]
+    if by_chance and known and not any(rounds):
+        raise ValueError(
+            "stochastic_rounding is for what is stored in bfloat16, and in the group nothing is: leave it out there, "
+            "or store states in state_dtype=torch.bfloat16"
+        )
 
 
 def elementwise(param: Tensor, state: dict[str, Any]) -> dict[str, Tensor]:
@@ -126,7 +128,7 @@ def elementwise(param: Tensor, state: dict[str, Any]) -> dict[str, Tensor]:
     return {
         name: value
         for name, value in state.items()
-        if name not in SCALARS | {*EXTRAS}
+        if name not in _OTHERS
         and isinstance(value, Tensor)
         and value.dtype.is_floating_point
         and value.shape == param.shape
@@ -152,7 +154,7 @@ def complete(optimizer: FusedStep, group: dict[str, Any], param: Tensor, fresh: 
         state[KEY] = mixed((seed + optimizer._index_of(param)) % 2**64) >> 1  # a signed number
     if group.get("ema_decay") is not None and AVERAGE not in state:
         by_chance = group.get("stochastic_rounding") and (group.get("state_dtype") or param.dtype) == torch.bfloat16
-        state[AVERAGE] = exact(param, state).to(torch.bfloat16 if by_chance else torch.float32)
+        state[AVERAGE] = exact(param, state, group).to(torch.bfloat16 if by_chance else torch.float32)
 
 
 @contextmanager
@@ -196,16 +198,13 @@ def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, group: 
         state.pop(name, None)
     if group.get("ema_decay") is not None and isinstance(average := saved.get(AVERAGE), Tensor):
         state[AVERAGE] = average.to(param.device)
-    rest, master = (saved.get(name) for name in (REST, MASTER))
-    if not group.get("master_weights") or param.dtype not in _HALVES or (rest is None and master is None):
-        return
-    # The parameter may have become another half since.
-    if param.dtype == torch.bfloat16:
-        state[REST] = (rest if isinstance(rest, Tensor) else split(master)[1]).to(param.device)  # type: ignore[arg-type]
-    elif isinstance(master, Tensor):
+    rest, master = saved.get(REST), saved.get(MASTER)
+    if not group.get("master_weights"):
+        return  # and those of parameters in the other half go: from now on the parameters count
+    if param.dtype == torch.bfloat16 and isinstance(rest, Tensor):
+        state[REST] = rest.to(param.device)
+    elif param.dtype == torch.float16 and isinstance(master, Tensor):
         state[MASTER] = master.to(param.device)
-    else:
-        state[MASTER] = nearest(param.detach().float(), rest.to(param.device))  # type: ignore[union-attr]
 
 
 def memory(optimizer: Optimizer) -> dict[str, int]:

@@ -255,7 +255,6 @@ class FusedStep(Options):
     _plan: _C.Plan | None = None
     _turn: threading.RLock | None = None  # whose it is to step
     _stepping = False
-    _averaged = False  # the parameters have the values of their averages
     _reasons: list[str | None] | None = None
     _domains: Domains | None = None
 

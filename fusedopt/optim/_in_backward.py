@@ -190,7 +190,7 @@ class StepsInBackward:
         before = self._twins.get(p)
         twin = type(optimizer).__new__(type(optimizer))
         twin.__dict__.update(optimizer.__dict__)
-        for name in ("_in_backward", "step"):  # which lead back to the optimizer; a scheduler wraps step()
+        for name in ("_in_backward", "step", "_indices"):  # the optimizer's own; a scheduler wraps step()
             twin.__dict__.pop(name, None)
         twin.param_groups = [group]
         twin._plan = None if before is None else before._plan

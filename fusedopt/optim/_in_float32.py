@@ -46,7 +46,7 @@ class InFloat32:
         state = optimizer.state.get(param, {})
         self._fresh = not state
         self._count = number(state["step"]) if "step" in state else float(not self._fresh)
-        self.param = exact(param, state).requires_grad_(param.requires_grad)
+        self.param = exact(param, state, group).requires_grad_(param.requires_grad)
         """The parameter, with its gradient."""
         self.param.grad = None if param.grad is None else param.grad.float()
         own = {name: value for name, value in state.items() if name not in EXTRAS}
@@ -82,17 +82,17 @@ class InFloat32:
         names = _C.STATES[optimizer._numbers(group)[0]]
         for name, value in arrays.items():
             put(kept[name], value, 2 + names.index(name))
-        if REST in kept:
+        if group.get("master_weights") and param.dtype == torch.bfloat16:
             upper, rest = split(local(self.param))
             param.copy_(like(param, upper))
             kept[REST].copy_(like(param, rest))
         else:
-            if MASTER in kept:
+            if group.get("master_weights") and param.dtype == torch.float16:
                 kept[MASTER].copy_(self.param)
             put(param, self.param, 0)
-        if AVERAGE in kept:
+        if group.get("ema_decay") is not None:
             share = share_of_step(group["ema_decay"], number(kept["step"]))
-            put(kept[AVERAGE], torch.lerp(kept[AVERAGE].float(), exact(param, kept), share), OF_AVERAGE)
+            put(kept[AVERAGE], torch.lerp(kept[AVERAGE].float(), exact(param, kept, group), share), OF_AVERAGE)
 
 
 @contextmanager

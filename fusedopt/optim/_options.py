@@ -32,6 +32,8 @@ class Options(Optimizer):
     _spread: Spread | None = None  # over which processes the parameters are, where that is not in the tensors
     _made_of: frozenset[int] | None = None  # ids of the parameters that it was given
     _first = 0  # the number of its first parameter, among all of the optimizer that it steps a part of
+    _indices: dict[Tensor, int] | None = None  # where its parameters stand, for those whose first state is made
+    _averaged = False  # the parameters have the values of their averages
     _grad_norm: float | Tensor | None = None  # where a GPU keeps it, or a number
     _loading: dict[Tensor, dict[str, Any]] | None = None  # states as they were saved, while they are loaded
 
@@ -52,11 +54,19 @@ class Options(Optimizer):
         return torch.tensor(self._grad_norm, dtype=dtype, device=device)
 
     def exact_parameters(self) -> list[Tensor]:
-        """Copies of all parameters in float32 at least: of their master weights, where they have such."""
-        return [exact(p, self.state.get(p, {})) for p in params_of(self)]
+        """Copies of all parameters in float32 at least: of their master weights, where they have such.
+
+        Raises:
+            RuntimeError: within `averaged_weights()`.
+        """
+        if self._averaged:
+            raise RuntimeError("exact_parameters() was called within averaged_weights()")
+        return [exact(p, self.state.get(p, {}), group) for group in self.param_groups for p in group["params"]]
 
     def _index_of(self, param: Tensor) -> int:
-        return self._first + next(i for i, p in enumerate(params_of(self)) if p is param)
+        if self._indices is None or param not in self._indices:
+            self._indices = {p: i for i, p in enumerate(params_of(self))}
+        return self._first + self._indices[param]
 
     def _options(
         self,
@@ -75,7 +85,7 @@ class Options(Optimizer):
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         self.defaults.setdefault("fused", fused)
         if unknown := group_options.keys() - self._group_options.keys():
-            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {min(unknown)!r}")
+            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {min(unknown)!r}")
         self.defaults |= {**self._group_options, **group_options, "max_grad_norm": max_grad_norm}
         for group in self.param_groups:
             self._settle(group)
@@ -124,7 +134,11 @@ class Options(Optimizer):
             self._check_group(param_group)
         super().add_param_group(param_group)
         if constructed:
-            self._settle(self.param_groups[-1])
+            try:
+                self._settle(self.param_groups[-1])
+            except ValueError:
+                self.param_groups.pop()
+                raise
             self._step_supports_amp_scaling &= not any(map(is_flattened, self.param_groups[-1]["params"]))
             self._find_spread()
 
@@ -158,7 +172,11 @@ class Options(Optimizer):
         live = self.__dict__.get("param_groups", [])
         for i, group in enumerate(state["param_groups"] if self._loading is not None else ()):
             options = {name: group.get(name, live[i].get(name, default)) for name, default in DEFAULTS.items()}
-            check_formats({**group, **options})
+            try:
+                check_formats({**group, **options})
+            except ValueError:  # of parameters in another dtype than those that were saved: the options here fit them
+                options = {name: live[i].get(name, default) for name, default in DEFAULTS.items()}
+                group |= options
             for p in group["params"]:
                 if isinstance(values := state["state"].get(p), dict):
                     restore(self._loading.get(p, {}), values, p, options)  # type: ignore[union-attr]
