@@ -136,9 +136,7 @@ USES_LIBRARY = """
 """
 
 DDP = """
-    import gc
-    import os
-    import sys
+    import gc, sys
     import torch
     import torch.distributed as dist
     from torch import nn
