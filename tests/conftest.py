@@ -13,6 +13,7 @@ from virtual_gpu import VirtualGpu
 
 # What torch puts into the environment when it compiles or profiles for the first time.
 OF_TORCH = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "DISABLE_CUPTI_LAZY_REINIT", "TEARDOWN_CUPTI"}
+OF_TORCH |= {"_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"}
 collect_ignore = [] if gpu.REAL else ["test_real_gpu.py"]
 
 try:
