@@ -54,7 +54,18 @@ def _compared(name: str, place: Any, dtype: torch.dtype) -> dict[str, Any]:
         *zip(other.exact_parameters(), ours[0].exact_parameters(), strict=True),
         *((other.state[p]["average"], ours[0].state[q]["average"]) for p, q in zip(params, ours[1], strict=True)),
     ]
+    refused = False
+    try:  # as nobody could have whole parameters gathered again
+        with other.averaged_weights():
+            pass
+    except ValueError:
+        refused = True
+    kept = [whole(p).clone() for p in params]
+    with other.averaged_weights(torch.nn.ParameterList(params)):
+        averaged = max(distance(whole(p), whole(other.state[p]["average"])) for p in params)
+    same = all(torch.equal(whole(p), q) for p, q in zip(params, kept, strict=True))
     return {
+        "averages": (refused, averaged, same),
         "fused": fused,
         "plain": max(distance(a, whole(b)) for a, b in pairs),
         "paths": {e.path for e in other.explain()},
@@ -91,6 +102,10 @@ def test_equals_one_process(ranks: list[dict[Any, Any]], layout: str, name: str,
         assert result["fused"]["params"] < 0.01
         assert result["plain"] < 2e-5
         assert result["paths"] == {"torch"}
+        refused, averaged, same = result["averages"]
+        assert refused
+        assert same
+        assert averaged < 0.01
 
 
 if __name__ == "__main__":
