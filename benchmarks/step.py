@@ -101,7 +101,8 @@ def check_no_subnormals(what: str, optimizer: torch.optim.Optimizer) -> None:
     """
     smallest = torch.finfo(torch.float32).tiny
     tensors = [p for group in optimizer.param_groups for p in group["params"]]
-    tensors += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    states = [item for state in optimizer.state.values() for item in state.items()]
+    tensors += [value for name, value in states if torch.is_tensor(value) and name != "master_rest"]  # which is bits
     for tensor in tensors:
         magnitude = tensor.detach().abs()
         if magnitude.numel() and magnitude.min() < smallest and ((magnitude > 0) & (magnitude < smallest)).any():
