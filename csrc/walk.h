@@ -9,7 +9,6 @@
 #include <map>
 
 #include "gpu.h"
-#include "random.h"
 #include "reasons.h"
 
 #define INLINE inline __attribute__((always_inline))  // where the walk spends its time

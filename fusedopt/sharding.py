@@ -12,7 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -40,6 +40,19 @@ def like(value: Any, here: Tensor) -> Any:
     return type(value).from_local(
         here, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
     )
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `fully_shard` was called on the model."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())  # imported by whoever called it
+    return isinstance(model, kind)
+
+
+def reshard(model: nn.Module) -> None:
+    """Lets go of the whole parameters that a forward pass leaves behind where no backward pass follows."""
+    for module in model.modules():
+        if is_sharded(module):
+            module.reshard()  # type: ignore[operator]
 
 
 def groups_of(value: Any) -> Groups:

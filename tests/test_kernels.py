@@ -25,7 +25,7 @@ RACE = "ThreadSanitizer: data race"
 
 Build = Callable[[str, Path, Path], Path]
 
-# What is planted: the right text in kernels.cuh or sweep.cuh and the wrong one; the build that catches it, and how.
+# What is planted: the right text in one of the files below and the wrong one; the build that catches it, and how.
 PLANTED = {
     "store out of bounds": (
         "grouped, chunk.count, body, after)",
@@ -100,7 +100,7 @@ def test_quiet(name: str, build: Build, tmp_path: Path) -> None:
 def test_caught(planted: str, build: Build, tmp_path: Path) -> None:
     right, wrong, name, message = PLANTED[planted]
     shutil.copytree(CSRC, tmp_path / "csrc")
-    sources = [tmp_path / "csrc" / "cuda" / file for file in ("kernels.cuh", "sweep.cuh")]
+    sources = [tmp_path / "csrc" / "cuda" / file for file in ("kernels.cuh", "sweep.cuh", "codecs.cuh")]
     assert sum(source.read_text().count(right) for source in sources) == 1
     for source in sources:
         source.write_text(source.read_text().replace(right, wrong))

@@ -73,7 +73,7 @@ __attribute__((noinline)) void coded(const Span& span, Body body, After after, L
   const Tensor& t = *span.tensor;
   const Place place[] = {{span.addr[I], I ? nullptr : span.beside, t.storage[I],
                           Ops.writes >> I & 1 && t.storage[I] == Storage::kStochastic ? key_of(t.key, I) : Key{}}...};
-  const Place average{span.average, nullptr, t.average_storage, key_of(t.key, kMaxOperands)};
+  const Place average{span.average, nullptr, t.average_storage, span.average ? key_of(t.key, kMaxOperands) : Key{}};
   for (int64_t i = 0; i < span.n; i += kWidth) {
     union {
       Vector whole;

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from fusedopt.optim._codecs import AVERAGE
 from fusedopt.optim._shards import params_of
-from fusedopt.sharding import is_dtensor, local
+from fusedopt.sharding import is_dtensor, local, reshard
 
 if TYPE_CHECKING:
     from fusedopt.optim._fused import FusedStep
@@ -60,7 +59,6 @@ def _put(values: list[Tensor], params: list[Tensor], model: nn.Module | None) ->
         local(p).copy_(local(value))
         if is_dtensor(p):
             torch.autograd.graph.increment_version(p)
-    for module in () if model is None else model.modules():
-        if isinstance(reshard := getattr(module, "reshard", None), MethodType):  # fully_shard's
-            reshard()
+    if model is not None:
+        reshard(model)
     torch.clear_autocast_cache()  # which has casts of what was there before

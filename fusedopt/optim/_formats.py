@@ -100,16 +100,13 @@ def check_formats(group: dict[str, Any]) -> None:
     names = [name for name in DEFAULTS if group.get(name)]
     if group.get("differentiable"):
         raise ValueError(f"{names[0]} is not for differentiable=True; leave it out")
-    for p in group["params"]:
-        if is_lazy(p):
-            continue
+    known = [p for p in group["params"] if not is_lazy(p)]
+    for p in known:
         if p.dtype not in SHORT:
             raise ValueError(
                 f"{names[0]} is for parameters of float32, bfloat16 and float16, and there is one of {p.dtype}: leave "
                 "it out in their group"
             )
-
-    known = [p for p in group["params"] if not is_lazy(p)]
     if masters and known and not any(p.dtype in _HALVES for p in known):
         raise ValueError(
             "master_weights is for parameters of bfloat16 and float16, and the group has none, only such as are their "

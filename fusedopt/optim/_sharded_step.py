@@ -211,7 +211,12 @@ def _first_pass(
     torch.autograd.graph.increment_version([v for v in own.values() if is_dtensor(v)])
     if wide is None:
         return part, second_pass
-    return part, lambda everywhere: (second_pass(everywhere), wide.put_back(wide.state))[1]
+
+    def complete(everywhere: Tensor) -> None:
+        second_pass(everywhere)
+        wide.put_back(wide.state)
+
+    return part, complete
 
 
 def _complete(

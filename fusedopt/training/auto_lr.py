@@ -16,12 +16,13 @@ from fusedopt.data.images import ImageData, Normalize
 from fusedopt.data.loader import BatchLoader, BatchTransform
 from fusedopt.lr_finder import LRFinderResult, find_lr
 from fusedopt.runs.sampler import ResumableSampler
+from fusedopt.sharding import is_sharded
 from fusedopt.training.batches import Batch, Loss, batch_sizes
 from fusedopt.training.compute import Precision
 from fusedopt.training.distributed import World
 from fusedopt.training.evaluate import device_of
 from fusedopt.training.settings import PLAIN, Settings
-from fusedopt.training.sharded import check_sharded, is_sharded
+from fusedopt.training.sharded import check_sharded
 
 
 class _Passes:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fusedopt.data.images import ImageData
+from fusedopt.sharding import reshard
 from fusedopt.training.distributed import ALONE, World
-from fusedopt.training.sharded import reshard
 
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]

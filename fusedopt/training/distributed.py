@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fusedopt.training.sharded import is_sharded, shard
+from fusedopt.sharding import is_sharded
+from fusedopt.training.sharded import shard
 
 T = TypeVar("T")
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from fusedopt.sharding import local
-from fusedopt.training.sharded import reshard
+from fusedopt.sharding import local, reshard
 
 
 class ExponentialAverage(AveragedModel):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fusedopt.data.images import Normalize
+from fusedopt.sharding import is_sharded, reshard
 from fusedopt.training.batches import Loss
 from fusedopt.training.distributed import ALONE, World
 from fusedopt.training.metrics import Metrics
-from fusedopt.training.sharded import is_sharded, reshard
 
 _CHUNK = 1000  # images
 

@@ -28,6 +28,7 @@ from fusedopt.runs.checkpoint import Checkpoint
 from fusedopt.runs.epoch import Epoch
 from fusedopt.runs.sampler import ResumableSampler
 from fusedopt.schedulers.named import Schedule
+from fusedopt.sharding import is_sharded
 from fusedopt.training.batches import Batch, Loss, batch_sizes, parts
 from fusedopt.training.compute import Precision, compile_errors, without_onednn
 from fusedopt.training.distributed import World
@@ -37,7 +38,7 @@ from fusedopt.training.graph import GraphedStep, check_capture
 from fusedopt.training.metrics import EarlyStopping, Metrics, Stopwatch
 from fusedopt.training.progress import Progress
 from fusedopt.training.settings import PLAIN, Settings
-from fusedopt.training.sharded import check_settings, check_sharded, is_sharded
+from fusedopt.training.sharded import check_settings, check_sharded
 from fusedopt.training.step import Step
 
 OnEpoch = Callable[[Epoch, nn.Module], None]

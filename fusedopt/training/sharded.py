@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from fusedopt.sharding import is_dtensor, local
+from fusedopt.sharding import is_dtensor, is_sharded, local, reshard
 from fusedopt.training.settings import Settings
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether `fully_shard` was called on the model."""
-    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())  # imported by whoever called it
-    return isinstance(model, kind)
 
 
 def shard(model: nn.Module, device: torch.device) -> nn.Module:
@@ -33,13 +25,6 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
 
     fully_shard(model, mesh=init_device_mesh(device.type, (dist.get_world_size(),)))
     return model
-
-
-def reshard(model: nn.Module) -> None:
-    """Lets go of the whole parameters that a forward pass leaves behind where no backward pass follows."""
-    for module in model.modules():
-        if is_sharded(module):
-            module.reshard()  # type: ignore[operator]
 
 
 def check_settings(settings: Settings) -> None:

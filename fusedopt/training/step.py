@@ -11,9 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fusedopt.gradients import clip_grad_norm_
+from fusedopt.sharding import is_sharded
 from fusedopt.training.batches import Loss, Part
 from fusedopt.training.compute import Precision
-from fusedopt.training.sharded import is_sharded
 
 
 class Step:
