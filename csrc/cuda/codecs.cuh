@@ -64,7 +64,14 @@ struct Place {
   Storage storage;
   uint64_t key;
   int operand;
-  uint32_t begin;  // the number of the first element
+  uint32_t begin, block;  // the numbers of the first element and of its block
+  const Tensor* tensor;
+
+  // The largest magnitude of a block of codes. Looked up each time: a pointer for every operand would take registers
+  // from all that is not in blocks.
+  __device__ __forceinline__ uint32_t* largest(int i) const {
+    return static_cast<uint32_t*>(tensor->beside[operand]) + block + i / int(kBlock);
+  }
 };
 
 // N neighbours of an operand in registers, stored as they are computed in.
@@ -108,7 +115,7 @@ struct Coded {
       load_words<Grouped>(from.beside, i, there);
     } else if (is_in_blocks(from.storage)) {
       load_parts<Grouped, uint8_t>(from.at, i, 0, there);
-      if (there > 0) word[N / 4] = load(static_cast<const uint32_t*>(from.beside) + i / int(kBlock));
+      if (there > 0) word[N / 4] = load(from.largest(i));
     } else {
       load_parts<Grouped, uint16_t>(from.at, i, 0, there);
       if (from.storage == Storage::kSplit) load_parts<Grouped, uint16_t>(from.beside, i, N, there);
@@ -125,7 +132,7 @@ struct Coded {
       rounded.template store_parts<Grouped, uint16_t>(to.at, i, 0, there);
     } else if (is_in_blocks(to.storage)) {
       store_parts<Grouped, uint8_t>(to.at, i, 0, there);
-      if (i % int(kBlock) == 0) store(static_cast<uint32_t*>(to.beside) + i / int(kBlock), word[N / 4]);
+      if (i % int(kBlock) == 0) store(to.largest(i), word[N / 4]);
     } else {
       store_parts<Grouped, uint16_t>(to.at, i, 0, there);
       if (to.storage == Storage::kSplit) store_parts<Grouped, uint16_t>(to.beside, i, N, there);
@@ -283,12 +290,14 @@ struct Coded {
     for (int n = 0; n < N; ++n) largest = max(largest, n < there ? word[n] & 0x7fffffff : 0);
     for (int offset = 16; offset; offset /= 2) largest = max(largest, __shfl_xor_sync(~0u, largest, offset));
     const float factor = C::to_codes(float_of(largest));
-    const bool by_chance = is_by_chance(to.storage);
-    const Key key = by_chance ? key_of(to.key, to.operand) : Key{};
+    if (is_by_chance(to.storage)) {
+      const Key key = key_of(to.key, to.operand);
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-      const uint32_t chance = random_bits(to.begin + uint32_t(i + n), key) >> (32 - C::kShift);
-      set_part(n, C::encode(get(n), factor, by_chance ? chance : 1u << (C::kShift - 1)));
+      for (int n = 0; n < N; ++n)
+        set_part(n, C::encode(get(n), factor, random_bits(to.begin + uint32_t(i + n), key) >> (32 - C::kShift)));
+    } else {
+#pragma unroll
+      for (int n = 0; n < N; ++n) set_part(n, C::encode(get(n), factor, 1u << (C::kShift - 1)));
     }
     set(N / 4, C::stored(float_of(largest)));
   }

@@ -79,7 +79,8 @@ __device__ __forceinline__ void visit(const Place (&p)[kMaxOperands], const Plac
 // A chunk, in groups that are accesses of 16 bytes where the addresses allow, and the rest element by element. Which
 // thread takes an element does not depend on the address, so that sums do not.
 template <Operands Ops, Form form, class Body, class After = Nothing>
-__device__ __forceinline__ void sweep(const Tensor& t, const Chunk& chunk, Body body, After after = {}) {
+__device__ __forceinline__ void sweep(const Tensor& t, const Tensor* there, const Chunk& chunk, Body body,
+                                      After after = {}) {
   constexpr int kNumber = form == Form::kCoded ? 8 : 16 / sizeof(Compute<form>), kReads = __builtin_popcount(Ops.reads);
   // Enough loads in flight to cover their latency, and no more than there are registers for.
   constexpr int kUnroll = kReads == 1 ? 4 : kReads <= 3 && form != Form::kCoded ? 2 : 1;
@@ -87,22 +88,28 @@ __device__ __forceinline__ void sweep(const Tensor& t, const Chunk& chunk, Body 
   uintptr_t address = 0;
   for (int k = 0; k < kMaxOperands; ++k) {
     const int size = form == Form::kCoded ? item_size(t.storage[k]) : int(sizeof(Compute<form>));
-    p[k] = {static_cast<char*>(t.addr[k]) + chunk.begin * size, nullptr, t.storage[k], 0, k, uint32_t(chunk.begin)};
+    p[k] = {static_cast<char*>(t.addr[k]) + chunk.begin * size,
+            nullptr,
+            t.storage[k],
+            0,
+            k,
+            uint32_t(chunk.begin),
+            uint32_t(chunk.begin / kBlock),
+            there};
     // An access of less than 16 bytes asks for less.
     if ((Ops.reads | Ops.writes) >> k & 1) address |= reinterpret_cast<uintptr_t>(p[k].at) << (size == 1);
   }
   Place average{};
   double share = 0;
   if constexpr (form == Form::kCoded) {
-    for (int k = 0; k < kMaxOperands; ++k)
-      p[k].beside = static_cast<char*>(t.beside[k]) + bytes_beside(t.storage[k], chunk.begin);
+    p[0].beside = static_cast<char*>(t.beside[0]) + bytes_beside(t.storage[0], chunk.begin);
     if ((Ops.reads | Ops.writes) & 1) address |= reinterpret_cast<uintptr_t>(p[0].beside);
     const double count = t.step ? number(t.step, t.double_step) + 1 : 0;
     const uint64_t key = t.step ? key_of_step(t.key, count) : t.key;
     for (int k = 0; k < kMaxOperands; ++k) p[k].key = key;
     if ((Ops.writes & 1) && t.average) {
       char* const at = static_cast<char*>(t.average) + chunk.begin * item_size(t.average_storage);
-      average = {at, nullptr, t.average_storage, key, kMaxOperands, uint32_t(chunk.begin)};
+      average = {at, nullptr, t.average_storage, key, kMaxOperands, uint32_t(chunk.begin), 0, there};
       share = t.step ? share_of_step(t.share, count) : t.share;
       address |= reinterpret_cast<uintptr_t>(at);
     }
