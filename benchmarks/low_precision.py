@@ -9,7 +9,7 @@ weights and see the same batches, at the same learning rates.
 
 All takes about an hour on one core, half of that with `--jobs 2` on two. With `--json`, each run is written as soon as
 it is done, and those that the file has already are not repeated: an interrupted benchmark goes on, and more seeds are
-added, by the same command. The table and the picture are of all runs in the file.
+added, by the same command. The tables and the picture are of all runs in the file.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from low_precision_report import markdown, plot
+from low_precision_report import differences, markdown, plot
 from low_precision_training import FORMATS, OPTIMIZERS, SUBJECTS, Run, train
 
 from fusedopt.benchmark.machine import machine, print_machine
@@ -74,7 +74,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains what is missing, and prints a table."""
+    """Trains what is missing, and prints the tables."""
     options = _parse(arguments)
     torch.set_num_threads(1)
     command = shlex.join(["python", "benchmarks/low_precision.py", *(sys.argv[1:] if arguments is None else arguments)])
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results.add(run)
         print(*run.key, f"score {run.score:.4f}, {run.seconds:.0f} s", flush=True)
     runs = list(results.runs.values())
-    print("\n" + markdown(runs))
+    print(f"\n{markdown(runs)}\n\n{differences(runs)}")
     if options.plot:
         plot(runs, options.plot)
 

@@ -92,6 +92,37 @@ def _row(key: tuple[str, str, str]) -> tuple[int, int]:
     return list(SUBJECTS).index(key[0]), list(FORMATS).index(key[2])
 
 
+def differences(runs: Sequence[Run]) -> str:
+    """Returns what each format differs from float32 by, with the same task, optimizer and seed; a row for each format.
+
+    The mean over optimizers and seeds, and its standard error. In bold what is worse by more than two of these.
+    """
+    scores = {run.key: run.score * (1 if SUBJECTS[run.task].is_loss else 100) for run in runs}
+    tasks = [task for task in SUBJECTS if any(key[0] == task for key in scores)]
+    units = {task: "nats" if SUBJECTS[task].is_loss else "points" for task in tasks}
+    lines = ["| stored in |" + "".join(f" {SUBJECTS[task].title}, {units[task]} |" for task in tasks)]
+    lines.append("| --- |" + " ---: |" * len(tasks))
+    for name in FORMATS:
+        row = ""
+        for task in tasks:
+            keys = [key for key in scores if key[::2] == (task, name)]
+            pairs = [(scores[key], scores.get((*key[:2], REFERENCE, key[3]))) for key in keys]
+            shown = _difference([score - other for score, other in pairs if other is not None], SUBJECTS[task].is_loss)
+            row += f" {shown} |"
+        if name != REFERENCE and row.strip(" |"):
+            lines.append(f"| {FORMATS[name].title} |{row}")
+    return "\n".join(lines)
+
+
+def _difference(values: Sequence[float], is_loss: bool) -> str:
+    if len(values) < 2:
+        return ""
+    mean, error = statistics.mean(values), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    digits = 3 if is_loss else 1
+    shown = f"{mean:+.{digits}f} ± {error:.{digits}f}"
+    return shown if (mean if is_loss else -mean) <= 2 * error else f"**{shown}**"
+
+
 def plot(runs: Sequence[Run], path: Path) -> None:
     """Draws a panel for each task and optimizer, the scores against the bytes; needs matplotlib."""
     from matplotlib.figure import Figure

@@ -3,22 +3,19 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import low_precision as benchmark
 import low_precision_training as training
 import pytest
 import torch
-from low_precision_report import Cell, cells_of, markdown, plot
-from low_precision_training import CONTEXT, FORMATS, OPTIMIZERS, SUBJECTS, CharacterModel, Run, Text, train
+from low_precision_report import Cell, differences, markdown, plot
+from low_precision_training import CONTEXT, FORMATS, SUBJECTS, CharacterModel, Run, Text, train
 
 from fusedopt.data import make_hands
 from fusedopt.tasks import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "low-precision.json"
 RUN = Run("lenet", "adamw", "float32", 0, steps=10, lr=0.1, score=0.8, bytes_per_parameter=12.0, seconds=1.0)
 
 
@@ -183,16 +180,20 @@ def test_table_has_what_is_worse_in_bold():
     ]
 
 
+def test_differences_are_from_float32_with_the_same_optimizer_and_seed():
+    runs = several([0.80, 0.90]) + several([0.79, 0.86], format="8bit") + several([0.85, 0.90], format="masters")
+    runs += several([0.1, 0.2], optimizer="sgd", format="8bit")  # which has no float32 to compare with
+    runs += several([1.5, 1.6], task="transformer") + several([1.51, 1.62], task="transformer", format="8bit")
+    assert differences(runs).splitlines() == [
+        "| stored in | LeNet, points | transformer, nats |",
+        "| --- | ---: | ---: |",
+        "| bfloat16, masters, float32 states | +2.5 ± 2.5 |  |",
+        "| float32, 8-bit states | -2.5 ± 1.5 | **+0.015 ± 0.005** |",
+    ]
+
+
 def test_picture(tmp_path):
     pytest.importorskip("matplotlib")
     runs = several([0.80, 0.82]) + several([0.7], format="8bit") + several([0.9, 0.8], format="masters-8bit")
     plot([*runs, *several([1.5, 1.6], task="transformer", optimizer="sgd")], tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
-
-
-def test_docs_have_the_table_of_the_results():
-    runs = [Run(**row) for row in json.loads(RESULTS.read_text())["runs"]]
-    assert len(cells_of(runs)) == len(SUBJECTS) * len(OPTIMIZERS) * len(FORMATS)
-    seeds = {key: {run.seed for run in runs if run.key[:3] == key} for key in cells_of(runs)}
-    assert min(map(len, seeds.values())) >= 3
-    assert markdown(runs) in (ROOT / "docs" / "memory.md").read_text()
