@@ -218,7 +218,7 @@ def test_command_prints_a_training_that_gives_the_same_accuracy(tmp_path):
     assert lines[4] == f"fusedopt train hands {best.split(': ')[2]} --epochs 3 --seed 4"
     arguments = [*lines[4].split()[1:], "--held-out", "0.2", "--quiet"]
     assert command_line.run(*arguments).stdout.startswith(accuracy[1])
-    names = ["history", "slices", "epochs", "importances"]
+    names = ["history", "slices", "epochs"]
     assert lines[5] == "pictures: " + ", ".join(str(tmp_path / "out" / f"{name}.png") for name in names)
     for name in names:
         content = (tmp_path / "out" / f"{name}.png").read_bytes()
