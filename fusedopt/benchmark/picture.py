@@ -61,8 +61,9 @@ def plot_comparison(comparison: Comparison, path: Path, title: str | None = None
 
 def _bars(axes: Axes, title: str, spreads: Mapping[str, Spread]) -> None:
     _dress(axes, title, [f"{label(name)}  {duration(spread.median)}" for name, spread in spreads.items()])
-    # By the medians: on a busy machine a quartile can lie far out, and would make the bars invisible.
-    factor = _scale(axes, 1.15 * max(spread.median for spread in spreads.values()))
+    # Whiskers end within the axis, but not those of a busy machine that lie far out, and would make bars invisible.
+    longest = max(spread.median for spread in spreads.values())
+    factor = _scale(axes, min(max(1.15 * longest, *(1.05 * spread.high for spread in spreads.values())), 2.5 * longest))
     for position, (name, spread) in enumerate(spreads.items()):
         whiskers = [[factor * (spread.median - spread.low)], [factor * (spread.high - spread.median)]]
         color = _COLORS.get(name, _OTHERS)
