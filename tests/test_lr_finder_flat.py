@@ -66,13 +66,16 @@ def test_a_flat_curve_is_tried_again_from_a_higher_start() -> None:
     assert enough.lrs[0] == 1e-5
 
 
-def test_groups_keep_their_ratios() -> None:
-    result, lengths = find(ENOUGH, groups=2)
-    assert len(lengths) == 2
-    assert result.group_lrs == [result.suggestion, 2 * result.suggestion]
-    given, lengths = find(ENOUGH, groups=2, start_lr=[1e-5, 4e-5])
-    assert len(lengths) == 2
-    assert given.group_scales == pytest.approx([1, 4])
+@pytest.mark.parametrize(("start", "ratio"), [(1e-5, 2), ([1e-5, 4e-5], 4)])
+def test_groups_keep_their_ratios(start: Any, ratio: float) -> None:
+    model, optimizer = make(groups=2)
+    counting, seen = Counting(), []
+    optimizer.register_step_pre_hook(lambda *_: seen.append([group["lr"] for group in optimizer.param_groups]))
+    options = {**RANGE, "start_lr": start, "progress": counting}
+    result = find_lr(model, optimizer, None, [0], closure=falling_by(ENOUGH), **options)
+    assert counting.lengths == [100, 100]
+    assert {round(second / first, 9) for first, second in seen} == {ratio}
+    assert result.group_lrs == pytest.approx([result.suggestion, ratio * result.suggestion])
 
 
 def test_a_curve_that_stays_flat_is_the_first_one() -> None:
