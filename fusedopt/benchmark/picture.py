@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
-
 from fusedopt.benchmark.implementations import OURS
 from fusedopt.benchmark.timing import Spread
 from fusedopt.benchmark.words import duration, label, unit
+from fusedopt.extras import named_if_missing
+
+with named_if_missing():
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
 
 if TYPE_CHECKING:
     from fusedopt.benchmark.results import Comparison, Measured
