@@ -169,7 +169,9 @@ def test_ema_is_what_an_optimizer_keeps_by_ema_decay(data, name):
     network, kept = seeded(Normed, 0), []
     optimizer = make_optimizer(name, network.parameters(), ema_decay=0.5)
     settings = Settings(ema=0.5, accumulate=2)
-    list(train(network, optimizer, data, epochs=4, batch_size=16, settings=settings, on_epoch=lambda *x: kept.append(x)))
+    list(
+        train(network, optimizer, data, epochs=4, batch_size=16, settings=settings, on_epoch=lambda *x: kept.append(x))
+    )
     for p, mean in zip(network.parameters(), kept[-1][1].parameters(), strict=True):
         assert float(optimizer.state[p]["step"]) == 16
         torch.testing.assert_close(optimizer.state[p]["average"], mean.detach(), rtol=1e-6, atol=1e-7)
