@@ -238,6 +238,9 @@ def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, group: 
             wide = original.dtype if original.dtype == torch.float64 else torch.float32
             step = state.get("step")
             state[name] = original.to(step.device if isinstance(step, Tensor) else param.device, wide)
+    for name, value in state.items():
+        if type(value) is list and is_coded(codes := tuple(value)):  # full distributed checkpoints keep no tuples
+            state[name] = codes
     how = format_of_states(param, group)
     for name, value in elementwise(param, state).items():
         original = saved.get(name)
