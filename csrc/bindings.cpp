@@ -31,6 +31,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("STATES") = states;
   m.attr("SCALARS") = scalars;
   m.attr("SCOPES") = scopes;  // over what they take sums
+  m.attr("BLOCK") = kBlock;   // elements of a state of 8 bits that share a scale
 
   // One literal: fusedopt/_extension.py looks for it in a file that cannot be loaded.
   m.attr("BUILT_FOR") = "fusedopt._C for torch " FUSEDOPT_STRING(FUSEDOPT_TORCH);

@@ -9,11 +9,13 @@
 
 namespace fusedopt {
 
-struct Tensor {                   // one parameter with all its operands, in host and in device memory alike
-  void* addr[kMaxOperands] = {};  // those that the rule has, then its scalars, where the steps are counted
-  void* beside = nullptr;         // what the parameter's storage has beside it
-  void* average = nullptr;        // that of the parameter over the steps, where there is one
-  void* step = nullptr;           // where a device counts the steps itself, else null
+constexpr int64_t kChunkSize = 16 * 1024;
+
+struct Tensor {                     // one parameter with all its operands, in host and in device memory alike
+  void* addr[kMaxOperands] = {};    // those that the rule has, then its scalars, where the steps are counted
+  void* beside[kMaxOperands] = {};  // what their storages have beside them
+  void* average = nullptr;          // that of the parameter over the steps, where there is one
+  void* step = nullptr;             // where a device counts the steps itself, else null
   // Of random bits, and of the average: the step's key and the share that the parameter gets; or, where a device counts
   // the steps, what they follow from, the seed and the decay.
   uint64_t key = 0;
@@ -26,14 +28,12 @@ struct Tensor {                   // one parameter with all its operands, in hos
   int8_t device = -1;  // -1 is the CPU
   bool double_step = false;
 };
-static_assert(sizeof(Tensor) % sizeof(uint64_t) == 0);
+static_assert(sizeof(Tensor) % sizeof(uint64_t) == 0 && kChunkSize % kBlock == 0);
 
 struct Chunk {
   int64_t begin;
   int32_t tensor, count;
 };
-
-constexpr int64_t kChunkSize = 16 * 1024;
 
 // Cuts tensors into chunks of at most `size` elements, in order. Tensors without elements have none.
 template <class Numel>

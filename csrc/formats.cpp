@@ -21,6 +21,28 @@ at::TensorImpl* Plan::extra(Entry& e, const Tensor& t, int k, const char* name, 
   return same == Match::kLayout ? e.impl[k] = here->unsafeGetTensorImpl() : nullptr;
 }
 
+// A state of codes in blocks: a tuple of them, like the parameter, and of the largest magnitude of each block.
+Reason Plan::in_blocks(Entry& e, Tensor& t, int k, const at::TensorImpl& param, PyObject* value, Storage& storage) {
+  if (PyTuple_GET_SIZE(value) != 2) return kLacksState;
+  PyObject *const first = PyTuple_GET_ITEM(value, 0), *const second = PyTuple_GET_ITEM(value, 1);
+  if (!THPVariable_Check(first) || !THPVariable_Check(second)) return kLacksState;
+  if (e.shard) return kShardMismatch;
+  at::TensorImpl &codes = *THPVariable_Unpack(first).unsafeGetTensorImpl(),
+                 &largest = *THPVariable_Unpack(second).unsafeGetTensorImpl();
+  const Match same = match(param, codes, t.device);
+  if (same == Match::kSizes) return kStateLayout;
+  const auto type = codes.dtype().toScalarType();
+  if (same == Match::kNo || (type != at::kByte && type != at::kChar)) return kStateMismatch;
+  storage = type == at::kByte ? Storage::kCodes : Storage::kSignedCodes;
+  if (largest.key_set() != param.key_set() || largest.device() != param.device() || !largest.is_contiguous() ||
+      largest.dtype().toScalarType() != at::kFloat || largest.numel() * 4 != bytes_beside(storage, param.numel()))
+    return kStateMismatch;
+  patch(t.addr[k], address(codes), changed_);
+  patch(t.beside[k], address(largest), changed_);
+  e.impl[k] = &codes, e.impl[kBeside + k] = &largest;
+  return kNone;
+}
+
 // The rest of a master weight.
 Reason Plan::beside(Entry& e, Tensor& t, const at::TensorImpl& param, Storage& storage, PyObject* values,
                     Py_ssize_t& cursor) {
@@ -31,7 +53,7 @@ Reason Plan::beside(Entry& e, Tensor& t, const at::TensorImpl& param, Storage& s
   if (!s) return reason;
   if (s->dtype().toScalarType() != (splits ? at::kBFloat16 : at::kFloat)) return kStateMismatch;
   storage = splits ? Storage::kSplit : Storage::kMaster;
-  patch(t.beside, address(*s), changed_);
+  patch(t.beside[0], address(*s), changed_);
   return kNone;
 }
 
@@ -55,7 +77,7 @@ Reason Plan::average(Entry& e, Tensor& t, const at::TensorImpl& param, PyObject*
 Reason Plan::by_chance(Tensor& t, Storage (&stored)[kMaxOperands], PyObject* values, Py_ssize_t& cursor, double count) {
   bool rounds = false;
   for (int k = 0; k < 2 + info(t.rule).state_count; ++k)
-    if (k != 1 && stored[k] == Storage::kBFloat16) stored[k] = Storage::kStochastic, rounds = true;
+    if (k != 1) stored[k] = fusedopt::by_chance(stored[k]), rounds |= is_by_chance(stored[k]);
   if (!rounds) return kNone;
   PyObject* value = find(values, interned(kKey), cursor);
   if (!value) return kNoState;

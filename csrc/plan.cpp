@@ -124,7 +124,9 @@ void Plan::find_written() {
       if (e.impl[k]) add(memory, elements * int64_t(e.impl[k]->itemsize()), *e.impl[k]);
     };
     for (int k = 2; k < kMaxOperands; ++k) add_state(k, t.addr[k], e.impl[k] ? e.impl[k]->numel() : 0);
-    add_state(kStep, e.step, 1), add_state(kBeside, t.beside, e.numel), add_state(kMean, t.average, e.numel);
+    add_state(kStep, e.step, 1), add_state(kMean, t.average, e.numel);
+    for (int k = 0; k < kMaxOperands; ++k)
+      add_state(kBeside + k, t.beside[k], e.impl[kBeside + k] ? e.impl[kBeside + k]->numel() : 0);
   }
   std::sort(written_.begin(), written_.end());
   const char* reach = nullptr;
@@ -262,8 +264,8 @@ int64_t Plan::bytes_per_step(bool clips, const std::vector<bool>& late) const {
     if (clips) passes.push_back({0b10, 0});
     for (const Operands& pass : passes)
       for (int k = 0; k < kMaxOperands; ++k) {
-        const int size = item_size(t.storage[k]) + size_beside(t.storage[k]);
-        bytes += ((pass.reads >> k & 1) + (pass.writes >> k & 1)) * size * t.numel;
+        const int64_t size = item_size(t.storage[k]) * t.numel + bytes_beside(t.storage[k], t.numel);
+        bytes += ((pass.reads >> k & 1) + (pass.writes >> k & 1)) * size;
       }
     if (t.average) bytes += 2 * item_size(t.average_storage) * t.numel;
   }

@@ -77,7 +77,8 @@ class Plan {
   size_t memory() const;
 
  private:
-  static constexpr int kStep = kMaxOperands, kBeside = kStep + 1, kMean = kBeside + 1, kTensors = kMean + 1;
+  // What belongs to a parameter, by number: operands, step count, average, and what lies beside each operand.
+  static constexpr int kStep = kMaxOperands, kMean = kStep + 1, kBeside = kMean + 1, kTensors = kBeside + kMaxOperands;
   static constexpr int8_t kNoDevice = -2;
   // Elements; a shorter step is over before another thread could use the lock.
   static constexpr int64_t kReleaseGil = 1 << 20;
@@ -88,7 +89,7 @@ class Plan {
     bool is_partial = false;               // the parameter is a sum that is still to be taken
   };
   struct Entry {
-    at::TensorImpl* impl[kTensors] = {};          // operands, step, what is beside: borrowed, from refresh() to run()
+    at::TensorImpl* impl[kTensors] = {};          // borrowed, from refresh() to run()
     const char *begin = nullptr, *end = nullptr;  // the parameter's memory
     std::pair<const char*, const char*> clear;    // where the gradient was apart from all that is written
     void* step = nullptr;                         // the step count's address
@@ -135,6 +136,7 @@ class Plan {
   Reason operands(Entry& e, Tensor& t, const at::Tensor& param, PyObject* values, bool initialized);
   Reason beside(Entry& e, Tensor& t, const at::TensorImpl& param, Storage& storage, PyObject* values,
                 Py_ssize_t& cursor);
+  Reason in_blocks(Entry& e, Tensor& t, int k, const at::TensorImpl& param, PyObject* value, Storage& storage);
   static Reason by_chance(Tensor& t, Storage (&stored)[kMaxOperands], PyObject* values, Py_ssize_t& cursor,
                           double count);
   Reason average(Entry& e, Tensor& t, const at::TensorImpl& param, PyObject* values, Py_ssize_t& cursor, double count);

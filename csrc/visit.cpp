@@ -158,8 +158,13 @@ INLINE Reason Plan::operands(Entry& e, Tensor& t, const at::Tensor& param, PyObj
   for (int i = 0; i < rule.state_count; ++i) {
     PyObject* value = find(values, group.names->states[i], cursor);
     if (!rule.counts_steps && (!value || value == Py_None)) return e.fresh = true, kNoState;
-    if (!value || !THPVariable_Check(value)) return kLacksState;
+    if (!value) return kLacksState;
     keep(value);
+    if (PyTuple_CheckExact(value)) {
+      if (Reason reason = in_blocks(e, t, 2 + i, p, value, stored[2 + i])) return reason;
+      continue;
+    }
+    if (!THPVariable_Check(value)) return kLacksState;
     const at::Tensor* here = &THPVariable_Unpack(value);
     Reason reason;
     if (e.shard)

@@ -12,6 +12,8 @@ namespace {
 
 #include "../half.h"
 
+#include "../codes.h"
+
 // By value and by intrinsics, because they have to stay in registers: on the way through memory a step in float16 takes
 // twice the time.
 #if defined(__AVX512F__)
@@ -158,6 +160,40 @@ FUSEDOPT_HD void store(Vector x, const Place& to, int64_t i, uint32_t begin) {
   if (to.storage == Storage::kMaster) [[unlikely]]
     store(x, static_cast<float*>(to.beside) + i);
   store(x, static_cast<Float16*>(to.at) + i);
+}
+
+// The n numbers of a block, in codes. Once for all rules: a call is nothing to a block.
+template <bool Signed>
+__attribute__((noinline)) void decode(const Place& from, int n, float* to) {
+  const auto* codes = static_cast<const uint8_t*>(from.at);
+  const float factor = Codes<Signed>::from_codes(*static_cast<const float*>(from.beside));
+#pragma omp simd
+  for (int l = 0; l < n; ++l) to[l] = Codes<Signed>::decode(codes[l], factor);
+}
+template <bool Signed>
+__attribute__((noinline)) void encode(const float* from, int n, const Place& to, uint32_t begin) {
+  using C = Codes<Signed>;
+  uint32_t largest = 0;  // as bits, which are in the order of the numbers, and NaN's come last
+#pragma omp simd reduction(max : largest)
+  for (int l = 0; l < n; ++l) {
+    const uint32_t magnitude = bits_of(from[l]) & 0x7fffffff;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  auto* codes = static_cast<uint8_t*>(to.at);
+  const float factor = C::to_codes(float_of(largest));
+  *static_cast<float*>(to.beside) = C::stored(float_of(largest));
+  if (is_by_chance(to.storage)) {
+    uint32_t chances[kBlock];
+    for (int l = 0; l < n; l += kWidth) {
+      const Words chance = random_bits(numbers_from(begin + uint32_t(l)), to.key) >> (32 - C::kShift);
+      __builtin_memcpy(chances + l, &chance, sizeof chance);
+    }
+#pragma omp simd
+    for (int l = 0; l < n; ++l) codes[l] = C::encode(from[l], factor, chances[l]);
+  } else {
+#pragma omp simd
+    for (int l = 0; l < n; ++l) codes[l] = C::encode(from[l], factor, 1u << (C::kShift - 1));
+  }
 }
 
 }  // namespace

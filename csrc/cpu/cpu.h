@@ -16,14 +16,22 @@ double square_sum(Table& table);
 // asks for, if the machine has it.
 const char* isa();
 
-// A chunk as its loops see it: n elements of each operand, where they lie and what they are stored in; which ones they
-// are of the tensor, and what the step has for all of it.
+// A part of a tensor as its loops see it: elements `begin` to `begin` + n of each operand, where they lie, and what the
+// step has for all of the tensor.
 struct Span {
-  void *addr[kMaxOperands], *beside, *average;
+  void *addr[kMaxOperands], *beside[kMaxOperands], *average;
   const Tensor* tensor;
-  int64_t n;
-  uint32_t begin;
+  int64_t n, begin;
 };
+FUSEDOPT_HD Span span_of(const Tensor& t, int64_t begin, int64_t n) {
+  const auto from = [](void* at, int64_t bytes) { return static_cast<char*>(at) + bytes; };
+  Span span{{}, {}, t.average ? from(t.average, begin * item_size(t.average_storage)) : nullptr, &t, n, begin};
+  for (int k = 0; k < kMaxOperands; ++k) {
+    span.addr[k] = from(t.addr[k], begin * item_size(t.storage[k]));
+    span.beside[k] = from(t.beside[k], bytes_beside(t.storage[k], begin));
+  }
+  return span;
+}
 // The loops over one chunk, compiled once per instruction set.
 struct Kernels {
   // Applies a rule, and adds to its two sums; its second pass, null where it has none.

@@ -35,12 +35,7 @@ void for_each_chunk(Table& table, bool backwards, F f) {
     for (int64_t i = chunks * first / threads, end = chunks * last / threads; i < end; ++i) {
       const int64_t c = backwards ? chunks - 1 - i : i;
       const Tensor& t = table.tensors[table.chunks[c].tensor];
-      const int64_t begin = table.chunks[c].begin;
-      const auto from = [&](void* at, int size) { return static_cast<char*>(at) + begin * size; };
-      Span span{{}, from(t.beside, size_beside(t.storage[0])), nullptr, &t, table.chunks[c].count, uint32_t(begin)};
-      if (t.average) span.average = from(t.average, item_size(t.average_storage));
-      for (int k = 0; k < kMaxOperands; ++k) span.addr[k] = from(t.addr[k], item_size(t.storage[k]));
-      f(c, t, span);
+      f(c, t, span_of(t, table.chunks[c].begin, table.chunks[c].count));
     }
   };
   if (threads == 1) share(0, 1);

@@ -5,11 +5,10 @@
 namespace fusedopt::cuda {
 
 // Registers are shared out so that this many blocks fit on a multiprocessor: half of its threads, or a quarter. Double
-// needs more of them, and so do five operands with sums, or, of coded ones, eight elements of four, or of three with
-// sums or scalars.
+// needs more of them, and so do five operands with sums, or, of coded ones, eight elements of three.
 template <Form form, unsigned Reads, bool Sums = false>
 constexpr int kBlocksPerSm =
-    (form == Form::kDouble || __builtin_popcount(Reads) + Sums > (form == Form::kCoded ? 3 : 5) ? 512 : 1024) /
+    (form == Form::kDouble || __builtin_popcount(Reads) + Sums > (form == Form::kCoded ? 2 : 5) ? 512 : 1024) /
     kThreads;
 constexpr int kArguments = 32764;  // bytes that a launch carries at most, since CUDA 12.1
 
@@ -160,25 +159,26 @@ __global__ void __launch_bounds__(
   const bool skips = skipped(args.scaling);
   const int c = args.batch.chunk + blockIdx.x;
   const Chunk chunk = args.view.chunks[c];
-  const Tensor t = args.view.tensors[chunk.tensor];  // all of it at once, and not again after the barrier
+  const Tensor* there = args.view.tensors + chunk.tensor;
+  const Tensor t = *there;  // all of it at once, and not again after the barrier
   if (skips) return;
   const auto rule = rule_of<R>(args, t);
   constexpr Scope scope = scope_of<R>();
   if constexpr (scope == Scope::kNone) {
-    sweep<R::kOperands, form>(t, chunk, rule);
+    sweep<R::kOperands, form>(t, there, chunk, rule);
     finish<R>(args);
   } else {
     if constexpr (scope == Scope::kGroup) {
       if (rule.is_late()) {
         const F rate = rule.late_rate();
-        sweep<R::kLateOperands, form>(t, chunk, [&](auto&... x) { rule.late(rate, x...); });
+        sweep<R::kLateOperands, form>(t, there, chunk, [&](auto&... x) { rule.late(rate, x...); });
         return finish<R>(args);
       }
     }
     double first = 0, second = 0;
     if constexpr (scope == Scope::kGroup)
-      sweep<R::kOperands, form>(t, chunk, [&](auto&... x) { rule(first, second, x...); });
-    else sweep<R::kOperands, form>(t, chunk, rule, [&](auto&... x) { rule.add(first, second, x...); });
+      sweep<R::kOperands, form>(t, there, chunk, [&](auto&... x) { rule(first, second, x...); });
+    else sweep<R::kOperands, form>(t, there, chunk, rule, [&](auto&... x) { rule.add(first, second, x...); });
     block_sum(first, second);
     if (threadIdx.x == 0) args.view.sums[2 * c] = first, args.view.sums[2 * c + 1] = second;
     if constexpr (scope == Scope::kGroup) finish<R>(args, args.batch.decides_from >= 0);
@@ -189,7 +189,7 @@ template <Form form>
 __device__ __forceinline__ double square_sum(const Tensor& t, const Chunk& chunk) {
   double sum = 0;
   const auto body = [&](auto&, auto& grad, auto&...) { sum = madd(double(grad), double(grad), sum); };
-  sweep<Operands{0b10, 0}, form>(t, chunk, body);
+  sweep<Operands{0b10, 0}, form>(t, nullptr, chunk, body);
   return sum;
 }
 

@@ -30,7 +30,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<form, Rule<float>::kSec
   if (skips) return;
   const auto rule = rule_of<Rule<F>>(args, t);
   const F number = F(args.view.settled[chunk.tensor]);
-  sweep<Rule<F>::kSecondOperands, form>(t, chunk, [&](auto&... x) { rule.second(number, x...); });
+  sweep<Rule<F>::kSecondOperands, form>(t, args.view.tensors + chunk.tensor, chunk,
+                                        [&](auto&... x) { rule.second(number, x...); });
   finish<Rule<F>>(args);
 }
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from fusedopt import _C
 from fusedopt.sharding import like, local
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs  # of typing from Python 3.13 on
 
 REST, MASTER, KEY, AVERAGE = "master_rest", "master", "rounding_key", "average"
 EXTRAS = (REST, MASTER, KEY, AVERAGE)  # what a state has beyond that of its torch class
@@ -15,6 +19,13 @@ OF_AVERAGE = 5  # the number of the average among the operands
 
 _NAN = 0x7FC00000
 _WORD, _LONG = 2**32 - 1, 2**64 - 1
+
+# A state of 8 bits: codes of the parameter's shape and layout, and for each block of them, as they lie in memory, the
+# largest magnitude, in float32. A tuple, so that whatever takes it for a tensor fails.
+Coded: TypeAlias = "tuple[Tensor, Tensor]"
+_MANTISSA = 4  # bits of a code, as csrc/codes.h has it
+_SHIFT = 23 - _MANTISSA
+_ONE = 0x3F800000
 
 
 def _bits(exact: Tensor) -> Tensor:
@@ -64,26 +75,90 @@ def mixed(x: int) -> int:
     return x ^ x >> 31
 
 
+def random_bits(like: Tensor, key: int, count: float, operand: int) -> Tensor:
+    """16 random bits for each element of a dense tensor, as int32 in its layout.
+
+    Args:
+        like: the tensor; its elements are numbered as they lie in memory.
+        key: the state's `rounding_key`.
+        count: of the step, from 1.
+        operand: 0 for the parameter, 2 and up for the states in the rule's order.
+    """
+    return (_random_words(like, key, count, operand) >> 16).to(torch.int32).as_strided(like.shape, like.stride())
+
+
+def _random_words(like: Tensor, key: int, count: float, operand: int) -> Tensor:
+    count = 0 if count != count else int(count)  # NaN, of a fake tensor, whose results nobody sees
+    step = mixed((key + count * 0x9E3779B97F4A7C15) & _LONG)
+    both = mixed((step + (operand + 1) * 0x9E3779B97F4A7C15) & _LONG)
+    x = (torch.arange(like.numel(), device=like.device) & _WORD) ^ (both & _WORD)  # in the lower half of 64 bits
+    x = ((x ^ x >> 16) * 0x7FEB352D) & _WORD
+    x = ((x ^ x >> 15 ^ both >> 32) * 0x846CA68B) & _WORD
+    return x ^ x >> 16
+
+
 def rounded_by_chance(exact: Tensor, key: int, count: float, operand: int) -> Tensor:
     """float32 as the bfloat16 below or above, by chance: the mean of many is the number itself.
 
     Args:
         exact: the numbers, dense in memory.
-        key: the state's `rounding_key`.
-        count: of the step, from 1.
-        operand: 0 for the parameter, 2 and up for the states in the rule's order.
+        key, count, operand: see :func:`random_bits`.
     """
-    count = 0 if count != count else int(count)  # NaN, of a fake tensor, whose results nobody sees
-    step = mixed((key + count * 0x9E3779B97F4A7C15) & _LONG)
-    both = mixed((step + (operand + 1) * 0x9E3779B97F4A7C15) & _LONG)
-    numbers = torch.arange(exact.numel(), device=exact.device)
-    x = (numbers & _WORD) ^ (both & _WORD)  # in the lower half of 64 bits
-    x = ((x ^ x >> 16) * 0x7FEB352D) & _WORD
-    x = ((x ^ x >> 15 ^ both >> 32) * 0x846CA68B) & _WORD
-    x = (x ^ x >> 16) >> 16
-    # The elements are numbered as they lie in memory.
-    chance = x.to(torch.int32).as_strided(exact.shape, exact.stride())
-    return ((_bits(exact) + chance) >> 16).to(torch.int16).view(torch.bfloat16)
+    return ((_bits(exact) + random_bits(exact, key, count, operand)) >> 16).to(torch.int16).view(torch.bfloat16)
+
+
+def is_coded(value: Any) -> TypeIs[Coded]:
+    """Whether a state is one of 8 bits."""
+    return type(value) is tuple and len(value) == 2 and all(isinstance(part, Tensor) for part in value)
+
+
+def _offset(signed: bool) -> tuple[int, float, float]:
+    """The bits from which codes count, the number that these are, and the share of 1 that is above that."""
+    first = _ONE - ((127 if signed else 255) << _SHIFT)
+    offset = torch.tensor(first, dtype=torch.int32).view(torch.float32).item()
+    return first, offset, 1 - offset
+
+
+def encoded(exact: Tensor, *, signed: bool, chance: tuple[int, float, int] | None = None) -> Coded:
+    """float32, dense in memory, as codes of 8 bits, in int8 or, of what is never negative, in uint8.
+
+    Args:
+        exact: the numbers.
+        signed: whether some may be negative.
+        chance: to round by it: key, count and operand as :func:`random_bits` takes them; else to nearest.
+    """
+    first, offset, share = _offset(signed)
+    exact = exact if torch.ops.aten.is_non_overlapping_and_dense(exact) else exact.contiguous()
+    flat = exact.as_strided((exact.numel(),), (1,))
+    blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % _C.BLOCK)).view(-1, _C.BLOCK)
+    largest = (blocks.view(torch.int32) & 0x7FFFFFFF).amax(1).view(torch.float32) if flat.numel() else flat
+    small = largest < 2.0**-126
+    factor = torch.where(small, 0, share / largest)
+    moved = (blocks.abs().double() * factor.double()[:, None] + offset).float()  # rounded once, as a multiply-add
+    moved = torch.where(moved < 1, moved, 1)
+    words = torch.full_like(flat, 2**31) if chance is None else _random_words(exact, *chance)
+    counts = (moved.view(torch.int32).view(-1)[: flat.numel()] - first + (words.long() >> (32 - _SHIFT))) >> _SHIFT
+    if signed:
+        codes = torch.where(flat < 0, -counts, counts).to(torch.int8)
+    else:
+        codes = torch.where(counts == 0, (flat > 0).long(), counts).to(torch.uint8)
+    return codes.as_strided(exact.shape, exact.stride()), torch.where(small, 0, largest)
+
+
+def decoded(coded: Coded) -> Tensor:
+    """The numbers of a state of 8 bits in float32, in a new tensor."""
+    codes, largest = coded
+    signed = codes.dtype == torch.int8
+    first, offset, share = _offset(signed)
+    flat = codes.as_strided((codes.numel(),), (1,), codes.storage_offset()).int()
+    factor = (largest / share).repeat_interleave(_C.BLOCK)[: flat.numel()]
+    numbers = (((flat.abs() << _SHIFT) + first).view(torch.float32) - offset) * factor
+    return torch.where(flat < 0, -numbers, numbers).as_strided(codes.shape, codes.stride())
+
+
+def tensors_in(value: Any) -> tuple[Tensor, ...]:
+    """The tensors that a state is."""
+    return value if is_coded(value) else (value,) if isinstance(value, Tensor) else ()
 
 
 def share_of_step(decay: float, count: float) -> float:

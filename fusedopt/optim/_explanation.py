@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fusedopt import _C
-from fusedopt.optim._codecs import AVERAGE, KEY, MASTER, REST
+from fusedopt.optim._codecs import AVERAGE, KEY, MASTER, REST, is_coded
 from fusedopt.optim._formats import elementwise
 from fusedopt.sharding import describe, is_dtensor
 
@@ -89,7 +89,8 @@ def _which(rows: list[Explanation], *, several_groups: bool) -> str:
 
 
 def _stored(param: Tensor, state: dict[str, Any]) -> str:
-    dtypes = sorted({str(v.dtype).removeprefix("torch.") for v in elementwise(param, state).values()})
+    states = elementwise(param, state).values()
+    dtypes = sorted({"8 bits" if is_coded(v) else str(v.dtype).removeprefix("torch.") for v in states})
     text = "" if dtypes in ([], [str(param.dtype).removeprefix("torch.")]) else f", states in {' and '.join(dtypes)}"
     text += ", master weight" if REST in state or MASTER in state else ""
     text += ", stochastic rounding" if KEY in state else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,10 +18,16 @@ from fusedopt.optim._codecs import (
     KEY,
     MASTER,
     REST,
+    Coded,
+    decoded,
+    encoded,
     exact,
+    is_coded,
     mixed,
+    tensors_in,
 )
-from fusedopt.sharding import local
+from fusedopt.optim._processes import is_flattened
+from fusedopt.sharding import is_dtensor, local
 
 if TYPE_CHECKING:
     from fusedopt.optim._fused import FusedStep
@@ -29,11 +35,15 @@ if TYPE_CHECKING:
 # Of the parameters that `state_dtype` is for, and those that it may name. Squares of gradients are mostly below what
 # float16 holds, so states in it are only those of float16 parameters, as in torch's classes.
 SHORT = (torch.float32, torch.bfloat16, torch.float16)
-_CHOICES = (torch.float32, torch.bfloat16)
+EIGHT_BITS: Literal["8bit"] = "8bit"
+_CHOICES = (torch.float32, torch.bfloat16, EIGHT_BITS)
 _HALVES = (torch.bfloat16, torch.float16)
 # The states that are one number, whatever the parameter is.
 SCALARS = frozenset[str]().union(["step"], *_C.SCALARS)
 _OTHERS = SCALARS | {*EXTRAS}
+# The states that are never negative, and that others are divided by: in 8 bits they have no sign, and are not 0 unless
+# they were.
+_NOT_NEGATIVE = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf", "step_size", "gain"}
 
 
 class Formats(TypedDict, total=False):
@@ -42,8 +52,13 @@ class Formats(TypedDict, total=False):
     Steps compute in float32, whatever numbers are stored in, and round once as they store.
     """
 
-    state_dtype: torch.dtype | None
-    """Of the states: None, as the parameter; torch.float32; or torch.bfloat16, 2 bytes an element."""
+    state_dtype: torch.dtype | Literal["8bit"] | None
+    """Of the states: None, as the parameter; torch.float32; torch.bfloat16, 2 bytes an element; or "8bit", a byte
+    and, for each block of 256 elements, a float32. A state is then a tuple of the two, which torch's classes refuse;
+    :func:`fusedopt.portable_state_dict` gives them what they read."""
+
+    min_8bit_size: int
+    """With `state_dtype="8bit"`, parameters of fewer elements keep their states in float32. 4096 by default."""
 
     master_weights: bool
     """Whether parameters in bfloat16 and float16 are kept in float32 too, exactly: those that the model computes with
@@ -53,10 +68,11 @@ class Formats(TypedDict, total=False):
     bfloat16's last digit. Parameters in float32 are their own masters."""
 
     stochastic_rounding: bool
-    """Whether what is stored in bfloat16, parameters without master weights and states, is rounded up or down by
-    chance, the nearer the likelier: on average nothing is lost of steps that are smaller than half the distance between
-    two numbers, and would be lost each time. The bits come from the seed, the step, the parameter and the element, so
-    they are the same for any number of threads, on a GPU and after a resume, and PyTorch's generators are not touched.
+    """Whether what is stored in bfloat16 or 8 bits, parameters without master weights and states, is rounded up or down
+    by chance, the nearer the likelier: on average nothing is lost of steps that are smaller than half the distance
+    between two numbers, and would be lost each time. The bits come from the seed, the step, the parameter and the
+    element, so they are the same for any number of threads, on a GPU and after a resume, and PyTorch's generators are
+    not touched.
     """
 
     rounding_seed: int
@@ -70,8 +86,10 @@ class Formats(TypedDict, total=False):
     The state has it as `average`, in float32, or with `stochastic_rounding` in bfloat16 if the other states are."""
 
 
+MIN_8BIT_SIZE = 4096
 DEFAULTS = {
     "state_dtype": None,
+    "min_8bit_size": MIN_8BIT_SIZE,
     "master_weights": False,
     "stochastic_rounding": False,
     "rounding_seed": 0,
@@ -91,13 +109,16 @@ def check_formats(group: dict[str, Any]) -> None:
         return
     if dtype is not None and dtype not in _CHOICES:
         raise ValueError(
-            f"Invalid state_dtype: {dtype!r}; it must be None (as the parameter), torch.float32 or torch.bfloat16"
+            f"Invalid state_dtype: {dtype!r}; it must be None (as the parameter), torch.float32, torch.bfloat16 or "
+            "'8bit'"
         )
+    if not isinstance(size := group.get("min_8bit_size", 0), int) or size < 0:
+        raise ValueError(f"Invalid min_8bit_size: {size!r}; it must be an integer, at least 0")
     if not isinstance(seed := group.get("rounding_seed", 0), int):
         raise ValueError(f"Invalid rounding_seed: {seed!r}; it must be an integer")
     if decay is not None and not (isinstance(decay, float) and 0 < decay < 1):
         raise ValueError(f"Invalid ema_decay: {decay!r}; it must be None or between 0 and 1")
-    names = [name for name in DEFAULTS if group.get(name)]
+    names = [name for name in DEFAULTS if group.get(name) and name != "min_8bit_size"]
     if group.get("differentiable"):
         raise ValueError(f"{names[0]} is not for differentiable=True; leave it out")
     known = [p for p in group["params"] if not is_lazy(p)]
@@ -107,38 +128,69 @@ def check_formats(group: dict[str, Any]) -> None:
                 f"{names[0]} is for parameters of float32, bfloat16 and float16, and there is one of {p.dtype}: leave "
                 "it out in their group"
             )
+    if dtype == EIGHT_BITS and any(is_dtensor(p) or is_flattened(p) for p in known):
+        raise ValueError(
+            "state_dtype='8bit' is not for parameters that are sharded, as blocks of 256 would not end where shards "
+            "do: use torch.bfloat16"
+        )
+    if dtype == EIGHT_BITS and group.get("centered"):
+        raise ValueError(
+            "state_dtype='8bit' is not for centered=True, which takes the root of the difference of two states: use "
+            "torch.bfloat16"
+        )
     if masters and known and not any(p.dtype in _HALVES for p in known):
         raise ValueError(
             "master_weights is for parameters of bfloat16 and float16, and the group has none, only such as are their "
             "own masters: leave it out there"
         )
-    rounds = [(p.dtype == torch.bfloat16 and not masters) or (dtype or p.dtype) == torch.bfloat16 for p in known]
+    short = (torch.bfloat16, EIGHT_BITS)
+    rounds = [(p.dtype == torch.bfloat16 and not masters) or (dtype or p.dtype) in short for p in known]
     if by_chance and known and not any(rounds):
         raise ValueError(
-            "stochastic_rounding is for what is stored in bfloat16, and in the group nothing is: leave it out there, "
-            "or store states in state_dtype=torch.bfloat16"
+            "stochastic_rounding is for what is stored in bfloat16 or 8 bits, and in the group nothing is: leave it "
+            "out there, or store states in state_dtype=torch.bfloat16"
         )
 
 
-def elementwise(param: Tensor, state: dict[str, Any]) -> dict[str, Tensor]:
+def elementwise(param: Tensor, state: dict[str, Any]) -> dict[str, Tensor | Coded]:
     """The states of a rule that have a number for each element of the parameter."""
-    return {
-        name: value
-        for name, value in state.items()
-        if name not in _OTHERS
-        and isinstance(value, Tensor)
-        and value.dtype.is_floating_point
-        and value.shape == param.shape
-    }
+
+    def is_one(value: Any) -> bool:
+        if is_coded(value):
+            return value[0].shape == param.shape
+        return isinstance(value, Tensor) and value.dtype.is_floating_point and value.shape == param.shape
+
+    return {name: value for name, value in state.items() if name not in _OTHERS and is_one(value)}
+
+
+def in_floats(value: Tensor | Coded) -> Tensor:
+    """A state in a floating dtype: decoded, where it is of 8 bits."""
+    return decoded(value) if is_coded(value) else value  # type: ignore[return-value]
+
+
+def format_of_states(param: Tensor, group: dict[str, Any]) -> torch.dtype | Literal["8bit"]:
+    """What the group asks the states of a parameter to be stored in."""
+    dtype = group.get("state_dtype")
+    if dtype == EIGHT_BITS and param.numel() < group.get("min_8bit_size", MIN_8BIT_SIZE):
+        return torch.float32
+    return dtype or param.dtype
+
+
+def stored(value: Tensor, name: str, how: torch.dtype | Literal["8bit"]) -> Tensor | Coded:
+    """A state in the format `how`."""
+    if not isinstance(how, str):
+        return value.to(how)
+    return encoded(value.float(), signed=name not in _NOT_NEGATIVE)
 
 
 def complete(optimizer: FusedStep, group: dict[str, Any], param: Tensor, fresh: bool) -> None:
     """Gives the state of a parameter what the options of its group ask for, where it has not got it."""
     state = optimizer.state[param]
-    if fresh and (dtype := group.get("state_dtype")) is not None:
-        state |= {name: value.to(dtype) for name, value in elementwise(param, state).items()}
-        for name, value in optimizer._first_values(group).items():  # which the parameter's dtype may not hold
-            state[name].fill_(value)
+    if fresh and group.get("state_dtype") is not None:
+        how, first = format_of_states(param, group), optimizer._first_values(group)
+        for name, value in elementwise(param, state).items():
+            exactly = in_floats(value).float()  # the first values, which the parameter's dtype may not hold
+            state[name] = stored(exactly.fill_(first[name]) if name in first else exactly, name, how)
     if group.get("master_weights") and param.dtype in _HALVES:
         name, dtype = (REST, torch.bfloat16) if param.dtype == torch.bfloat16 else (MASTER, torch.float32)
         if name not in state:
@@ -150,7 +202,7 @@ def complete(optimizer: FusedStep, group: dict[str, Any], param: Tensor, fresh: 
         seed = mixed(int(group.get("rounding_seed", 0)) % 2**64)
         state[KEY] = mixed((seed + optimizer._index_of(param)) % 2**64) >> 1  # a signed number
     if group.get("ema_decay") is not None and AVERAGE not in state:
-        by_chance = group.get("stochastic_rounding") and (group.get("state_dtype") or param.dtype) == torch.bfloat16
+        by_chance = group.get("stochastic_rounding") and format_of_states(param, group) == torch.bfloat16
         state[AVERAGE] = exact(param, state, group).to(torch.bfloat16 if by_chance else torch.float32)
 
 
@@ -186,11 +238,23 @@ def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, group: 
             wide = original.dtype if original.dtype == torch.float64 else torch.float32
             step = state.get("step")
             state[name] = original.to(step.device if isinstance(step, Tensor) else param.device, wide)
-    if (dtype := group.get("state_dtype")) is not None:
-        for name, value in elementwise(param, state).items():
-            original = saved.get(name)
-            same = isinstance(original, Tensor) and original.shape == value.shape and original.dtype.is_floating_point
-            state[name] = (original.to(value.device) if same else value).to(dtype)  # type: ignore[union-attr]
+    for name, value in state.items():
+        if type(value) is list and is_coded(codes := tuple(value)):  # full distributed checkpoints keep no tuples
+            state[name] = codes
+    how = format_of_states(param, group)
+    for name, value in elementwise(param, state).items():
+        original = saved.get(name)
+        if is_coded(value):  # and cast, whatever codes mean
+            if is_dtensor(param):
+                raise ValueError(
+                    "states of 8 bits are not for DTensors: load what portable_state_dict(optimizer) gives"
+                )
+            coded = tuple(part.to(param.device) for part in original)  # type: ignore[union-attr]
+            state[name] = coded if how == EIGHT_BITS else stored(decoded(coded), name, how)  # type: ignore[arg-type]
+        elif group.get("state_dtype") is not None:
+            if isinstance(original, Tensor) and original.shape == param.shape and original.dtype.is_floating_point:
+                value = original.to(param.device)
+            state[name] = stored(value, name, how)  # type: ignore[arg-type]
     for name in (REST, MASTER, AVERAGE):
         state.pop(name, None)
     if group.get("ema_decay") is not None and isinstance(average := saved.get(AVERAGE), Tensor):
@@ -212,6 +276,6 @@ def memory(optimizer: Optimizer) -> dict[str, int]:
     total["gradients"] = sum(size(p.grad) for p in params if p.grad is not None)
     for p in params:
         for name, value in optimizer.state.get(p, {}).items():
-            if isinstance(value, Tensor):
-                total[name] = total.get(name, 0) + size(value)
+            for part in tensors_in(value):
+                total[name] = total.get(name, 0) + size(part)
     return total

@@ -17,12 +17,24 @@ from fusedopt.optim._codecs import (
     MASTER,
     OF_AVERAGE,
     REST,
+    Coded,
+    encoded,
     exact,
+    is_coded,
     rounded_by_chance,
     share_of_step,
     split,
 )
-from fusedopt.optim._formats import SHORT, complete, elementwise, needs_count
+from fusedopt.optim._formats import (
+    EIGHT_BITS,
+    SHORT,
+    complete,
+    elementwise,
+    format_of_states,
+    in_floats,
+    needs_count,
+    stored,
+)
 from fusedopt.optim._plain import number
 from fusedopt.sharding import like, local
 
@@ -34,8 +46,9 @@ def steps_as_it_is(param: Tensor, state: dict[str, Any], group: dict[str, Any]) 
     """Whether torch's class may step the parameter and its states themselves."""
     if param.dtype not in SHORT or group.get("master_weights") or needs_count(group):
         return param.dtype not in SHORT
-    dtypes = {v.dtype for v in elementwise(param, state).values()} or {group.get("state_dtype") or param.dtype}
-    return dtypes == {param.dtype} or not dtypes <= set(SHORT)
+    states = elementwise(param, state).values()
+    formats: set[Any] = {EIGHT_BITS if is_coded(v) else v.dtype for v in states} or {format_of_states(param, group)}
+    return formats == {param.dtype} or not formats <= {EIGHT_BITS, *SHORT}
 
 
 class InFloat32:
@@ -50,14 +63,14 @@ class InFloat32:
         """The parameter, with its gradient."""
         self.param.grad = None if param.grad is None else param.grad.float()
         own = {name: value for name, value in state.items() if name not in EXTRAS}
-        self.state = own | {name: value.float() for name, value in elementwise(param, own).items()}
+        self.state = own | {name: in_floats(value).float() for name, value in elementwise(param, own).items()}
         """Its state: what has one number is the optimizer's own."""
 
     @torch.no_grad()
     def put_back(self, made: dict[str, Any]) -> None:
         """Stores what the parameter and, in `made`, its state have become."""
         optimizer, group, param = self._optimizer, self._group, self._param
-        arrays = elementwise(self.param, made)
+        arrays = {name: in_floats(value) for name, value in elementwise(self.param, made).items()}
         by_chance = group.get("stochastic_rounding")
         if not made and not needs_count(group) and not group.get("master_weights"):
             param.copy_(self.param)
@@ -65,7 +78,7 @@ class InFloat32:
         kept = optimizer.state[param]
         for name, value in made.items():
             if name in arrays and name not in kept:
-                kept[name] = torch.empty_like(value, dtype=group.get("state_dtype") or param.dtype)
+                kept[name] = stored(value.clone(), name, format_of_states(param, group))  # made to be written
             elif name not in arrays and isinstance(kept.get(name), Tensor):
                 kept[name].copy_(value)
             elif name not in arrays:
@@ -74,10 +87,15 @@ class InFloat32:
         if needs_count(group) and number(kept["step"]) == self._count:  # the class keeps no count
             kept["step"] += 1
 
-        def put(to: Tensor, value: Tensor, operand: int) -> None:
-            if by_chance and to.dtype == torch.bfloat16:
-                value = like(to, rounded_by_chance(local(value), kept[KEY], number(kept["step"]), operand))
-            to.copy_(value)
+        def put(to: Tensor | Coded, value: Tensor, operand: int) -> None:
+            chance = (kept[KEY], number(kept["step"]), operand) if KEY in kept and by_chance else None
+            if is_coded(to):
+                made = encoded(value, signed=to[0].dtype == torch.int8, chance=chance)
+                to[0].copy_(made[0]), to[1].copy_(made[1])
+            else:
+                if chance is not None and to.dtype == torch.bfloat16:
+                    value = like(to, rounded_by_chance(local(value), *chance))
+                to.copy_(value)
 
         names = _C.STATES[optimizer._numbers(group)[0]]
         for name, value in arrays.items():

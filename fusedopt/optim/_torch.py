@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices
 
 from fusedopt import _C
+from fusedopt.optim._codecs import decoded, encoded, is_coded, tensors_in
 from fusedopt.optim._formats import SCALARS, check_formats, complete
 from fusedopt.optim._in_float32 import in_float32
 from fusedopt.optim._plain import number
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 def in_layout_of(param: Tensor, value: Any) -> Any:
     """A state, in the memory layout of its parameter where it is a tensor of the same shape."""
+    if is_coded(value) and value[0].shape == param.shape and value[0].stride() != param.stride():
+        return encoded(in_layout_of(param, decoded(value)), signed=value[0].dtype == torch.int8)
     if not isinstance(value, Tensor) or is_lazy(param) or value.shape != param.shape or value.layout != torch.strided:
         return value
     if is_dtensor(value) or is_dtensor(param):
@@ -148,7 +151,7 @@ def _refusable(optimizer: FusedStep, group: dict[str, Any], params: list[Tensor]
 def _restored_on_error(optimizer: Optimizer, params: list[Tensor]) -> Iterator[None]:
     states = [optimizer.state[p] for p in params if p in optimizer.state]
     values = [v for known in (*states, *optimizer.param_groups) for v in known.values()]
-    tensors = {v for v in values if isinstance(v, Tensor)} | set(params)
+    tensors = {t for v in values for t in tensors_in(v)} | set(params)
     saved = [(t, t.detach().clone()) for t in tensors]
     with states_restored_on_error(optimizer, params):
         try:

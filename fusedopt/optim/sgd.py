@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from fusedopt import _C
+from fusedopt.optim._codecs import is_coded
 from fusedopt.optim._formats import Formats
 from fusedopt.optim._fused import FusedStep
 from fusedopt.optim._plain import PlainOptimizer, scalar
@@ -171,8 +172,7 @@ class SGD(FusedStep, torch.optim.SGD):
     def _init_states(self, group: dict[str, Any], params: list[Tensor]) -> None:
         # torch's first momentum buffer is a copy of the first gradient. The rule writes it, unread.
         for p in params if group["momentum"] != 0 else ():
-            buffer = torch.zeros_like(p, memory_format=torch.preserve_format, dtype=group.get("state_dtype"))
-            self.state[p]["momentum_buffer"] = buffer
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
     def _torch_class_of(self, group: dict[str, Any]) -> type[Optimizer]:
         return _ClassicSGD if _is_classic(group) and group["momentum"] != 0 else torch.optim.SGD
@@ -197,4 +197,6 @@ def _convert(states: dict[Any, Any], group: dict[str, Any], *, to_classic: bool)
                 "the learning rate, which is 0 in the state_dict. Keep the form, or load a state saved at another "
                 "rate.".format(*forms)
             )
-        states[p] = {**states[p], "momentum_buffer": buffer * lr if to_classic else buffer / lr}
+        numbers = buffer[1] if is_coded(buffer) else buffer  # codes are shares of the largest number in their block
+        numbers = numbers * lr if to_classic else numbers / lr
+        states[p] = {**states[p], "momentum_buffer": (buffer[0], numbers) if is_coded(buffer) else numbers}
