@@ -29,6 +29,7 @@ SUBJECTS = {
     "CNN2": ("rps", "cnn2"),
     "ResNet-9": ("cifar10", "resnet9"),
 }
+STUDIED = ("sgd", "rmsprop", "adagrad", "adam", "adamw", "lamb")
 METHOD = "minimum"  # the default of find_lr
 FACTORS = {"third": 1 / 3, "suggested": 1.0, "three times": 3.0}
 OTHERS = ("steepest", "valley", "slide")
@@ -156,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=STUDIED)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="of weights and order")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--images", type=int, default=6_000, help="training images")

@@ -20,8 +20,9 @@ struct Codes {
   static FUSEDOPT_HD uint8_t encode(float x, float factor, uint32_t chance) {
     const float magnitude = float_of(bits_of(x) & 0x7fffffffu), moved = madd(magnitude, factor, kOffset);
     const uint32_t code = (bits_of(moved < 1.f ? moved : 1.f) - kFirst + chance) >> kShift;
-    if constexpr (Signed) return uint8_t(x < 0 ? 0u - code : code);
-    else return uint8_t(code != 0 ? code : x > 0 ? 1u : 0u);
+    const uint32_t sign = bits_of(x) >> 31;
+    if constexpr (Signed) return uint8_t((code ^ (0u - sign)) + sign);
+    else return uint8_t(x > 0 ? (code > 1 ? code : 1u) : code);
   }
   static FUSEDOPT_HD float decode(uint8_t code, float factor) {
     const uint32_t count = !Signed ? code : code < 128 ? code : 256u - code;

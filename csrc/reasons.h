@@ -16,6 +16,7 @@
   X(NotDense, "the parameter's memory is not dense")                                                         \
   X(NotReal, "the rules compute in real floating-point types only")                                          \
   X(MixedFloat64, "float64 beside other dtypes")                                                             \
+  X(SparseGradient, "the gradient is sparse")                                                                \
   X(GradientMismatch, "the gradient does not match the parameter")                                           \
   X(StateMismatch, "the state does not match the parameter")                                                 \
   X(StateLayout, "the state's memory layout is not the parameter's")                                         \

@@ -113,7 +113,7 @@ INLINE Reason Plan::gradient(Entry& e, Tensor& t, const at::Tensor& param, const
   const at::Tensor& grad = *here;
   const at::TensorImpl& g = *grad.unsafeGetTensorImpl();
   const Match same = match(*param.unsafeGetTensorImpl(), g, t.device);
-  if (same == Match::kNo) return kGradientMismatch;
+  if (same == Match::kNo) return g.is_sparse() ? kSparseGradient : kGradientMismatch;
   Storage storage;
   if (Reason reason = stored_in(g, storage)) return reason;
   patch(t.storage[1], storage, changed_);

@@ -7,6 +7,7 @@ RULES: dict[str, int]
 STATES: list[list[str]]
 SCALARS: list[list[str]]
 SCOPES: list[Literal["tensor", "group"] | None]
+BLOCK: int
 
 BUILT_FOR: str
 GPU: str | None

@@ -44,6 +44,12 @@ COMBINATIONS = [
     ("lars", "cyclic"),
     ("swats", "cosine"),
     ("swats-switch", "cosine"),
+    ("sgd-float16-masters-average", "one-cycle"),
+    ("adam-bfloat16-by-chance", "cosine"),
+    ("lamb-bfloat16-masters", "linear"),
+    ("adamw-bfloat16-states", "cyclic"),
+    ("adamw-8-bits-by-chance", "one-cycle"),
+    ("swats-8-bits", "chained"),
 ]
 
 

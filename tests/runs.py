@@ -40,6 +40,30 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "swats-switch": lambda p: fusedopt.SWATS(p, lr=0.02, eps=0.01),
 }
 
+# Of networks in this dtype: every option of what numbers are stored in.
+STORED: dict[str, tuple[torch.dtype, Callable[[Any], Optimizer]]] = {
+    "sgd-float16-masters-average": (
+        torch.float16,
+        lambda p: fusedopt.SGD(p, lr=0.05, momentum=0.9, master_weights=True, ema_decay=0.9, fused=True),
+    ),
+    "adam-bfloat16-by-chance": (
+        torch.bfloat16,
+        lambda p: fusedopt.Adam(p, lr=0.02, stochastic_rounding=True, ema_decay=0.9, rounding_seed=3),
+    ),
+    "lamb-bfloat16-masters": (torch.bfloat16, lambda p: fusedopt.LAMB(p, master_weights=True, state_dtype="8bit")),
+    "adamw-bfloat16-states": (torch.float32, lambda p: fusedopt.AdamW(p, lr=0.02, state_dtype=torch.bfloat16)),
+    "adamw-8-bits-by-chance": (
+        torch.float32,
+        lambda p: fusedopt.AdamW(
+            p, lr=0.02, state_dtype="8bit", min_8bit_size=0, stochastic_rounding=True, ema_decay=0.9
+        ),
+    ),
+    "swats-8-bits": (
+        torch.bfloat16,
+        lambda p: fusedopt.SWATS(p, lr=0.02, eps=0.01, state_dtype="8bit", min_8bit_size=9, master_weights=True),
+    ),
+}
+
 
 def _sequential(optimizer: Optimizer) -> lr_scheduler.LRScheduler:
     warm_up = lr_scheduler.LinearLR(optimizer, 0.1, total_iters=4)
@@ -80,7 +104,8 @@ class Run:
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002, the global generator is the one that a checkpoint saves
         self.model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
-        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
+        self.dtype, make = STORED.get(optimizer) or (torch.float32, OPTIMIZERS[optimizer])
+        self.optimizer = make(self.model.to(self.dtype).parameters())
         self.scheduler = SCHEDULERS[scheduler](self.optimizer)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
         self.noise = fusedopt.GradientNoise(self.optimizer, eta=0.001)
@@ -110,7 +135,7 @@ class Run:
         while self.step < until:
             for inputs, labels in self.loader:
                 shift = random.random() + np.random.random() + torch.rand(1, generator=self.generator)  # noqa: NPY002
-                loss = F.cross_entropy(self.model(inputs + 0.1 * shift), labels)
+                loss = F.cross_entropy(self.model((inputs + 0.1 * shift).to(self.dtype)), labels)
                 self.optimizer.zero_grad()
                 self.scaler.scale(loss).backward()
                 self.scaler.step(self.optimizer)
@@ -135,7 +160,7 @@ class Run:
 
 def _text(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        return f"{value.dtype}{tuple(value.shape)}{value.detach().contiguous().view(-1).numpy().tobytes().hex()}"
+        return f"{value.dtype}{tuple(value.shape)}{value.detach().flatten().view(torch.uint8).numpy().tobytes().hex()}"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_text(value[key])}" for key in sorted(value, key=str)) + "}"
     if isinstance(value, list | tuple):

@@ -1,12 +1,15 @@
 """`fusedopt bench`."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 from command_line import plain, run
+from test_compare import comparison
 
 from fusedopt.benchmark import measuring
+from fusedopt.benchmark.timing import Spread
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,3 +66,16 @@ def test_results_that_cannot_be_written(tmp_path):
     done = run("bench", *arguments[:-1], tmp_path / "good.json", "--plot", tmp_path / "picture.nothing", code=1)
     assert "picture.nothing cannot be written" in plain(done.stderr)
     assert json.loads((tmp_path / "good.json").read_text())
+
+
+@pytest.mark.parametrize(("high", "limit"), [(1.5, None), (2.0, None), (50.0, 2.5)])
+def test_whiskers_end_within_the_axes_unless_they_lie_far_out(tmp_path, high, limit):
+    both = comparison(batch=None)
+    rows = [dataclasses.replace(row, seconds=Spread(0.02, 0.01, 0.02 * high)) for row in both.rows]
+    axes = dataclasses.replace(both, rows=tuple(rows)).plot(tmp_path / "x.png").axes[0]
+    ends = [float(segment[:, 0].max()) for collection in axes.collections for segment in collection.get_segments()]
+    assert ends == pytest.approx([20 * high] * 3)  # milliseconds
+    if limit is None:
+        assert max(ends) < axes.get_xlim()[1] < 1.2 * max(ends)
+    else:
+        assert axes.get_xlim()[1] == pytest.approx(limit * 20)

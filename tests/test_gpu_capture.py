@@ -6,16 +6,18 @@ import gc
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gpu
 import pytest
 import torch
-from cases import BY_NAME, Case
+from cases import BF16, BY_NAME, F16, F32, Case
 from gpu_problem import Pair, each_case, make_params, set_grads
 from torch import Tensor
 
 import fusedopt
 from fusedopt import _C
+from fusedopt.optim._codecs import tensors_in
 
 pytestmark = pytest.mark.steps
 
@@ -98,6 +100,43 @@ def test_a_graph_outlives_changes_of_the_optimizer(case: Case) -> None:
         for name, value in pair.ours.state[p].items():
             pair.theirs.state[q][name].copy_(value)
     pair.replay(graph, grads, 6)
+
+
+FORMATS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
+    "float16": (F16, {}),
+    "bfloat16 by chance, with an average": (BF16, {"stochastic_rounding": True, "ema_decay": 0.9}),
+    "masters": (F16, {"master_weights": True, "state_dtype": BF16}),
+    "8 bits": (F32, {"state_dtype": "8bit", "min_8bit_size": 0, "max_grad_norm": 0.5}),
+    "8 bits by chance beside masters": (
+        BF16,
+        {"master_weights": True, "state_dtype": "8bit", "stochastic_rounding": True, "ema_decay": 0.9},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_replays_store_what_steps_do(name: str) -> None:
+    """Bit for bit, those that an overflow skips among them."""
+    dtype, options = FORMATS[name]
+    found_inf = torch.zeros((), device=gpu.DEVICE)
+    found = []
+    for captured in (False, True):
+        params = make_params([(3,), (20_000,), (64, 33)], dtype=dtype)
+        set_grads(params, 0)
+        opt = fusedopt.AdamW(params, lr=0.01, capturable=True, **options)
+        opt.grad_scale, opt.found_inf = torch.tensor(2.0, device=gpu.DEVICE), found_inf  # type: ignore[attr-defined]
+        opt.step()
+        step = gpu.Graph(opt.step).replay if captured else opt.step
+        for i in range(1, 6):
+            found_inf.fill_(float(i == 3))
+            set_grads(params, i, in_place=True)
+            step()
+        states = (v for p in params for v in opt.state[p].values())
+        found.append([*(p.detach() for p in params), *(t for state in states for t in tensors_in(state))])
+        assert opt.state[params[0]]["step"] == 5
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(*(t.flatten().view(torch.uint8) for t in (ours, theirs)))  # of rests some would be NaN
 
 
 def test_capturing_without_capturable_is_refused() -> None:

@@ -28,8 +28,8 @@ Build = Callable[[str, Path, Path], Path]
 # What is planted: the right text in one of the files below and the wrong one; the build that catches it, and how.
 PLANTED = {
     "store out of bounds": (
-        "grouped, chunk.count, body, after)",
-        "grouped, chunk.count + 1, body, after)",
+        "whole, chunk.count, body, after)",
+        "whole, chunk.count + 1, body, after)",
         "asan",
         "AddressSanitizer: heap-buffer-overflow",
     ),

@@ -6,6 +6,7 @@ from finder_task import make_task
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import fusedopt
 from fusedopt.lr_finder import LRFinder, find_lr
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -18,6 +19,17 @@ def test_the_finder_refuses_a_scheduler():
     with pytest.raises(RuntimeError, match="already has a scheduler"):
         finder.range_test(train)
     with pytest.raises(RuntimeError, match="already has a scheduler"):
+        LRFinder(model, optimizer, nn.MSELoss())
+
+
+@pytest.mark.parametrize("cls", [torch.optim.Rprop, fusedopt.Rprop])
+def test_the_finder_refuses_rprop_whose_steps_do_not_follow_the_learning_rate(cls):
+    model, _, train, _ = make_task()
+    optimizer = cls(model.parameters())
+    message = "the learning rate of Rprop is the length of its first steps only"
+    with pytest.raises(ValueError, match=message):
+        find_lr(model, optimizer, nn.MSELoss(), train)
+    with pytest.raises(ValueError, match=message):
         LRFinder(model, optimizer, nn.MSELoss())
 
 

@@ -86,5 +86,5 @@ def test_the_plan_is_small(name: str, numels: list[int]) -> None:
     chunks = sum(-(-n // (16 * 1024)) for n in numels)
     rows = 256  # one group at one step count
     kept = 48  # of a parameter, where there are other threads of Python: references to its operands
-    table = 64 if gpu.TEST_DEVICE != "cpu" else 0  # more of it: as it lies on the device
-    assert optimizer._plan.memory() <= (304 + kept + table) * len(numels) + 32 * chunks + rows
+    table = 96 if gpu.TEST_DEVICE != "cpu" else 0  # more of it: as it lies on the device
+    assert optimizer._plan.memory() <= (368 + kept + table) * len(numels) + 32 * chunks + rows

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from kill_and_resume import COMBINATIONS, KILLS
-from runs import OPTIMIZERS, SCHEDULERS, Run
+from runs import OPTIMIZERS, SCHEDULERS, STORED, Run
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -29,11 +30,12 @@ def test_every_optimizer_is_here() -> None:
     cases = {type(make([nn.Parameter(torch.zeros(1))])) for make in OPTIMIZERS.values()}
     package = {value for value in vars(fusedopt).values() if isinstance(value, type)}
     assert cases == {cls for cls in package if issubclass(cls, torch.optim.Optimizer)}
-    assert {name for name, _ in COMBINATIONS} == set(OPTIMIZERS)
+    assert {name for name, _ in COMBINATIONS} == {*OPTIMIZERS, *STORED}
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("optimizer", "scheduler"), [*product(OPTIMIZERS, SCHEDULERS), *product(STORED, ("one-cycle", "plateau"))]
+)
 def test_resumed_equals_uninterrupted(optimizer: str, scheduler: str, tmp_path: Path) -> None:
     straight = Run(optimizer, scheduler, tmp_path / "none")
     straight.train(11)

@@ -239,7 +239,7 @@ def test_a_group_without_one_is_as_torchs() -> None:
 
 
 @pytest.mark.steps
-@pytest.mark.parametrize("value", [F16, F64, "8bit", 16])
+@pytest.mark.parametrize("value", [F16, F64, "4bit", 16])
 def test_an_unknown_dtype_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="Invalid state_dtype"):
         fusedopt.AdamW(parameters(F32), state_dtype=value)

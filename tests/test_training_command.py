@@ -8,12 +8,13 @@ from unittest import mock
 
 import pytest
 import torch
+import typer
 from command_line import plain, run, train
 
-from fusedopt import History
+from fusedopt import History, cli
 from fusedopt.data import load_fashion_mnist
 from fusedopt.models import GarmentClassifier, LeNet
-from fusedopt.training import RunFolder, make_optimizer, seeded
+from fusedopt.training import OPTIMIZERS, RunFolder, make_optimizer, seeded
 from fusedopt.training import train as train_loop
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,6 +40,15 @@ def test_train_reports_accuracy_and_share_of_the_step(fashion, tmp_path, optimiz
 def test_train_learns(fashion):
     output = train(fashion, "--epochs", 8, "--batch-size", 10, "--quiet").stdout
     assert float(output.split()[2]) > 50  # of ten classes
+
+
+def test_the_help_names_every_optimizer_and_those_with_momentum():
+    options = {p.name: p.help for p in typer.main.get_command(cli.app).commands["train"].params}
+    names, _, others = options["optimizer"].partition("; ")
+    assert sorted(names.split(", ")) == sorted(OPTIMIZERS)
+    assert others == "torch.adamw, ... for PyTorch's."
+    for name, entry in OPTIMIZERS.items():
+        assert (name in re.split(r"[ ,]+", options["momentum"])) == (entry.momentum is not None)
 
 
 def test_quiet_prints_the_result_only(fashion):
@@ -95,8 +105,9 @@ def test_corrupt_data_is_one_line_and_exit_1(fashion):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fashion-mnist", "--optimizer", "lion"], "unknown optimizer 'lion'; choose one of sgd, rmsprop, adagrad,"),
+        (["fashion-mnist", "--optimizer", "lions"], "unknown optimizer 'lions'; choose one of sgd, rmsprop, adagrad,"),
         (["fashion-mnist", "--optimizer", "adam", "--momentum", "0.9"], "adam takes no momentum"),
+        (["fashion-mnist", "--optimizer", "torch.rprop", "--weight-decay", "0"], "torch.rprop takes no weight decay"),
         (["fashion-mnist", "--lr", "-1"], "Invalid learning rate: -1"),
         (["mnist"], "unknown data set 'mnist'; choose one of fashion-mnist, hands, rps, rps-photos, cifar10"),
         (["hands", "--model", "vgg"], "unknown model 'vgg'; choose one of lenet,"),

@@ -13,7 +13,7 @@ from training_runs import Normed, assert_same_weights, fit, written_out
 import fusedopt
 from fusedopt.data import Normalize, make_hands
 from fusedopt.models import CNN2, HandClassifier
-from fusedopt.training import ExponentialAverage, Settings, make_loss, make_optimizer, seeded, train
+from fusedopt.training import OPTIMIZERS, ExponentialAverage, Settings, make_loss, make_optimizer, seeded, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -161,6 +161,23 @@ def test_ema_is_an_average_of_every_step(data):
     with torch.no_grad():
         scores = kept[-1].eval()(Normalize(data.train_images)(data.test_images))
     assert epochs[-1].test_loss == pytest.approx(F.cross_entropy(scores, data.test_labels).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_ema_is_what_an_optimizer_keeps_by_ema_decay(data, name):
+    """Number for number, from the first step through the warm-up, which ends with the 9th of 16 steps."""
+    network, kept = seeded(Normed, 0), []
+    optimizer = make_optimizer(name, network.parameters(), ema_decay=0.5)
+    settings = Settings(ema=0.5, accumulate=2)
+    list(
+        train(network, optimizer, data, epochs=4, batch_size=16, settings=settings, on_epoch=lambda *x: kept.append(x))
+    )
+    for p, mean in zip(network.parameters(), kept[-1][1].parameters(), strict=True):
+        assert float(optimizer.state[p]["step"]) == 16
+        torch.testing.assert_close(optimizer.state[p]["average"], mean.detach(), rtol=1e-6, atol=1e-7)
+        with optimizer.averaged_weights():
+            torch.testing.assert_close(p.detach(), mean.detach(), rtol=1e-6, atol=1e-7)
+    assert not torch.equal(kept[-1][1].fc.weight, network.fc.weight)
 
 
 def test_the_first_update_of_an_average_copies():

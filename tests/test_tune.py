@@ -55,6 +55,12 @@ def test_every_method_repeats_with_its_seed_and_goes_on_as_if_uninterrupted(data
     assert parameters(other) != parameters(straight[:2])
 
 
+def test_an_optimizer_is_not_given_what_it_does_not_take(data):
+    trials = search_all(make(texts=["optimizer=rprop,lars,torch.adamax", "batch-size=72"]), data, 8)
+    taken = {t.params["optimizer"]: t.params.keys() & {"momentum", "weight-decay"} for t in trials}
+    assert taken == {"rprop": set(), "lars": {"momentum", "weight-decay"}, "torch.adamax": {"weight-decay"}}
+
+
 def test_grid_takes_each_point_once_and_ends(data):
     trials = search_all(make("grid"), data)
     points = sorted((t.params["optimizer"], t.params["lr"]) for t in trials)
@@ -181,10 +187,12 @@ def test_a_file_of_another_search_is_refused_and_left_as_it_is(data, tmp_path):
         (["batch-size=2.5"], False, "batch-size: '2.5' is not a whole number"),
         (["batch-size=0"], False, "batch-size: 0 is out of range"),
         (["batch-size=2147483648"], False, "batch-size: 2147483648 is out of range"),
-        (["optimizer=lion"], False, "unknown optimizer 'lion'; choose from sgd,"),
+        (["optimizer=lions"], False, "unknown optimizer 'lions'; choose from sgd,"),
         (["optimizer=adam..sgd"], False, "optimizers have no order"),
         (["optimizer=adam", "momentum=0.9"], False, "adam takes no momentum"),
         (["momentum=0.9,0.99"], True, "adamw takes no momentum"),
+        (["optimizer=rprop", "weight-decay=0.1"], False, "rprop takes no weight decay; search other optimizers, or "),
+        (["optimizer=adam,torch.rprop", "weight-decay=0.1"], True, "torch.rprop takes no weight decay"),
         (["lr=0.01..0.1"], True, "a grid needs choices"),
         (["lr=0.1", "lr=0.2"], False, "lr is given twice; name all of its values at once"),
     ],
@@ -218,7 +226,7 @@ def test_command_prints_a_training_that_gives_the_same_accuracy(tmp_path):
     assert lines[4] == f"fusedopt train hands {best.split(': ')[2]} --epochs 3 --seed 4"
     arguments = [*lines[4].split()[1:], "--held-out", "0.2", "--quiet"]
     assert command_line.run(*arguments).stdout.startswith(accuracy[1])
-    names = ["history", "slices", "epochs", "importances"]
+    names = ["history", "slices", "epochs"]
     assert lines[5] == "pictures: " + ", ".join(str(tmp_path / "out" / f"{name}.png") for name in names)
     for name in names:
         content = (tmp_path / "out" / f"{name}.png").read_bytes()

@@ -162,16 +162,16 @@ FUSEDOPT_HD void store(Vector x, const Place& to, int64_t i, uint32_t begin) {
   store(x, static_cast<Float16*>(to.at) + i);
 }
 
-// The n numbers of a block, in codes.
+// The n numbers of a block, in codes. Once for all rules: a call is nothing to a block.
 template <bool Signed>
-FUSEDOPT_HD void decode(const Place& from, int n, float* to) {
+__attribute__((noinline)) void decode(const Place& from, int n, float* to) {
   const auto* codes = static_cast<const uint8_t*>(from.at);
   const float factor = Codes<Signed>::from_codes(*static_cast<const float*>(from.beside));
 #pragma omp simd
   for (int l = 0; l < n; ++l) to[l] = Codes<Signed>::decode(codes[l], factor);
 }
 template <bool Signed>
-FUSEDOPT_HD void encode(const float* from, int n, const Place& to, uint32_t begin) {
+__attribute__((noinline)) void encode(const float* from, int n, const Place& to, uint32_t begin) {
   using C = Codes<Signed>;
   uint32_t largest = 0;  // as bits, which are in the order of the numbers, and NaN's come last
 #pragma omp simd reduction(max : largest)
@@ -183,9 +183,13 @@ FUSEDOPT_HD void encode(const float* from, int n, const Place& to, uint32_t begi
   const float factor = C::to_codes(float_of(largest));
   *static_cast<float*>(to.beside) = C::stored(float_of(largest));
   if (is_by_chance(to.storage)) {
+    uint32_t chances[kBlock];
+    for (int l = 0; l < n; l += kWidth) {
+      const Words chance = random_bits(numbers_from(begin + uint32_t(l)), to.key) >> (32 - C::kShift);
+      __builtin_memcpy(chances + l, &chance, sizeof chance);
+    }
 #pragma omp simd
-    for (int l = 0; l < n; ++l)
-      codes[l] = C::encode(from[l], factor, random_bits(begin + uint32_t(l), to.key) >> (32 - C::kShift));
+    for (int l = 0; l < n; ++l) codes[l] = C::encode(from[l], factor, chances[l]);
   } else {
 #pragma omp simd
     for (int l = 0; l < n; ++l) codes[l] = C::encode(from[l], factor, 1u << (C::kShift - 1));

@@ -64,21 +64,16 @@ FUSEDOPT_HD void follow(const Place& average, const Place& param, int64_t i, uin
   store(mean.whole, average, i, begin);
 }
 
-FUSEDOPT_HD Place place_of(const Span& span, int k, unsigned writes) {
-  const Storage storage = span.tensor->storage[k];
-  const bool by_chance = writes >> k & 1 && is_by_chance(storage);
-  return {span.addr[k], span.beside[k], storage, by_chance ? key_of(span.tensor->key, k) : Key{}};
-}
-
 // The same of operands each of which has a storage of its own, a vector at a time: to ask for the storage each time
 // costs a few per cent of decoding, where a pass over a block in the cache would cost as much as all the rest. n is a
-// multiple of kWidth.
+// multiple of kWidth. Only the parameter may have something beside it, so that the others' loads are less code.
 template <bool Sums, Operands Ops, class Body, class After, int... I>
 __attribute__((noinline)) void coded(const Span& span, Body body, After after, Lanes& sums,
                                      std::integer_sequence<int, I...>) {
   const Tensor& t = *span.tensor;
   const auto begin = uint32_t(span.begin);
-  const Place place[] = {place_of(span, I, Ops.writes)...};
+  const Place place[] = {{span.addr[I], I ? nullptr : span.beside[0], t.storage[I],
+                          Ops.writes >> I & 1 && t.storage[I] == Storage::kStochastic ? key_of(t.key, I) : Key{}}...};
   const Place average{span.average, nullptr, t.average_storage, span.average ? key_of(t.key, kMaxOperands) : Key{}};
   for (int64_t i = 0; i < span.n; i += kWidth) {
     union {
@@ -139,13 +134,16 @@ void all_coded(const Span& span, Body body, After after, Lanes& sums, Sequence o
 }
 
 // Of operands in blocks of codes, among others: a block at a time they become floats in the first-level cache, which
-// take their place, and codes again.
+// take their place, and codes again. Where all are floats then, they are worked on as such, which saves a fifth.
 template <bool Sums, Operands Ops, class Body, class After, class Sequence>
 void in_blocks(const Span& span, Body body, After after, Lanes& sums, Sequence operands) {
   alignas(64) float numbers[kMaxOperands][kBlock];
   Tensor decoded = *span.tensor;
-  for (Storage& storage : decoded.storage)
-    if (is_in_blocks(storage)) storage = Storage::kFloat32;
+  bool is_float = !span.average;
+  for (int k = 0; k < kMaxOperands; ++k) {
+    if (is_in_blocks(decoded.storage[k])) decoded.storage[k] = Storage::kFloat32;
+    is_float &= !((Ops.reads | Ops.writes) >> k & 1) || decoded.storage[k] == Storage::kFloat32;
+  }
   for (int64_t i = 0; i < span.n; i += kBlock) {
     const int n = int(span.n - i < kBlock ? span.n - i : kBlock);
     const Span block = span_of(*span.tensor, span.begin + i, n);
@@ -153,14 +151,16 @@ void in_blocks(const Span& span, Body body, After after, Lanes& sums, Sequence o
     part.tensor = &decoded;
     const auto each = [&](unsigned which, auto f) {
       for (int k = 0; k < kMaxOperands; ++k)
-        if (which >> k & 1 && is_in_blocks(span.tensor->storage[k])) f(k, place_of(block, k, Ops.writes));
+        if (const Storage storage = span.tensor->storage[k]; which >> k & 1 && is_in_blocks(storage))
+          f(k, Place{block.addr[k], block.beside[k], storage, is_by_chance(storage) ? key_of(decoded.key, k) : Key{}});
     };
     const auto fetch = [&](int k, const Place& from) {
       is_signed(from.storage) ? decode<true>(from, n, numbers[k]) : decode<false>(from, n, numbers[k]);
     };
     each(Ops.reads | Ops.writes, [&](int k, const Place&) { part.addr[k] = numbers[k]; });
     each(Ops.reads, fetch);
-    all_coded<Sums && !kFollows<After>, Ops>(part, body, Nothing{}, sums, operands);
+    if (is_float) in_place<Sums && !kFollows<After>, Ops, float>(part, body, Nothing{}, sums, operands);
+    else all_coded<Sums && !kFollows<After>, Ops>(part, body, Nothing{}, sums, operands);
     each(Ops.writes, [&](int k, const Place& to) {
       is_signed(to.storage) ? encode<true>(numbers[k], n, to, uint32_t(block.begin))
                             : encode<false>(numbers[k], n, to, uint32_t(block.begin));

@@ -1,61 +1,13 @@
 // What an operand is stored in to numbers in registers and back: neighbours, fetched, decoded, encoded and put.
 #pragma once
-#ifdef FUSEDOPT_CUDA_ON_CPU
-#include "executor.h"
-#else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#define SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
-#endif
-#include <bit>
-#include <tuple>
-#include <type_traits>
-
 #include "../random.h"
-#include "cuda.h"
-
-#ifndef FUSEDOPT_CUDA_THREADS
-#define FUSEDOPT_CUDA_THREADS 512
-#endif
+#include "access.cuh"
 
 namespace fusedopt::cuda {
 
 #include "../half.h"
 
 #include "../codes.h"
-
-constexpr int kThreads = FUSEDOPT_CUDA_THREADS, kWarps = kThreads / 32;
-
-template <class T, int N, int Alignment>
-struct alignas(Alignment) Pack {
-  T x[N];
-};
-
-// What one access moves: 16 bytes, or an element where the addresses are not aligned to that. It is asked for by name:
-// that keeps the compiler from merging the two cases, and says that the memory is global. What a step touches it
-// touches once, so it goes past the first-level cache.
-template <size_t Bytes>
-using Access =
-    std::tuple_element_t<std::bit_width(Bytes) - 1, std::tuple<unsigned char, unsigned short, float, double, uint4>>;
-template <class T, class A = Access<alignof(T)>>
-using Accesses = Pack<A, sizeof(T) / sizeof(A), alignof(A)>;
-
-template <class T>
-__device__ __forceinline__ T load(const T* at) {
-  Accesses<T> parts;
-  for (int i = 0; auto& part : parts.x) part = __ldcg(reinterpret_cast<const Access<alignof(T)>*>(at) + i++);
-  return __builtin_bit_cast(T, parts);
-}
-template <class T>
-__device__ __forceinline__ void store(T* at, const T& value) {
-  const auto parts = __builtin_bit_cast(Accesses<T>, value);
-  for (int i = 0; const auto& part : parts.x) __stcg(reinterpret_cast<Access<alignof(T)>*>(at) + i++, part);
-}
-
-__device__ __forceinline__ double number(const void* at, bool is_double) {
-  return is_double ? *static_cast<const double*>(at) : double(*static_cast<const float*>(at));
-}
 
 // Where an operand lies from the first element of a chunk on, what it is stored in, and what its random bits follow
 // from.
@@ -286,9 +238,10 @@ struct Coded {
   template <class C>
   __device__ __forceinline__ void encode_block(const Place& to, int i, int there) {
     uint32_t largest = 0;  // as bits, which are in the order of the numbers, and NaN's come last
+    const auto see = [&](uint32_t magnitude) { largest = magnitude > largest ? magnitude : largest; };
 #pragma unroll
-    for (int n = 0; n < N; ++n) largest = max(largest, n < there ? word[n] & 0x7fffffff : 0);
-    for (int offset = 16; offset; offset /= 2) largest = max(largest, __shfl_xor_sync(~0u, largest, offset));
+    for (int n = 0; n < N; ++n) see(n < there ? word[n] & 0x7fffffff : 0);
+    for (int offset = 16; offset; offset /= 2) see(__shfl_xor_sync(~0u, largest, offset));
     const float factor = C::to_codes(float_of(largest));
     if (is_by_chance(to.storage)) {
       const Key key = key_of(to.key, to.operand);

@@ -28,6 +28,9 @@ FORMATS: dict[str, dict[str, Any]] = {
     "masters": {"master_weights": True, "state_dtype": torch.float32},
     "stochastic": {"stochastic_rounding": True},
     "average": {"ema_decay": 0.999},
+    "8bit": {"state_dtype": "8bit"},
+    "8bit-stochastic": {"state_dtype": "8bit", "stochastic_rounding": True},
+    "8bit-masters": {"state_dtype": "8bit", "master_weights": True},
 }
 """Options of `fusedopt.optim.Formats` that are timed; for an average torch's classes get one of their own."""
 

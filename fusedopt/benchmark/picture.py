@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
-
 from fusedopt.benchmark.implementations import OURS
 from fusedopt.benchmark.timing import Spread
 from fusedopt.benchmark.words import duration, label, unit
+from fusedopt.extras import named_if_missing
+
+with named_if_missing():
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
 
 if TYPE_CHECKING:
     from fusedopt.benchmark.results import Comparison, Measured
@@ -61,8 +63,9 @@ def plot_comparison(comparison: Comparison, path: Path, title: str | None = None
 
 def _bars(axes: Axes, title: str, spreads: Mapping[str, Spread]) -> None:
     _dress(axes, title, [f"{label(name)}  {duration(spread.median)}" for name, spread in spreads.items()])
-    # By the medians: on a busy machine a quartile can lie far out, and would make the bars invisible.
-    factor = _scale(axes, 1.15 * max(spread.median for spread in spreads.values()))
+    # Whiskers end within the axis, but not those of a busy machine that lie far out, and would make bars invisible.
+    longest = max(spread.median for spread in spreads.values())
+    factor = _scale(axes, min(max(1.15 * longest, *(1.05 * spread.high for spread in spreads.values())), 2.5 * longest))
     for position, (name, spread) in enumerate(spreads.items()):
         whiskers = [[factor * (spread.median - spread.low)], [factor * (spread.high - spread.median)]]
         color = _COLORS.get(name, _OTHERS)

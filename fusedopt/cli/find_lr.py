@@ -54,6 +54,10 @@ def find_lr(
             )
         except ValueError as error:
             raise typer.BadParameter(in_options(str(error))) from error
+        if result.lrs[0] > start_lr:
+            typer.echo(
+                f"the curve from {start_lr:.1e} on is flat for too long: tried again from {result.lrs[0]:.1e} on"
+            )
         typer.echo(in_options(report(result)))
         write(draw(result, f"Range test: {optimizer} on {model}, {data.name}, batches of {batch_size}"), out)
         typer.echo(f"picture: {out}")

@@ -33,13 +33,16 @@ def train(
     optimizer: Annotated[
         str,
         typer.Option(
-            help="sgd, rmsprop, adagrad, adam, adamw, lamb, swats, delta-bar-delta; torch.adamw, ... for PyTorch's."
+            help="sgd, rmsprop, adagrad, adadelta, adam, adamw, adamax, nadam, radam, asgd, rprop, lion, lars, lamb, "
+            "swats, delta-bar-delta; torch.adamw, ... for PyTorch's."
         ),
     ] = "adamw",
     lr: Annotated[
         str | None, typer.Option(help="Learning rate, or auto to find one first; each optimizer has its default.")
     ] = None,
-    momentum: Annotated[float | None, typer.Option(help="For sgd, delta-bar-delta (0.9) and rmsprop (0).")] = None,
+    momentum: Annotated[
+        float | None, typer.Option(help="For sgd, lars, delta-bar-delta (0.9) and rmsprop (0).")
+    ] = None,
     weight_decay: Annotated[float | None, typer.Option(help="By default the optimizer's own.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,

@@ -122,6 +122,8 @@ def make_parts(o: Options) -> Parts:
     try:
         optimizer = make_optimizer(o.optimizer, model.parameters(), **options, **flags)
     except TypeError as error:  # some of torch's have no capturable
+        if not o.cuda_graph:
+            raise
         raise ValueError(f"{o.optimizer} cannot be captured in a CUDA graph; take one of fusedopt's") from error
     if o.cuda_graph:  # training would say so too, but only after the download
         check_capture(settings, device, optimizer, ALONE)

@@ -105,7 +105,10 @@ def make_model(name: str, data: ImageData, seed: int) -> nn.Module:
 
 
 def report(result: LRFinderResult) -> str:
-    """The suggestions as a table, with what each method reads off the curve and why one has none."""
+    """The suggestions as a table, with what each method reads off the curve and why one has none.
+
+    Where all have none for the same reason, it stands there once.
+    """
     reads = {
         "steepest": "where the loss falls fastest",
         "valley": "half-way down the longest fall",
@@ -114,6 +117,8 @@ def report(result: LRFinderResult) -> str:
     }
     suggestions, refusals = result.suggestions, result.refusals
     lines = [f"{len(result.lrs)} learning rates from {result.lrs[0]:.1e} to {result.lrs[-1]:.1e}: {result.stopped}"]
+    if len({*refusals.values()}) == 1 and not suggestions:
+        return f"{lines[0]}\nno suggested learning rate: {refusals[result.method]}"
     for method, meaning in reads.items():
         if method in suggestions:
             lines.append(f"  {method:<9} {suggestions[method]:.2e}  {meaning}")
@@ -134,6 +139,7 @@ _OPTIONS = {
     r",? or (leave early stop on \(diverge_th\)|skip fewer)": "",
     r" above 0, leave it out [^;]*step_mode='linear'|, or use step_mode='linear'": "",
     r"with skip_start=(\d+) and skip_end=(\d+)": r"without the first \1 and the last \2",
+    r", or start from a model that is not trained yet": "",
     r"\b(start|end)_lr\b": r"--\1-lr",
 }
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fusedopt.data import Augmentation, Compose, ImageData, Normalize, hold_out, make_augmentation
 from fusedopt.models import CNN2, MLP3, GarmentClassifier, ResNet9
 from fusedopt.tasks import TASKS
-from fusedopt.training import Epoch, Settings, make_loss, make_optimizer, predict, seeded, train
+from fusedopt.training import Epoch, Settings, make_loss, make_optimizer, optimizer_names, predict, seeded, train
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--seeds", type=int, default=5, help="how many")
-    parser.add_argument("--optimizer", default="adamw", help="torch.adamw for PyTorch's own")
+    parser.add_argument("--optimizer", choices=optimizer_names(), default="adamw", help="torch.adamw for PyTorch's own")
     parser.add_argument("--data-dir", type=Path, help="as for `fusedopt train`")
     options = parser.parse_args(arguments)
     if options.seeds < 1:

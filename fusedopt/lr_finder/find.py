@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fusedopt.lr_finder.batches import BatchFn, check_loader
-from fusedopt.lr_finder.curve import Curve, group_ramps, scales
+from fusedopt.lr_finder.curve import Curve, group_ramps, ramp, scales
 from fusedopt.lr_finder.result import LRFinderResult
 from fusedopt.lr_finder.snapshot import Snapshot
 from fusedopt.lr_finder.step import Closure, Task, first_device
-from fusedopt.lr_finder.suggestion import check_method
+from fusedopt.lr_finder.suggestion import FlatCurveError, check_method
 from fusedopt.lr_finder.surroundings import Surroundings
 from fusedopt.lr_finder.sweep import Progress, sweep
+
+_REACH = 1e4  # no learning rate matters that is lower by more than the one at which a test ended
+_LEAST_GAIN = 10  # of the start, that makes a second test worth it
 
 
 def find_lr(
@@ -53,6 +56,9 @@ def find_lr(
     all modules, the states of optimizer and scaler, all random number generators, the position of a `DataLoader` and of
     its samplers, and what the optimizer's step hooks hold: noise, averaged models, logs. Training afterwards gives bit
     for bit what it would have given without the call. (An iterator that cannot start over stays where it is left.)
+
+    Where the loss falls by too little because most of an exponential range is far too low for it, the test is repeated
+    from a ten-thousandth of the learning rate at which it ended, and the second result returned if it has a suggestion.
 
     Under `DistributedDataParallel` call it on every rank: losses are averaged over the ranks, which get one result.
 
@@ -115,23 +121,45 @@ def find_lr(
     check_loader(loader, val_loader)
     bases = [group["lr"] for group in optimizer.param_groups]
     ramps = group_ramps(bases, start_lr, end_lr, num_iter, step_mode, keep_ratio=True)
-    curve = Curve(smooth_f, diverge_th)
     snapshot = Snapshot(task.modules, optimizer, grad_scaler)
     surroundings = Surroundings(snapshot, where, [loader, val_loader, *task.generator_owners])
+
+    def test(ramps: list[list[float]]) -> LRFinderResult:
+        curve = Curve(smooth_f, diverge_th)
+        try:
+            if device:
+                model.to(where)
+            sweep(
+                task,
+                ramps,
+                loader,
+                val_loader,
+                curve,
+                accumulation_steps=accumulation_steps,
+                steps_per_lr=steps_per_lr,
+                progress=progress,
+            )
+        finally:
+            snapshot.restore()
+            surroundings.restore()
+        return LRFinderResult.of(curve, scales([lrs[-1] for lrs in ramps]), method, skip_start, skip_end)
+
+    result = test(ramps)
+    starts_over = not isinstance(loader, Iterator) and not isinstance(val_loader, Iterator)
+    if step_mode.lower() == "exp" and starts_over and (higher := _higher(ramps, result)):
+        again = test(higher)
+        if method in again.suggestions:
+            return again
+    return result
+
+
+def _higher(ramps: list[list[float]], result: LRFinderResult) -> list[list[float]] | None:
+    """Learning rates with more of them where they matter, if the loss falls by too little at these."""
+    factor = result.lrs[-1] / ramps[0][0] / _REACH
     try:
-        if device:
-            model.to(where)
-        sweep(
-            task,
-            ramps,
-            loader,
-            val_loader,
-            curve,
-            accumulation_steps=accumulation_steps,
-            steps_per_lr=steps_per_lr,
-            progress=progress,
-        )
-    finally:
-        snapshot.restore()
-        surroundings.restore()
-    return LRFinderResult.of(curve, scales([lrs[-1] for lrs in ramps]), method, skip_start, skip_end)
+        result.suggest(result.method)
+    except FlatCurveError:
+        return [ramp(factor * lrs[0], lrs[-1], len(lrs)) for lrs in ramps] if factor >= _LEAST_GAIN else None
+    except ValueError:
+        pass
+    return None

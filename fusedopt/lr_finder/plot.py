@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,8 @@ def plot_result(result: LRFinderResult, ax: Axes | None = None) -> Axes:
     _mark_divergence(ax, result.lrs, result.smoothed, result.stopped)
     decorate(ax, log_lr=True)
     if result.method in result.refusals:
-        ax.set_title("No suggestion: " + result.refusals[result.method].partition(":")[0], fontsize=10, color=_CHOSEN)
+        reason = re.split("[:;]", result.refusals[result.method])[0]
+        ax.set_title(f"No suggestion: {reason}", fontsize=10, color=_CHOSEN)
     ax.legend(frameon=False, fontsize=9)
     return ax
 

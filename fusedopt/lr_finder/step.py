@@ -52,6 +52,11 @@ class Task:
             raise ValueError("a criterion is needed, or closure=lambda model, batch: loss in its place")
         if self.closure is not None and (self.criterion is not None or self.batch_fn is not None):
             raise ValueError("closure computes the loss by itself: pass criterion=None and no batch_fn with it")
+        if isinstance(self.optimizer, torch.optim.Rprop):
+            raise ValueError(
+                "the learning rate of Rprop is the length of its first steps only, so that a range test would measure "
+                "nothing; choose it by trainings"
+            )
         if self.autocast is not None and self.grad_scaler is None:
             dtype = self.autocast.get("dtype") or torch.get_autocast_dtype(self.device.type)
             if dtype == torch.float16:

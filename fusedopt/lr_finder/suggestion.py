@@ -11,8 +11,13 @@ Array = NDArray[np.float64]
 
 _LEAST_FALL = 0.01  # of the losses' magnitude; a curve that falls by less is flat
 _NOISE_FALL = 6.0  # standard deviations; noise alone spans 4 to 5 of them over a hundred points
+_RISE = 3.0  # standard deviations
 _SLIDE_WIDTH = 15
 _SLIDE_THRESHOLD = 0.005
+
+
+class FlatCurveError(ValueError):
+    """The losses fall by too little, for all that is seen because most learning rates are too low."""
 
 
 def suggest_lr(
@@ -70,7 +75,7 @@ def suggest_lr(
             f"least {skip_start + skip_end + 2}; use more iterations (num_iter), a lower start_lr, or skip fewer"
         )
     inner = slice(skip_start, len(x) - skip_end)
-    refuse_without_fall(y[inner], estimate_noise(y) if noise is None else noise)
+    refuse_without_fall(y[inner], estimate_noise(y) if noise is None else noise, y[-1] if usable[-1] else np.inf)
     return float(METHODS[method](x[inner], y[inner]))
 
 
@@ -91,26 +96,36 @@ def estimate_noise(losses: Sequence[float] | Array) -> float:
     return float(1.4826 * np.median(np.abs(y[1:-1] - (y[:-2] + y[2:]) / 2)) * np.sqrt(2 / 3))
 
 
-def refuse_without_fall(losses: Array, noise: float) -> None:
-    """Raises ValueError where the losses do not fall, from a maximum to a later minimum, by more than noise would."""
+def refuse_without_fall(losses: Array, noise: float, last: float) -> None:
+    """Raises ValueError where the losses do not fall, from a maximum to a later minimum, by more than noise would.
+
+    Args:
+        losses: those that are looked at.
+        noise: their standard deviation around their trend.
+        last: the loss at the end, beyond what is looked at; infinite if it was not finite.
+    """
     before_lowest = losses[: int(losses.argmin()) + 1]
-    fall = float(before_lowest.max() - losses.min())
-    magnitude = float(np.abs(before_lowest).max())
+    highest = float(before_lowest.max())
+    fall, magnitude = highest - float(losses.min()), float(np.abs(before_lowest).max())
+    advice = "start from a model that is not trained yet"
     if fall == 0:
-        raise ValueError(
-            "the loss never falls: the range may begin above every useful learning rate (lower start_lr), the model "
-            "may be trained already, or the optimizer may not hold its parameters"
-        )
-    if fall < _LEAST_FALL * magnitude:
-        raise ValueError(
-            f"the curve is flat: the loss falls by {100 * fall / magnitude:.2g} % only; raise end_lr if it has not "
-            f"diverged, lower start_lr if it has, or start from a model that is not trained yet"
-        )
-    if fall < _NOISE_FALL * noise:
-        raise ValueError(
-            f"the loss falls by {fall:.3g} only, which its noise of {noise:.2g} may do by chance; use larger batches, "
-            f"several steps per learning rate, or a validation set, or lower start_lr if the loss only rises"
-        )
+        reason = "the loss never falls"
+    elif fall < _LEAST_FALL * magnitude:
+        reason = f"the curve is flat: the loss falls by {100 * fall / magnitude:.2g} % only"
+    elif fall < _NOISE_FALL * noise:
+        reason = f"the loss falls by {fall:.3g} only, which its noise of {noise:.2g} may do by chance"
+        advice = "use larger batches, several steps per learning rate, or a validation set"
+    else:
+        return
+    if losses.max() == losses.min():
+        raise ValueError(f"{reason}; raise end_lr, or see that the optimizer holds the model's parameters")
+    start, half = (float(np.median(losses[: max(len(losses) // part, 1)])) for part in (10, 2))
+    rise = max(fall, _LEAST_FALL * magnitude, _RISE * noise)
+    if half - start > rise:
+        raise ValueError(f"{reason}; lower start_lr, since it rises from the start, or {advice}")
+    diverged = last - highest > rise
+    hint = "raise start_lr or num_iter, for more steps where it may fall" if diverged else "raise end_lr"
+    raise FlatCurveError(f"{reason}; {hint}, or {advice}")
 
 
 def steepest_fall(losses: Sequence[float]) -> int | None:

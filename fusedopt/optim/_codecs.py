@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fusedopt import _C
 from fusedopt.sharding import like, local
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs  # of typing from Python 3.13 on
 
 REST, MASTER, KEY, AVERAGE = "master_rest", "master", "rounding_key", "average"
 EXTRAS = (REST, MASTER, KEY, AVERAGE)  # what a state has beyond that of its torch class
@@ -104,7 +107,7 @@ def rounded_by_chance(exact: Tensor, key: int, count: float, operand: int) -> Te
     return ((_bits(exact) + random_bits(exact, key, count, operand)) >> 16).to(torch.int16).view(torch.bfloat16)
 
 
-def is_coded(value: Any) -> TypeGuard[Coded]:
+def is_coded(value: Any) -> TypeIs[Coded]:
     """Whether a state is one of 8 bits."""
     return type(value) is tuple and len(value) == 2 and all(isinstance(part, Tensor) for part in value)
 

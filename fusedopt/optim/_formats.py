@@ -53,9 +53,9 @@ class Formats(TypedDict, total=False):
     """
 
     state_dtype: torch.dtype | Literal["8bit"] | None
-    """Of the states: None, as the parameter; torch.float32; torch.bfloat16, 2 bytes an element; or "8bit", 1 byte and
-    1.6 % of that: a code of 8 bits for each element and a float32 for each block of 256. A state is then a tuple of these
-    two, which torch's classes refuse; :func:`fusedopt.portable_state_dict` gives them what they read."""
+    """Of the states: None, as the parameter; torch.float32; torch.bfloat16, 2 bytes an element; or "8bit", a byte
+    and, for each block of 256 elements, a float32. A state is then a tuple of the two, which torch's classes refuse;
+    :func:`fusedopt.portable_state_dict` gives them what they read."""
 
     min_8bit_size: int
     """With `state_dtype="8bit"`, parameters of fewer elements keep their states in float32. 4096 by default."""
@@ -69,9 +69,10 @@ class Formats(TypedDict, total=False):
 
     stochastic_rounding: bool
     """Whether what is stored in bfloat16 or 8 bits, parameters without master weights and states, is rounded up or down
-    by chance, the nearer the likelier: on average nothing is lost of steps that are smaller than half the distance between
-    two numbers, and would be lost each time. The bits come from the seed, the step, the parameter and the element, so
-    they are the same for any number of threads, on a GPU and after a resume, and PyTorch's generators are not touched.
+    by chance, the nearer the likelier: on average nothing is lost of steps that are smaller than half the distance
+    between two numbers, and would be lost each time. The bits come from the seed, the step, the parameter and the
+    element, so they are the same for any number of threads, on a GPU and after a resume, and PyTorch's generators are
+    not touched.
     """
 
     rounding_seed: int
@@ -85,9 +86,10 @@ class Formats(TypedDict, total=False):
     The state has it as `average`, in float32, or with `stochastic_rounding` in bfloat16 if the other states are."""
 
 
+MIN_8BIT_SIZE = 4096
 DEFAULTS = {
     "state_dtype": None,
-    "min_8bit_size": 4096,
+    "min_8bit_size": MIN_8BIT_SIZE,
     "master_weights": False,
     "stochastic_rounding": False,
     "rounding_seed": 0,
@@ -107,7 +109,8 @@ def check_formats(group: dict[str, Any]) -> None:
         return
     if dtype is not None and dtype not in _CHOICES:
         raise ValueError(
-            f"Invalid state_dtype: {dtype!r}; it must be None (as the parameter), torch.float32, torch.bfloat16 or '8bit'"
+            f"Invalid state_dtype: {dtype!r}; it must be None (as the parameter), torch.float32, torch.bfloat16 or "
+            "'8bit'"
         )
     if not isinstance(size := group.get("min_8bit_size", 0), int) or size < 0:
         raise ValueError(f"Invalid min_8bit_size: {size!r}; it must be an integer, at least 0")
@@ -127,8 +130,8 @@ def check_formats(group: dict[str, Any]) -> None:
             )
     if dtype == EIGHT_BITS and any(is_dtensor(p) or is_flattened(p) for p in known):
         raise ValueError(
-            "state_dtype='8bit' is not for parameters that are sharded, as blocks of 256 would not end where shards do: "
-            "use torch.bfloat16"
+            "state_dtype='8bit' is not for parameters that are sharded, as blocks of 256 would not end where shards "
+            "do: use torch.bfloat16"
         )
     if dtype == EIGHT_BITS and group.get("centered"):
         raise ValueError(
@@ -144,8 +147,8 @@ def check_formats(group: dict[str, Any]) -> None:
     rounds = [(p.dtype == torch.bfloat16 and not masters) or (dtype or p.dtype) in short for p in known]
     if by_chance and known and not any(rounds):
         raise ValueError(
-            "stochastic_rounding is for what is stored in bfloat16 or 8 bits, and in the group nothing is: leave it out "
-            "there, or store states in state_dtype=torch.bfloat16"
+            "stochastic_rounding is for what is stored in bfloat16 or 8 bits, and in the group nothing is: leave it "
+            "out there, or store states in state_dtype=torch.bfloat16"
         )
 
 
@@ -168,7 +171,7 @@ def in_floats(value: Tensor | Coded) -> Tensor:
 def format_of_states(param: Tensor, group: dict[str, Any]) -> torch.dtype | Literal["8bit"]:
     """What the group asks the states of a parameter to be stored in."""
     dtype = group.get("state_dtype")
-    if dtype == EIGHT_BITS and param.numel() < group.get("min_8bit_size", DEFAULTS["min_8bit_size"]):
+    if dtype == EIGHT_BITS and param.numel() < group.get("min_8bit_size", MIN_8BIT_SIZE):
         return torch.float32
     return dtype or param.dtype
 
@@ -235,17 +238,23 @@ def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, group: 
             wide = original.dtype if original.dtype == torch.float64 else torch.float32
             step = state.get("step")
             state[name] = original.to(step.device if isinstance(step, Tensor) else param.device, wide)
+    for name, value in state.items():
+        if type(value) is list and is_coded(codes := tuple(value)):  # full distributed checkpoints keep no tuples
+            state[name] = codes
     how = format_of_states(param, group)
     for name, value in elementwise(param, state).items():
         original = saved.get(name)
         if is_coded(value):  # and cast, whatever codes mean
             if is_dtensor(param):
-                raise ValueError("states of 8 bits are not for DTensors: save portable_state_dict(optimizer) and load that")
+                raise ValueError(
+                    "states of 8 bits are not for DTensors: load what portable_state_dict(optimizer) gives"
+                )
             coded = tuple(part.to(param.device) for part in original)  # type: ignore[union-attr]
             state[name] = coded if how == EIGHT_BITS else stored(decoded(coded), name, how)  # type: ignore[arg-type]
         elif group.get("state_dtype") is not None:
-            same = isinstance(original, Tensor) and original.shape == param.shape and original.dtype.is_floating_point
-            state[name] = stored(original.to(param.device) if same else in_floats(value), name, how)
+            if isinstance(original, Tensor) and original.shape == param.shape and original.dtype.is_floating_point:
+                value = original.to(param.device)
+            state[name] = stored(value, name, how)  # type: ignore[arg-type]
     for name in (REST, MASTER, AVERAGE):
         state.pop(name, None)
     if group.get("ema_decay") is not None and isinstance(average := saved.get(AVERAGE), Tensor):

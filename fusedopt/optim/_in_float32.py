@@ -25,7 +25,16 @@ from fusedopt.optim._codecs import (
     share_of_step,
     split,
 )
-from fusedopt.optim._formats import SHORT, complete, elementwise, format_of_states, in_floats, needs_count, stored
+from fusedopt.optim._formats import (
+    EIGHT_BITS,
+    SHORT,
+    complete,
+    elementwise,
+    format_of_states,
+    in_floats,
+    needs_count,
+    stored,
+)
 from fusedopt.optim._plain import number
 from fusedopt.sharding import like, local
 
@@ -38,8 +47,8 @@ def steps_as_it_is(param: Tensor, state: dict[str, Any], group: dict[str, Any]) 
     if param.dtype not in SHORT or group.get("master_weights") or needs_count(group):
         return param.dtype not in SHORT
     states = elementwise(param, state).values()
-    formats = {None if is_coded(v) else v.dtype for v in states} or {format_of_states(param, group)}
-    return formats == {param.dtype} or not formats <= {None, "8bit", *SHORT}
+    formats: set[Any] = {EIGHT_BITS if is_coded(v) else v.dtype for v in states} or {format_of_states(param, group)}
+    return formats == {param.dtype} or not formats <= {EIGHT_BITS, *SHORT}
 
 
 class InFloat32:
@@ -69,7 +78,7 @@ class InFloat32:
         kept = optimizer.state[param]
         for name, value in made.items():
             if name in arrays and name not in kept:
-                kept[name] = stored(value, name, format_of_states(param, group))
+                kept[name] = stored(value.clone(), name, format_of_states(param, group))  # made to be written
             elif name not in arrays and isinstance(kept.get(name), Tensor):
                 kept[name].copy_(value)
             elif name not in arrays:

@@ -17,11 +17,11 @@ _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.comp
 def portable_state_dict(optimizer: Optimizer) -> dict[str, Any]:
     """The optimizer's `state_dict` for torch's class, or for ours with other options.
 
-    States of fewer than 4 bytes a number become float32, those of 8 bits too; those of 4 and 8 bytes stay as they are, and are not copied. Options
-    and states that torch's class does not know are left out: `state_dtype`, `capturable` of SGD and Adagrad, `fused` of
-    classes that have no fused form in torch, the `step` that SGD keeps on a GPU; what schedulers and callers have added
-    to groups stays. Velocities of ``SGD(momentum_form="classic")`` become momentum buffers of torch's form, by the
-    learning rate of their group.
+    States of fewer than 4 bytes a number become float32, those of 8 bits too; those of 4 and 8 bytes stay as they are,
+    and are not copied. Options and states that torch's class does not know are left out: `state_dtype`, `capturable` of
+    SGD and Adagrad, `fused` of classes that have no fused form in torch, the `step` that SGD keeps on a GPU; what
+    schedulers and callers have added to groups stays. Velocities of ``SGD(momentum_form="classic")`` become momentum
+    buffers of torch's form, by the learning rate of their group.
 
     So torch.optim's classes load what those of the same name here give. LAMB, LARS, Lion, SWATS and DeltaBarDelta have
     none there: theirs keeps all their own keys but `state_dtype`, and loads into them.

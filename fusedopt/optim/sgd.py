@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from fusedopt import _C
-from fusedopt.optim._formats import Formats
 from fusedopt.optim._codecs import is_coded
+from fusedopt.optim._formats import Formats
 from fusedopt.optim._fused import FusedStep
 from fusedopt.optim._plain import PlainOptimizer, scalar
 

@@ -11,6 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from fusedopt.reports.evaluation import Evaluation
 
 _TRAIN, _TEST, _RATE = "#9a9a9a", "#1f6fb4", "#3a7d44"
+NARROW = 4.0
+"""Width in inches of pictures for a phone, on whose screen their letters are then nearly as large as the text's."""
 _MARKED = 20  # of fewer epochs each is marked
 _PANELS = {  # title, and for each column of the log its factor, label and colour
     "loss": {"train_loss": (1, "training", _TRAIN), "test_loss": (1, "{tested}", _TEST)},
@@ -21,12 +23,13 @@ COLUMNS = [name for lines in _PANELS.values() for name in lines]
 """Of the log, that are drawn."""
 
 
-def plot_curves(rows: Sequence[Mapping[str, float]], tested: str = "test") -> Figure | None:
+def plot_curves(rows: Sequence[Mapping[str, float]], tested: str = "test", *, narrow: bool = False) -> Figure | None:
     """Draws loss, accuracy and learning rate per epoch, of those that the log has.
 
     Args:
         rows: of the log, see `fusedopt.training.RunFolder.append`.
         tested: what the images are called that were not trained on.
+        narrow: draws them below each other, for a phone.
 
     Returns:
         The figure; None where the log has none of them.
@@ -35,8 +38,9 @@ def plot_curves(rows: Sequence[Mapping[str, float]], tested: str = "test") -> Fi
     panels = {title: lines for title, lines in _PANELS.items() if logged & lines.keys()}
     if not panels:
         return None
-    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
-    for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    down, across = (len(panels), 1) if narrow else (1, len(panels))
+    figure = Figure(figsize=(NARROW, 2.8 * down) if narrow else (4.6 * across, 3.8), layout="constrained")
+    for axes, (title, lines) in zip(figure.subplots(down, across, squeeze=False).flat, panels.items(), strict=True):
         drawn: list[float] = []
         for name, (factor, label, color) in lines.items():
             epochs = [row["epoch"] for row in rows if name in row]
@@ -59,15 +63,19 @@ def plot_curves(rows: Sequence[Mapping[str, float]], tested: str = "test") -> Fi
     return figure
 
 
-def plot_confusion(evaluation: Evaluation) -> Figure:
+def plot_confusion(evaluation: Evaluation, *, narrow: bool = False) -> Figure:
     """Draws how many images of each class (rows) were taken for which class (columns).
 
     Colours are shares of a row, so that classes of any size can be compared; mistakes have a colour of their own.
+
+    Args:
+        evaluation: of the network.
+        narrow: draws it for a phone, with smaller cells.
     """
     counts, names = evaluation.confusion, evaluation.classes
     size = len(names)
-    side = max(4.2, 0.62 * size + 1.8)
-    figure = Figure(figsize=(side + 0.4, side), layout="constrained")
+    side = max(NARROW, 0.31 * size + 0.9) if narrow else max(4.2, 0.62 * size + 1.8)
+    figure = Figure(figsize=(side, side) if narrow else (side + 0.4, side), layout="constrained")
     axes = figure.subplots()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     right = shares.diag().diag()
@@ -76,8 +84,9 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     for row in range(size):
         for column in range(size):
             if count := int(counts[row, column]):
-                dark = shares[row, column] > 0.7
-                axes.text(column, row, f"{count:,}", ha="center", va="center", color="white" if dark else "black")
+                color = "white" if shares[row, column] > 0.7 else "black"
+                font = 6.5 if narrow and size > 5 else 10
+                axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=font)
     axes.set_xticks(range(size), names, rotation=45 if size > 4 else 0, ha="right" if size > 4 else "center")
     axes.set_yticks(range(size), names)
     axes.set(xlabel="predicted", ylabel="true", title=f"{100 * evaluation.accuracy:.2f} % of the images are right")
@@ -90,10 +99,15 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def plot_class_accuracy(evaluation: Evaluation) -> Figure:
-    """Draws the accuracy of each class as bars, and that of all images as a line."""
+def plot_class_accuracy(evaluation: Evaluation, *, narrow: bool = False) -> Figure:
+    """Draws the accuracy of each class as bars, and that of all images as a line.
+
+    Args:
+        evaluation: of the network.
+        narrow: draws it for a phone.
+    """
     shares = evaluation.class_accuracy
-    figure = Figure(figsize=(7, max(2, 0.38 * len(shares) + 1)), layout="constrained")
+    figure = Figure(figsize=(NARROW if narrow else 7, max(2, 0.38 * len(shares) + 1)), layout="constrained")
     axes = figure.subplots()
     overall = 100 * evaluation.accuracy
     percent = [0 if math.isnan(share) else 100 * share for share in shares.values()]

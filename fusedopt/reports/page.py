@@ -8,7 +8,6 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,15 +19,20 @@ from fusedopt.training import RunFolder
 _IN_TITLE = ("dataset", "model", "classes")
 
 
-class _Picture(NamedTuple):
-    title: str
-    alt: str
+class _Png(NamedTuple):
     width: int
     height: int
     uri: str
 
 
-def render(run: RunFolder, evaluation: Evaluation, tested: str, parameters: int) -> str:
+class _Picture(NamedTuple):
+    title: str
+    alt: str
+    png: _Png
+    narrow: _Png | None
+
+
+def render(run: RunFolder, evaluation: Evaluation, tested: str, parameters: int, narrow: Mapping[str, bytes]) -> str:
     """Returns the page of a run, with the pictures that its folder holds.
 
     Args:
@@ -36,6 +40,7 @@ def render(run: RunFolder, evaluation: Evaluation, tested: str, parameters: int)
         evaluation: of its network.
         tested: what the images are called that were not trained on.
         parameters: how many the network has.
+        narrow: PNGs that phones show in the place of pictures, by the pictures' names.
     """
     environment = Environment(
         loader=PackageLoader("fusedopt.reports", "."),
@@ -53,7 +58,7 @@ def render(run: RunFolder, evaluation: Evaluation, tested: str, parameters: int)
         right=len(evaluation.predicted) - len(evaluation.wrong),
         images=len(evaluation.predicted),
         parameters=parameters,
-        pictures=_pictures(run, evaluation, tested),
+        pictures=_pictures(run, evaluation, tested, narrow),
         class_accuracy={name: _percent(share) for name, share in evaluation.class_accuracy.items()},
         columns=[_column(name, tested) for name in columns],
         best_epoch=None if best is None else best["epoch"],
@@ -67,7 +72,7 @@ def _options(run: RunFolder) -> dict[str, Any]:
     return {name.replace("_", " "): getattr(run.config, name) for name in names}
 
 
-def _pictures(run: RunFolder, evaluation: Evaluation, tested: str) -> list[_Picture]:
+def _pictures(run: RunFolder, evaluation: Evaluation, tested: str, narrow: Mapping[str, bytes]) -> list[_Picture]:
     """Those that are there, in order, with a text for those who cannot see them."""
     shares = ", ".join(f"{name} {_percent(share)}" for name, share in evaluation.class_accuracy.items())
     wrong = len(evaluation.wrong)
@@ -86,14 +91,17 @@ def _pictures(run: RunFolder, evaluation: Evaluation, tested: str) -> list[_Pict
             "Their distributions over the steps of the training.",
         ),
     }
-    found = [(run.folder / f"{name}.png", *text) for name, text in texts.items()]
-    return [_picture(path, title, alt) for path, title, alt in found if path.is_file()]
+    found = {name: run.folder / f"{name}.png" for name in texts}
+    return [
+        _Picture(*texts[name], _png(path.read_bytes()), _png(narrow[name]) if name in narrow else None)
+        for name, path in found.items()
+        if path.is_file()
+    ]
 
 
-def _picture(path: Path, title: str, alt: str) -> _Picture:
-    content = path.read_bytes()
-    width, height = struct.unpack(">2I", content[16:24])  # of a PNG
-    return _Picture(title, alt, width, height, "data:image/png;base64," + base64.b64encode(content).decode())
+def _png(content: bytes) -> _Png:
+    width, height = struct.unpack(">2I", content[16:24])
+    return _Png(width, height, "data:image/png;base64," + base64.b64encode(content).decode())
 
 
 def _last_epoch(run: RunFolder, tested: str) -> str:

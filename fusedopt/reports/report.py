@@ -19,6 +19,7 @@ from fusedopt.reports.page import render
 from fusedopt.training import RunFolder
 
 _DPI = 110
+_PHONES_DPI = 220  # whose screens have two or three points where others have one
 
 
 def write_picture(figure: Figure, path: Path) -> None:
@@ -27,9 +28,13 @@ def write_picture(figure: Figure, path: Path) -> None:
     Raises:
         fusedopt.files.FileError: it cannot be written.
     """
+    files.write(path, _png(figure, _DPI))
+
+
+def _png(figure: Figure, dpi: int) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=_DPI, format="png")
-    files.write(path, buffer.getvalue())
+    figure.savefig(buffer, dpi=dpi, format="png")
+    return buffer.getvalue()
 
 
 def write_report(run: RunFolder, data: ImageData) -> Path:
@@ -73,6 +78,13 @@ def write_report(run: RunFolder, data: ImageData) -> Path:
             path.unlink(missing_ok=True)  # of an earlier report
         else:
             write_picture(figure, path)
+    narrow = {
+        "curves": plot_curves(run.rows, tested, narrow=True),
+        "confusion-matrix": plot_confusion(evaluation, narrow=True),
+        "class-accuracy": plot_class_accuracy(evaluation, narrow=True),
+        "grad-cam": plot_attributions(model, data, run.normalize, evaluation, narrow=True),
+    }
+    on_phones = {name: _png(figure, _PHONES_DPI) for name, figure in narrow.items() if figure is not None}
     page = run.folder / "report.html"
-    files.write(page, render(run, evaluation, tested, sum(p.numel() for p in model.parameters())).encode())
+    files.write(page, render(run, evaluation, tested, sum(p.numel() for p in model.parameters()), on_phones).encode())
     return page

@@ -84,10 +84,11 @@ def train(
             mixes images; returns the mean loss of the batch.
         settings: mixed precision, schedule, average of the weights and so on.
         progress: wraps the batches of each epoch.
-        on_epoch: to keep results, and the network where `Epoch.best` says so: the model, or with `settings.ema` the
-            average. Comes before the epoch's checkpoint, so that no kill can lose it: an epoch that is trained again
-            is reported again. Called by the main process only, but with a sharded model by all, which has the average's
-            weights meanwhile: reading shards takes all processes, as `RunFolder.save_model` does.
+        on_epoch: to keep results, and a copy of the network where `Epoch.best` says so: of the model, or with
+            `settings.ema` of the average, both of which go on changing. Comes before the epoch's checkpoint, so that no
+            kill can lose it: an epoch that is trained again is reported again. Called by the main process only, but
+            with a sharded model by all, which has the average's weights meanwhile: reading shards takes all processes,
+            as `RunFolder.save_model` does.
         checkpoint_dir: the folder for a checkpoint after each epoch; None saves none.
         resume: go on after the last epoch in `checkpoint_dir`, and yield only those that follow. With the same
             arguments as before, the weights come out bit for bit as without the interruption. The checkpoint is

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import Parameter
 
+from fusedopt import optim
 from fusedopt.replacement import torchs_own
 
 
@@ -18,30 +19,44 @@ class OptimizerEntry:
     """How an optimizer is called, and with what it trains the example networks well.
 
     Attributes:
-        class_name: in `fusedopt` and, where `in_torch`, in `torch.optim`.
+        class_name: in `fusedopt.optim` and, where `in_torch`, in `torch.optim`.
         lr: the default learning rate of the examples.
         momentum: the default momentum of the examples, None where the optimizer takes none.
-        in_torch: whether `torch.optim` has it too.
-        options: further keyword arguments.
     """
 
     class_name: str
     lr: float
     momentum: float | None = None
-    in_torch: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def in_torch(self) -> bool:
+        """Whether `torch.optim` has it too."""
+        return hasattr(torch.optim, self.class_name)
+
+    def takes(self, option: str) -> bool:
+        """Returns whether the class has a keyword argument of that name."""
+        return option in inspect.signature(getattr(optim, self.class_name)).parameters
 
 
 OPTIMIZERS = {
     "sgd": OptimizerEntry("SGD", lr=0.02, momentum=0.9),
     "rmsprop": OptimizerEntry("RMSprop", lr=1e-3, momentum=0.0),
     "adagrad": OptimizerEntry("Adagrad", lr=2e-2),
+    "adadelta": OptimizerEntry("Adadelta", lr=1.0),
     "adam": OptimizerEntry("Adam", lr=1e-3),
     "adamw": OptimizerEntry("AdamW", lr=1e-3),
-    "swats": OptimizerEntry("SWATS", lr=1e-3, in_torch=False),
-    "delta-bar-delta": OptimizerEntry("DeltaBarDelta", lr=0.02, momentum=0.9, in_torch=False),
-    "lamb": OptimizerEntry("LAMB", lr=4e-3, in_torch=False),
+    "adamax": OptimizerEntry("Adamax", lr=4e-3),
+    "nadam": OptimizerEntry("NAdam", lr=2e-3),
+    "radam": OptimizerEntry("RAdam", lr=4e-3),
+    "asgd": OptimizerEntry("ASGD", lr=0.1),
+    "rprop": OptimizerEntry("Rprop", lr=1e-3),
+    "lion": OptimizerEntry("Lion", lr=1e-3),
+    "lars": OptimizerEntry("LARS", lr=3.0, momentum=0.9),
+    "lamb": OptimizerEntry("LAMB", lr=4e-3),
+    "swats": OptimizerEntry("SWATS", lr=1e-3),
+    "delta-bar-delta": OptimizerEntry("DeltaBarDelta", lr=0.02, momentum=0.9),
 }
+"""Every optimizer of `fusedopt.optim`, by the name that commands and `make_optimizer` take."""
 
 
 def optimizer_names() -> list[str]:
@@ -68,23 +83,21 @@ def make_optimizer(
         options: further keyword arguments, such as `nesterov=True`.
 
     Raises:
-        ValueError: the name is unknown, or `momentum` is given to an optimizer that has none.
+        ValueError: the name is unknown, or `momentum` or `weight_decay` is given to an optimizer that takes none.
     """
     if name not in optimizer_names():
         raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(optimizer_names())}")
     prefix, _, short = name.rpartition(".")
     entry = OPTIMIZERS[short]
-    if momentum is not None and entry.momentum is None:
-        takers = [other for other, candidate in OPTIMIZERS.items() if candidate.momentum is not None]
-        raise ValueError(f"{name} takes no momentum, only {', '.join(takers[:-1])} and {takers[-1]} do")
+    for option, value in (("momentum", momentum), ("weight_decay", weight_decay)):
+        if value is not None and not entry.takes(option):
+            raise ValueError(f"{name} takes no {option.replace('_', ' ')}; leave it out, or choose another optimizer")
     arguments: dict[str, Any] = {
         "lr": entry.lr if lr is None else lr,
         "momentum": entry.momentum if momentum is None else momentum,
         "weight_decay": weight_decay,
     }
     given = {key: value for key, value in arguments.items() if value is not None}
-    cls: type[torch.optim.Optimizer] = getattr(
-        torch.optim if prefix else importlib.import_module("fusedopt"), entry.class_name
-    )
-    arguments = given | entry.options | options
+    cls: type[torch.optim.Optimizer] = getattr(torch.optim if prefix else optim, entry.class_name)
+    arguments = given | options
     return torchs_own(cls, params, **arguments) if prefix else cls(params, **arguments)

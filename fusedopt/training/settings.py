@@ -26,7 +26,8 @@ class Settings:
         onednn: lets oneDNN compute on the CPU, where PyTorch was built with it. False is quicker for batches of a few
             small images.
         ema: decay of an exponential moving average of weights and buffers, which is what is evaluated and handed to
-            `on_epoch`; for instance 0.999. At first it is smaller, see `ExponentialAverage`.
+            `on_epoch`; for instance 0.999. At first it is smaller, see `ExponentialAverage`. It is kept beside the
+            optimizer, whichever that is; what one keeps by its own `ema_decay` is for its `averaged_weights`.
         schedule: a name in `fusedopt.schedulers.gallery.GALLERY`, for instance "one-cycle": what `fusedopt
             plot-schedule` draws, over all steps, with the optimizer's learning rate as the highest one.
         min_lr: the schedule's lowest learning rate, where it has one; None is a tenth of the highest.

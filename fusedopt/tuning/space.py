@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 PARAMETERS = ("optimizer", "lr", "momentum", "weight-decay", "batch-size")
+_OF_SOME = ("momentum", "weight-decay")  # that not every optimizer has
 _LOG = ("lr", "weight-decay", "batch-size")  # what matters of these is their ratio
 _RANGES = {
     "optimizer": "sgd,adamw",
@@ -80,15 +81,17 @@ def make_space(texts: Iterable[str], *, grid: bool = False) -> Space:
         given[name] = values
         named.add(name)
     space = {name: _dimension(name, given[name], grid) for name in PARAMETERS if name in given}
-    without = [str(o) for o in space["optimizer"].choices if not takes_momentum(str(o))]
-    if "momentum" in named and len(without) >= (1 if grid else len(space["optimizer"].choices)):
-        raise ValueError(f"{without[0]} takes no momentum; search other optimizers, or leave momentum out")
+    for name in (name for name in _OF_SOME if name in named):
+        without = [str(o) for o in space["optimizer"].choices if not takes(str(o), name)]
+        if len(without) >= (1 if grid else len(space["optimizer"].choices)):
+            what = name.replace("-", " ")
+            raise ValueError(f"{without[0]} takes no {what}; search other optimizers, or leave {name} out")
     return space
 
 
-def takes_momentum(optimizer: str) -> bool:
-    """Returns whether the optimizer of that name has a momentum."""
-    return OPTIMIZERS[optimizer.rpartition(".")[2]].momentum is not None
+def takes(optimizer: str, parameter: str) -> bool:
+    """Returns whether the optimizer of that name has a parameter of `PARAMETERS`, which all but a few have."""
+    return parameter not in _OF_SOME or OPTIMIZERS[optimizer.rpartition(".")[2]].takes(parameter.replace("-", "_"))
 
 
 def _any(names: Iterable[str]) -> str:
@@ -131,7 +134,7 @@ def suggest(trial: Trial, space: Mapping[str, Dimension]) -> Setting:
     """Asks a trial for a point of the space. Numbers are rounded to three digits, so that they can be written down."""
     chosen: dict[str, Any] = {}
     for name, dimension in space.items():
-        if name == "momentum" and not takes_momentum(chosen["optimizer"]):
+        if name != "optimizer" and not takes(chosen["optimizer"], name):
             continue
         if dimension.choices:
             value = trial.suggest_categorical(name, dimension.choices)
