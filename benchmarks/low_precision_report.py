@@ -136,7 +136,8 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         for axes, task in zip(line, tasks, strict=True):
             handles |= _draw_panel(axes, {k[2]: cell for k, cell in cells.items() if k[:2] == (task, optimizer)})
             if optimizer == optimizers[0]:
-                axes.set_title(SUBJECTS[task].title)
+                scores = "held-out loss (nats)" if SUBJECTS[task].is_loss else "test accuracy (%)"
+                axes.set_title(f"{SUBJECTS[task].title}: {scores}")
             if optimizer == optimizers[-1]:
                 axes.set_xlabel("bytes per parameter")
         line[0].annotate(
@@ -170,9 +171,7 @@ def _draw_panel(axes: Any, cells: dict[str, Cell]) -> dict[str, Any]:
     if not cells:
         axes.set_axis_off()
         return {}
-    is_loss = next(iter(cells.values())).is_loss
-    axes.set_ylabel("held-out loss (nats)" if is_loss else "test accuracy (%)")
-    if is_loss:
+    if next(iter(cells.values())).is_loss:
         axes.invert_yaxis()
     if reference := cells.get(REFERENCE):
         spread = reference.spread or 0.0
@@ -198,7 +197,7 @@ def _draw_panel(axes: Any, cells: dict[str, Cell]) -> dict[str, Any]:
     return handles
 
 
-def _side_by_side(places: dict[str, float], gap: float = 0.4, near: float = 0.3) -> dict[str, float]:
+def _side_by_side(places: dict[str, float], gap: float = 0.4, near: float = 0.6) -> dict[str, float]:
     """Moves what is at nearly the same place apart, around the middle of it."""
     names = sorted(places, key=places.__getitem__)
     clusters = [names[:1]]
