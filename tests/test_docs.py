@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import low_precision_report
+import low_precision_training
 import matplotlib.pyplot
 import pytest
 import torch
@@ -199,3 +201,14 @@ def test_speeds_on_the_pages_of_optimizers_are_the_recorded_ones(name):
         numbers = re.findall(rf"{words} ([\d.]+)x \(default ([\d.]+)x\)", text)[0]
         for form, number in zip(("fastest", "default"), numbers, strict=True):
             assert float(number) == pytest.approx(speeds[form, RECORDED[name], parameters], rel=0.03)
+
+
+def test_qualities_of_formats_are_those_of_the_recorded_benchmark():
+    results = ROOT / "benchmarks" / "results" / "low-precision.json"
+    runs = [low_precision_training.Run(**row) for row in json.loads(results.read_text())["runs"]]
+    cells = low_precision_report.cells_of(runs)
+    assert len(cells) == 4 * 3 * 7
+    assert all(sum(run.key[:3] == key for run in runs) >= 3 for key in cells)
+    text = (DOCS / "memory.md").read_text()
+    assert low_precision_report.markdown(runs) in text
+    assert low_precision_report.differences(runs) in text
