@@ -56,9 +56,10 @@ def with_cuda() -> bool:
 
 # No contraction: a multiply-add is fused where the source says so, on every device alike. Two math flags give up errno
 # and floating-point traps, which would forbid vectorizing a square root or a select; the values stay IEEE. Unswitching
-# would make a scalar copy of a loop for every choice in a rule.
+# would make a scalar copy of a loop for every choice in a rule. Vectors wider than a target's, whose ABI is in doubt,
+# are passed to what is inlined only.
 compile_args = ["-std=c++20", "-O3", "-g0", "-Wall", "-fvisibility=hidden", "-fopenmp"]
-compile_args += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-unswitch-loops"]
+compile_args += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-unswitch-loops", "-Wno-psabi"]
 link_args = ["-fopenmp"]
 if os.environ.get("FUSEDOPT_SANITIZE") == "1":
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

@@ -15,6 +15,8 @@ struct Codes {
   static FUSEDOPT_HD float to_codes(float largest) { return largest < 0x1p-126f ? 0 : kLargest / largest; }
   static FUSEDOPT_HD float from_codes(float largest) { return largest / kLargest; }
 
+  // What 16 random bits are to a code: the middle of as many parts of 2^kShift.
+  static FUSEDOPT_HD uint32_t chance(uint32_t bits) { return (bits << (kShift - 16)) + (1u << (kShift - 17)); }
   // `chance` is below 2^kShift, half of that to round to nearest. A number that is never negative and not 0 does not
   // become 0: others are divided by it.
   static FUSEDOPT_HD uint8_t encode(float x, float factor, uint32_t chance) {

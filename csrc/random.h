@@ -27,14 +27,15 @@ FUSEDOPT_HD Key key_of(uint64_t key, int operand) {
   return {uint32_t(key), uint32_t(key >> 32)};
 }
 
-// 32 bits of an element, or of a vector of them: Wellons' integer hash lowbias32, with a key before each
-// multiplication.
+// 16 bits for each of two neighbours, elements 2 * pair and the next, which has the upper ones; or a vector of them:
+// Wellons' integer hash lowbias32, with a key before each multiplication. One for both, because multiplications of 32
+// bits are what rounding by chance takes its time for.
 template <class Word>
-FUSEDOPT_HD Word random_bits(Word element, Key key) {
-  element = element ^ key.a;
-  element = (element ^ element >> 16) * 0x7feb352du;
-  element = (element ^ element >> 15 ^ key.b) * 0x846ca68bu;
-  return element ^ element >> 16;
+FUSEDOPT_HD Word random_bits(Word pair, Key key) {
+  pair = pair ^ key.a;
+  pair = (pair ^ pair >> 16) * 0x7feb352du;
+  pair = (pair ^ pair >> 15 ^ key.b) * 0x846ca68bu;
+  return pair ^ pair >> 16;
 }
 
 // What a parameter gets of its average at a step: all at the first, then 1 - decay, but at first more than that, so

@@ -2,8 +2,6 @@
 #ifdef __AVX2__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // by GCC 12 of its own header, in AVX-512 code
 #include <immintrin.h>
-#else
-#pragma GCC diagnostic ignored "-Wpsabi"  // of vectors wider than the target's, which are never passed
 #endif
 #include "../random.h"
 
@@ -83,6 +81,16 @@ using Words = uint32_t __attribute__((vector_size(4 * kWidth)));
 using Shorts = uint16_t __attribute__((vector_size(2 * kWidth)));
 using SignedWords = int32_t __attribute__((vector_size(4 * kWidth)));
 using SignedShorts = int16_t __attribute__((vector_size(2 * kWidth)));
+// What __builtin_convertvector is, which GCC 12 takes twice the instructions for.
+FUSEDOPT_HD Words words(Shorts x) {
+#if defined(__AVX512F__)
+  return __builtin_bit_cast(Words, _mm512_cvtepu16_epi32(__builtin_bit_cast(__m256i, x)));
+#elif defined(__AVX2__)
+  return __builtin_bit_cast(Words, _mm256_cvtepu16_epi32(__builtin_bit_cast(__m128i, x)));
+#else
+  return __builtin_convertvector(x, Words);
+#endif
+}
 FUSEDOPT_HD Shorts shorts(const void* from) {
   Shorts x;
   __builtin_memcpy(&x, from, sizeof x);
@@ -91,22 +99,28 @@ FUSEDOPT_HD Shorts shorts(const void* from) {
 FUSEDOPT_HD void store(Shorts x, void* to) { __builtin_memcpy(to, &x, sizeof x); }
 // The bits of floats, of NaN those of one that stays so in the upper half.
 FUSEDOPT_HD Words bits_of(Vector x) {
-  const Words bits = __builtin_bit_cast(Words, x);
-  return (bits & 0x7fffffff) > 0x7f800000 ? Words{} + 0x7fc00000 : bits;
+  using Floats = float __attribute__((vector_size(4 * kWidth)));
+  const Floats numbers = __builtin_bit_cast(Floats, x);
+  return numbers == numbers ? __builtin_bit_cast(Words, x) : Words{} + 0x7fc00000;
 }
-FUSEDOPT_HD Words numbers_from(uint32_t first) {
-  Words x;
-  for (int l = 0; l < kWidth; ++l) x[l] = uint32_t(l);
-  return x + first;
-}
+// 16 bits for each element of two vectors from `first` on, which is even.
+struct RandomBits {
+  uint16_t at[2 * kWidth];
 
-FUSEDOPT_HD void store_by_chance(Vector x, void* to, Words element, Key key) {
-  store(__builtin_convertvector((bits_of(x) + (random_bits(element, key) >> 16)) >> 16, Shorts), to);
+  FUSEDOPT_HD RandomBits(uint32_t first, Key key) {
+    Words pair;
+    for (int l = 0; l < kWidth; ++l) pair[l] = uint32_t(l);
+    pair = random_bits(pair + first / 2, key);
+    __builtin_memcpy(at, &pair, sizeof at);
+  }
+};
+FUSEDOPT_HD void store_by_chance(Vector x, void* to, const uint16_t* random) {
+  store(__builtin_convertvector((bits_of(x) + words(shorts(random))) >> 16, Shorts), to);
 }
 
 FUSEDOPT_HD Vector load_split(const void* upper, const void* lower) {
   const SignedShorts rest = __builtin_bit_cast(SignedShorts, shorts(lower));
-  const Words bits = __builtin_convertvector(shorts(upper), Words) << 16, magnitude = bits & 0x7fffffff;
+  const Words bits = words(shorts(upper)) << 16, magnitude = bits & 0x7fffffff;
   // A parameter that somebody has set to 0 or infinity has no rest, whatever is left of an earlier one.
   const Words counts = __builtin_bit_cast(Words, magnitude - 1 < 0x7f7fffff);
   return __builtin_bit_cast(Vector,
@@ -137,29 +151,49 @@ struct Place {
   Key key;
 };
 
-// From and to element i of an operand. Float16 comes last, and so without a jump, as its own arithmetic is the least.
-FUSEDOPT_HD Vector load(const Place& from, int64_t i) {
+// From and to elements i and up of an operand. Float16 comes last, and so without a jump, as its own arithmetic is the
+// least.
+template <class To>
+FUSEDOPT_HD void load(To& to, const Place& from, int64_t i) {
+  const auto each = [&](auto f) {
+    for (Vector& x : to.whole) x = f(i + (&x - to.whole) * kWidth);
+  };
   if (from.storage == Storage::kFloat32) [[unlikely]]
-    return load(static_cast<const float*>(from.at) + i);
+    return each([&](int64_t i) { return load(static_cast<const float*>(from.at) + i); });
   if (from.storage == Storage::kBFloat16 || from.storage == Storage::kStochastic)
-    return load(static_cast<const BFloat16*>(from.at) + i);
+    return each([&](int64_t i) { return load(static_cast<const BFloat16*>(from.at) + i); });
   if (from.storage == Storage::kSplit) [[unlikely]]
-    return load_split(static_cast<const BFloat16*>(from.at) + i, static_cast<const int16_t*>(from.beside) + i);
+    return each([&](int64_t i) {
+      return load_split(static_cast<const BFloat16*>(from.at) + i, static_cast<const int16_t*>(from.beside) + i);
+    });
   if (from.storage == Storage::kMaster) [[unlikely]]
-    return load_master(static_cast<const Float16*>(from.at) + i, static_cast<const float*>(from.beside) + i);
-  return load(static_cast<const Float16*>(from.at) + i);
+    return each([&](int64_t i) {
+      return load_master(static_cast<const Float16*>(from.at) + i, static_cast<const float*>(from.beside) + i);
+    });
+  each([&](int64_t i) { return load(static_cast<const Float16*>(from.at) + i); });
 }
-FUSEDOPT_HD void store(Vector x, const Place& to, int64_t i, uint32_t begin) {
+template <class From>
+FUSEDOPT_HD void store(const From& from, const Place& to, int64_t i, uint32_t begin) {
+  const auto each = [&](auto f) {
+    for (const Vector& x : from.whole) f(x, i + (&x - from.whole) * kWidth);
+  };
   if (to.storage == Storage::kFloat32) [[unlikely]]
-    return store(x, static_cast<float*>(to.at) + i);
-  if (to.storage == Storage::kBFloat16) return store(x, static_cast<BFloat16*>(to.at) + i);
-  if (to.storage == Storage::kStochastic) [[unlikely]]
-    return store_by_chance(x, static_cast<BFloat16*>(to.at) + i, numbers_from(begin + uint32_t(i)), to.key);
+    return each([&](Vector x, int64_t i) { store(x, static_cast<float*>(to.at) + i); });
+  if (to.storage == Storage::kBFloat16)
+    return each([&](Vector x, int64_t i) { store(x, static_cast<BFloat16*>(to.at) + i); });
+  if (to.storage == Storage::kStochastic) [[unlikely]] {
+    const RandomBits random(begin + uint32_t(i), to.key);
+    return each([&, first = i](Vector x, int64_t i) {
+      store_by_chance(x, static_cast<BFloat16*>(to.at) + i, random.at + (i - first));
+    });
+  }
   if (to.storage == Storage::kSplit) [[unlikely]]
-    return store_split(x, static_cast<BFloat16*>(to.at) + i, static_cast<int16_t*>(to.beside) + i);
+    return each([&](Vector x, int64_t i) {
+      store_split(x, static_cast<BFloat16*>(to.at) + i, static_cast<int16_t*>(to.beside) + i);
+    });
   if (to.storage == Storage::kMaster) [[unlikely]]
-    store(x, static_cast<float*>(to.beside) + i);
-  store(x, static_cast<Float16*>(to.at) + i);
+    each([&](Vector x, int64_t i) { store(x, static_cast<float*>(to.beside) + i); });
+  each([&](Vector x, int64_t i) { store(x, static_cast<Float16*>(to.at) + i); });
 }
 
 // The n numbers of a block, in codes. Once for all rules: a call is nothing to a block.
@@ -183,13 +217,13 @@ __attribute__((noinline)) void encode(const float* from, int n, const Place& to,
   const float factor = C::to_codes(float_of(largest));
   *static_cast<float*>(to.beside) = C::stored(float_of(largest));
   if (is_by_chance(to.storage)) {
-    uint32_t chances[kBlock];
-    for (int l = 0; l < n; l += kWidth) {
-      const Words chance = random_bits(numbers_from(begin + uint32_t(l)), to.key) >> (32 - C::kShift);
-      __builtin_memcpy(chances + l, &chance, sizeof chance);
+    uint16_t random[kBlock];
+    for (int l = 0; l < n; l += 2 * kWidth) {
+      const RandomBits bits(begin + uint32_t(l), to.key);
+      __builtin_memcpy(random + l, bits.at, sizeof bits.at);
     }
 #pragma omp simd
-    for (int l = 0; l < n; ++l) codes[l] = C::encode(from[l], factor, chances[l]);
+    for (int l = 0; l < n; ++l) codes[l] = C::encode(from[l], factor, C::chance(random[l]));
   } else {
 #pragma omp simd
     for (int l = 0; l < n; ++l) codes[l] = C::encode(from[l], factor, 1u << (C::kShift - 1));

@@ -118,7 +118,10 @@ struct Coded {
       case Storage::kStochastic: {
         const Key key = key_of(to.key, to.operand);
 #pragma unroll
-        for (int n = 0; n < N; ++n) word[n] = quiet(n) + (random_bits(to.begin + uint32_t(i + n), key) >> 16);
+        for (int n = 0; n < N; n += 2) {
+          const uint32_t bits = random_bits((to.begin + uint32_t(i + n)) / 2, key);
+          word[n] = quiet(n) + (bits & 0xffff), word[n + 1] = quiet(n + 1) + (bits >> 16);
+        }
         pack_upper();
         break;
       }
@@ -246,8 +249,11 @@ struct Coded {
     if (is_by_chance(to.storage)) {
       const Key key = key_of(to.key, to.operand);
 #pragma unroll
-      for (int n = 0; n < N; ++n)
-        set_part(n, C::encode(get(n), factor, random_bits(to.begin + uint32_t(i + n), key) >> (32 - C::kShift)));
+      for (int n = 0; n < N; n += 2) {
+        const uint32_t bits = random_bits((to.begin + uint32_t(i + n)) / 2, key);
+        set_part(n, C::encode(get(n), factor, C::chance(bits & 0xffff)));
+        set_part(n + 1, C::encode(get(n + 1), factor, C::chance(bits >> 16)));
+      }
     } else {
 #pragma unroll
       for (int n = 0; n < N; ++n) set_part(n, C::encode(get(n), factor, 1u << (C::kShift - 1)));

@@ -84,17 +84,15 @@ def random_bits(like: Tensor, key: int, count: float, operand: int) -> Tensor:
         count: of the step, from 1.
         operand: 0 for the parameter, 2 and up for the states in the rule's order.
     """
-    return (_random_words(like, key, count, operand) >> 16).to(torch.int32).as_strided(like.shape, like.stride())
-
-
-def _random_words(like: Tensor, key: int, count: float, operand: int) -> Tensor:
     count = 0 if count != count else int(count)  # NaN, of a fake tensor, whose results nobody sees
     step = mixed((key + count * 0x9E3779B97F4A7C15) & _LONG)
     both = mixed((step + (operand + 1) * 0x9E3779B97F4A7C15) & _LONG)
-    x = (torch.arange(like.numel(), device=like.device) & _WORD) ^ (both & _WORD)  # in the lower half of 64 bits
+    pair = torch.arange((like.numel() + 1) // 2, device=like.device) & _WORD >> 1
+    x = pair ^ (both & _WORD)  # in the lower half of 64 bits
     x = ((x ^ x >> 16) * 0x7FEB352D) & _WORD
     x = ((x ^ x >> 15 ^ both >> 32) * 0x846CA68B) & _WORD
-    return x ^ x >> 16
+    x = x ^ x >> 16
+    return torch.stack((x & 0xFFFF, x >> 16), 1).flatten().to(torch.int32).as_strided(like.shape, like.stride())
 
 
 def rounded_by_chance(exact: Tensor, key: int, count: float, operand: int) -> Tensor:
@@ -136,8 +134,10 @@ def encoded(exact: Tensor, *, signed: bool, chance: tuple[int, float, int] | Non
     factor = torch.where(small, 0, share / largest)
     moved = (blocks.abs().double() * factor.double()[:, None] + offset).float()  # rounded once, as a multiply-add
     moved = torch.where(moved < 1, moved, 1)
-    words = torch.full_like(flat, 2**31) if chance is None else _random_words(exact, *chance)
-    counts = (moved.view(torch.int32).view(-1)[: flat.numel()] - first + (words.long() >> (32 - _SHIFT))) >> _SHIFT
+    parts = torch.full_like(flat, 1 << (_SHIFT - 1), dtype=torch.int32)
+    if chance is not None:  # the middles of 2^16 parts
+        parts = (random_bits(flat, *chance) << (_SHIFT - 16)) + (1 << (_SHIFT - 17))
+    counts = (moved.view(torch.int32).view(-1)[: flat.numel()] - first + parts) >> _SHIFT
     if signed:
         codes = torch.where(flat < 0, -counts, counts).to(torch.int8)
     else:
