@@ -8,7 +8,7 @@
 within every repeat, and all processes step together; a ratio is the median of the ratios within the repeats, on rank 0.
 With `--alone` only rank 0 steps: what a step costs, where more processes than cores make it wait, too.
 "plain" is the same shards as ordinary tensors: what unwrapping costs is the difference.
-"loop" reads and writes as much memory as the step, with next to no arithmetic: no step is faster.
+"loop" reads and writes as much memory as the step, with next to no arithmetic: the time that memory takes.
 """
 
 import argparse
