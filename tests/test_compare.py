@@ -291,6 +291,7 @@ def test_subjects_by_name(tmp_path, monkeypatch):
     for text, message in {
         "nets:absent": "nets has no absent",
         "nets:no_model": "nets:no_model made int, not a torch.nn.Module",
+        "torch.nn:Linear": "torch.nn:Linear cannot be called without arguments .*: name a function",
         "no_such_module:f": "there is no module no_such_module",
         "resnet51": "'resnet51' is neither torchvision:NAME",
         "3x": "'3x' is neither",

@@ -33,6 +33,13 @@ def test_the_finder_refuses_rprop_whose_steps_do_not_follow_the_learning_rate(cl
         LRFinder(model, optimizer, nn.MSELoss())
 
 
+def test_the_finder_warns_of_an_optimizer_of_another_model():
+    model, _, train, _ = make_task()
+    _, optimizer, _, _ = make_task()
+    with pytest.warns(UserWarning, match="holds none of the model's parameters"):
+        find_lr(model, optimizer, nn.MSELoss(), train, num_iter=2)
+
+
 class Empty(DataLoader):
     def __init__(self):
         super().__init__(TensorDataset(torch.zeros(0, 2), torch.zeros(0, 1)))
