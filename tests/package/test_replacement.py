@@ -207,7 +207,7 @@ def test_in_a_spawned_process(tmp_path):
         if __name__ == "__main__":
             with fusedopt.installed():
                 optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))])
-                mp.spawn(work, (optimizer,), nprocs=2)
+                mp.spawn(work, (optimizer,), nprocs=1)
             print("done")
     """
     (tmp_path / "spawn.py").write_text(inspect.cleandoc(script))

@@ -9,6 +9,8 @@ import command_line
 import pytest
 from ranks import environment, torchrun
 
+from fusedopt import running
+
 # In the structure of torch's example of the same name, on drawn images.
 MNIST = """
     import argparse
@@ -263,6 +265,7 @@ def test_processes_that_a_script_spawns(scripts):
         assert "1 x torch.optim.SGD, replaced by fusedopt.SGD" in errors
 
 
+@pytest.mark.one_torch
 def test_what_a_script_sees_of_its_start(scripts):
     text = """
         import sys, __main__
@@ -283,6 +286,7 @@ def test_what_a_script_sees_of_its_start(scripts):
         )
 
 
+@pytest.mark.one_torch
 @pytest.mark.parametrize(
     ("text", "code"),
     [
@@ -304,6 +308,7 @@ def test_exit_codes_and_tracebacks_are_the_scripts(scripts, text, code):
     assert kept == expected.splitlines()
 
 
+@pytest.mark.one_torch
 def test_a_traceback_of_a_module_begins_there(scripts):
     folder = scripts(script="raise ValueError('of the module')")
     _, expected = python(folder, "-m", "script", code=1)
@@ -322,12 +327,19 @@ def test_a_traceback_of_a_module_begins_there(scripts):
         (["-m", "nowhere.at.all"], 1, "fusedopt run: there is no module nowhere.at.all"),
     ],
 )
-def test_refusals(tmp_path, arguments, code, message):
-    output, errors = python(tmp_path, "-m", "fusedopt", "run", *arguments, code=code)
+def test_refusals(tmp_path, monkeypatch, capsys, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("argv", "path"):
+        monkeypatch.setattr(sys, name, [*getattr(sys, name)])
+    with pytest.raises(SystemExit) as end:
+        running.main(arguments)
+    assert end.value.code == code
+    output, errors = capsys.readouterr()
     assert output == ""
     assert errors.startswith(message)
 
 
+@pytest.mark.one_torch
 def test_help_without_the_extras(tmp_path, scripts):
     """The command needs nothing but torch; the others need typer."""
     folder = scripts(typer="raise ModuleNotFoundError('typer')", script="print('ran')")
