@@ -32,7 +32,6 @@ LONGER = {
     "_advance": 66,
     "tests/benchmark/test_benchmarks.py": 309,
     "tests/benchmark/test_compare.py": 390,
-    "tests/package/test_running.py": 344,
     "tests/optim/test_sharded_edges.py": 384,
     "tests/optim/test_step_in_backward.py": 727,
 }
