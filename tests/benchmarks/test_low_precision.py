@@ -14,7 +14,7 @@ from low_precision_training import CONTEXT, FORMATS, SUBJECTS, CharacterModel, R
 from fusedopt.data import make_hands
 from fusedopt.tasks import Task
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 RUN = Run("lenet", "adamw", "float32", 0, steps=10, lr=0.1, score=0.8, bytes_per_parameter=12.0, seconds=1.0)
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch.utils.cpp_extension import include_paths
 
+pytestmark = pytest.mark.one_torch  # with another one the whole engine is built, and its steps are tested
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "add_a_rule.md"
 if not PAGE.exists():

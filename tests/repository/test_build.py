@@ -75,12 +75,14 @@ def build(tmp_path: Path, **variables: str) -> str:
     return refusal("setup.py", "-q", "build_ext", *folders, first=tmp_path, **variables)
 
 
+@pytest.mark.one_torch
 def test_no_compiler(tmp_path: Path) -> None:
     line = build(tmp_path, CXX="g++-nowhere")
     assert line.startswith("fusedopt cannot be built without a C++ compiler (g++-nowhere: No such file or directory); ")
     assert line.endswith("apt install g++, or set CXX")
 
 
+@pytest.mark.one_torch
 def test_an_old_compiler(tmp_path: Path) -> None:
     old = tmp_path / "old"
     old.write_text("#!/bin/sh\necho \"c++: error: unrecognized option '-std=c++20'\" >&2\nexit 1\n")
@@ -91,6 +93,7 @@ def test_an_old_compiler(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.one_torch
 def test_no_headers_of_pythons(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_HEADERS)
     line = build(tmp_path)
