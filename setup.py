@@ -6,6 +6,8 @@ import re
 import shlex
 import subprocess
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 try:
@@ -118,12 +120,14 @@ class Build(BuildExtension):
     def build_extensions(self) -> None:
         """Builds the extension."""
         check_compiler()
-        x86 = platform.machine() in ("x86_64", "AMD64")
-        for source, flags in ISA_FLAGS.items():
-            arguments = compile_args + (flags if x86 else [])
-            self.extensions[0].extra_objects += self.compiler.compile(
-                [source], self.build_temp, None, None, False, arguments
-            )
+        own = ISA_FLAGS if platform.machine() in ("x86_64", "AMD64") else dict.fromkeys(ISA_FLAGS, ())
+
+        def compiled(source: str) -> list[str]:
+            arguments = [*compile_args, *own[source]]
+            return self.compiler.compile([source], self.build_temp, None, None, False, arguments)
+
+        with ThreadPoolExecutor() as pool:  # ninja compiles what follows only
+            self.extensions[0].extra_objects += chain.from_iterable(pool.map(compiled, ISA_FLAGS))
         super().build_extensions()
 
 

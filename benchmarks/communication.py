@@ -5,7 +5,8 @@
 
 Elementwise rules need nothing of other processes. A clipped norm is one number for each (mesh, sharded dimensions);
 LAMB takes two sums a tensor, SWATS two a parameter group. What is shared over the same processes goes in one all-reduce
-of float64 numbers; replicas send nothing. `tests/test_communication.py` counts the collectives of real steps.
+of float64 numbers; replicas send nothing. `tests/benchmarks/test_communication.py` counts the collectives of real
+steps.
 """
 
 import argparse

@@ -47,3 +47,14 @@ def write_fashion(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             content = gzip.compress(head + values.numpy().tobytes())
             (folder / f"{split}-{kind}-ubyte.gz").write_bytes(content)
             monkeypatch.setitem(MD5_SUMS, f"{split}-{kind}-ubyte.gz", hashlib.md5(content).hexdigest())
+
+
+class Hide:
+    """Pretends that a module is not installed."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == self.module:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)

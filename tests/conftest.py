@@ -14,7 +14,7 @@ from virtual_gpu import VirtualGpu
 # What torch puts into the environment when it compiles or profiles for the first time.
 OF_TORCH = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "DISABLE_CUPTI_LAZY_REINIT", "TEARDOWN_CUPTI"}
 OF_TORCH |= {"_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"}
-collect_ignore = [] if gpu.REAL else ["test_real_gpu.py"]
+collect_ignore = [] if gpu.REAL else ["csrc/test_real_gpu.py"]
 
 try:
     import hypothesis
@@ -71,9 +71,9 @@ def same_environment() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def default_device(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The device that the tests run on; those of the CUDA back end name theirs."""
-    if gpu.TEST_DEVICE != "cpu" and not request.module.__name__.startswith("test_gpu"):
+def default_device() -> Iterator[None]:
+    """The device that the tests run on."""
+    if gpu.TEST_DEVICE != "cpu":
         torch.set_default_device(gpu.TEST_DEVICE)
     yield
     torch.set_default_device(None)

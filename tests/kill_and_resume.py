@@ -1,6 +1,6 @@
 """Kills training processes with SIGKILL and resumes them; a program of its own, so that it can fork.
 
-    python tests/kill_and_resume.py random FOLDER SEED   # at random moments, 20 times each run
+    python tests/kill_and_resume.py random FOLDER SEED   # at random moments, 10 times each run
     python tests/kill_and_resume.py points FOLDER        # at every call of a save to the system, in turn
 
 torch is imported once, before the forks and before it starts any threads. Prints one line of JSON per run.
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from runs import Run
 
-KILLS = 20
-STEPS = 400  # more than 20 lives reach, so that every kill meets a process that trains
+KILLS = 10
+STEPS = 200  # more than 10 lives reach, so that every kill meets a process that trains
 COMBINATIONS = [
     ("sgd", "one-cycle"),
     ("sgd-momentum", "cosine"),

@@ -85,3 +85,27 @@ def set_grads(params: list[Tensor], seed: int, without: Any = ()) -> None:
     for i, p in enumerate(params):
         grad = torch.randn(p.shape, generator=rng, device="cpu").to(gpu.TEST_DEVICE, p.dtype)
         p.grad = None if i in without else grad
+
+
+def native_twin(case: Case, params: Any) -> Optimizer:
+    """torch's class; what has none is its own twin on torch's path."""
+    return case.make(params) if case.twin is None else make_twin(case, params, **one_by_one(case))
+
+
+def step_natively(opt: Optimizer) -> None:
+    with fusedopt.native():  # which torch's classes do not know of
+        opt.step()
+
+
+def step_both(ours: Optimizer, theirs: Optimizer) -> None:
+    ours.step()
+    step_natively(theirs)
+
+
+def assert_identical(ours: Optimizer, a: list[Tensor], theirs: Optimizer, b: list[Tensor], paths: list[str]) -> None:
+    """Equal to the bit where torch's path was taken, close elsewhere."""
+    for p, q, path in zip(a, b, paths, strict=True):
+        exactly = {"rtol": 0, "atol": 0} if path == "torch" else {}
+        torch.testing.assert_close(p, q, **exactly)
+        states = (dict(opt.state.get(param, {})) for opt, param in ((ours, p), (theirs, q)))
+        torch.testing.assert_close(*states, **exactly, check_device=False)  # fused=True keeps its count on a GPU

@@ -20,8 +20,9 @@ OF_A_RUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 
 
 def environment():
-    """This one, with the package on its path, and in no distributed run."""
-    path = os.pathsep.join([str(Path(fusedopt.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    """This one, with the package and what tests share on its path, and in no distributed run."""
+    first = [Path(fusedopt.__file__).parents[1], Path(__file__).parent]
+    path = os.pathsep.join([*map(str, first), os.environ.get("PYTHONPATH", "")])
     here = {name: value for name, value in os.environ.items() if name not in OF_A_RUN}
     return here | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 

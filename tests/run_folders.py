@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import Hide
+from command_line import Hide
 from torch import nn
 from typer.testing import CliRunner
 

@@ -62,7 +62,10 @@ def compare(
         raise ValueError(f"there is no implementation {unknown[0]!r} here, only {', '.join(known)}")
     batch = len(inputs) if inputs is not None and batch is None else batch
     if batch is not None and found.model is None:
-        raise ValueError(f"a whole training step needs a model, and {found.name} is none")
+        raise ValueError(
+            f"a whole training step needs a model, and {found.name} is a list of shapes: give one, such as "
+            "torchvision:resnet18, timm:NAME or package.module:factory"
+        )
     place = torch.device(device) if device is not None else found.parameters[0].device
     if place.type not in DEVICES:
         raise ValueError(f"steps are timed on {' and '.join(DEVICES)}, not on {place.type}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -142,6 +143,13 @@ def _factory(source: str, name: str) -> Subject:
         if not hasattr(made, part):
             raise ValueError(f"{source} has no {name}")
         made = getattr(made, part)
+    if not isinstance(made, nn.Module):
+        try:
+            inspect.signature(made).bind()
+        except TypeError as error:
+            raise ValueError(
+                f"{source}:{name} cannot be called without arguments ({error}): name a function that makes the model"
+            ) from error
     model = made if isinstance(made, nn.Module) else made()
     if not isinstance(model, nn.Module):
         raise ValueError(f"{source}:{name} made {type(model).__name__}, not a torch.nn.Module")
@@ -154,4 +162,6 @@ def _module(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # something that it needs
-        raise ValueError(f"there is no module {error.name}; is it installed, or spelled otherwise?") from error
+        raise ValueError(
+            f"there is no module {error.name}; is it installed (pip install {error.name}), or spelled otherwise?"
+        ) from error

@@ -17,7 +17,7 @@ import torch
 Run = Callable[[], object]
 Clock = Callable[[Run, int], float]
 
-BATCH_SECONDS = 0.01  # Calls shorter than this are timed in batches of about this length.
+BATCH_SECONDS = 0.01
 FEWEST_REPEATS = 5
 WARM_UP = 3
 
@@ -116,12 +116,17 @@ def turns(names: Sequence[str], *, most: int, fewest: int = FEWEST_REPEATS, seco
 
 
 def interleave(
-    runs: Mapping[str, Run], clock: Clock, repeats: int, seconds: float, fewest: int = FEWEST_REPEATS
+    runs: Mapping[str, Run],
+    clock: Clock,
+    repeats: int,
+    seconds: float,
+    fewest: int = FEWEST_REPEATS,
+    batch: float = BATCH_SECONDS,
 ) -> dict[str, Sample]:
     """Time each of ``runs`` once per repeat, in an order drawn anew each time.
 
     There are ``repeats`` repeats, or as many as fit into ``seconds``, but no fewer than ``fewest``. Each run is called
-    `WARM_UP` times before.
+    `WARM_UP` times before. Calls shorter than ``batch``, in seconds, are timed in batches of about this length.
     """
     start = perf_counter()
     with _no_garbage_collection():
@@ -131,7 +136,7 @@ def interleave(
                 run, WARM_UP - 1
             )  # The first call makes the states, the second may still touch memory for the first time.
             estimates[name] = clock(run, 1)
-        calls = {name: max(1, math.ceil(BATCH_SECONDS / estimate)) for name, estimate in estimates.items()}
+        calls = {name: max(1, math.ceil(batch / estimate)) for name, estimate in estimates.items()}
         round_seconds = sum(calls[name] * estimate for name, estimate in estimates.items())
         repeats = min(repeats, max(fewest, int(seconds / round_seconds)))
 

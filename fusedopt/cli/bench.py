@@ -106,5 +106,5 @@ def _kind(name: str | None) -> torch.dtype | None:
 
     kind = None if name is None else getattr(torch, name, None)
     if name is not None and not isinstance(kind, torch.dtype):
-        raise typer.BadParameter(f"torch has no dtype {name!r}")
+        raise typer.BadParameter(f"torch has no dtype {name!r}; write bfloat16, float16, float32 or float64")
     return kind

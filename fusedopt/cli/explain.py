@@ -23,6 +23,8 @@ def explain(
 ) -> None:
     """Draw what the network looked at in images that it got wrong: Grad-CAM, of the last convolution.
 
+    (Which path an optimizer's parameters take is what `optimizer.explain()` says.)
+
     The pictures go into the run's folder. Those without a named layer are then part of `fusedopt report`.
     """
     with one_line_errors():

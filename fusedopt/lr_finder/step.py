@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -61,6 +62,12 @@ class Task:
             dtype = self.autocast.get("dtype") or torch.get_autocast_dtype(self.device.type)
             if dtype == torch.float16:
                 raise ValueError("`grad_scaler` is required with float16: pass torch.amp.GradScaler(), or use bfloat16")
+        theirs = {p for module in self.modules for p in module.parameters()}
+        ours = {p for group in self.optimizer.param_groups for p in group["params"]}
+        if self.closure is None and theirs and not theirs & ours:
+            warnings.warn(
+                "the optimizer holds none of the model's parameters: was the model made anew after it?", stacklevel=4
+            )
         if self.process_group is None:
             self.process_group = next(
                 (m.process_group for m in self.model.modules() if isinstance(m, DistributedDataParallel)), None

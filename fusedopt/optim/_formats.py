@@ -140,8 +140,8 @@ def check_formats(group: dict[str, Any]) -> None:
         )
     if masters and known and not any(p.dtype in _HALVES for p in known):
         raise ValueError(
-            "master_weights is for parameters of bfloat16 and float16, and the group has none, only such as are their "
-            "own masters: leave it out there"
+            "master_weights=True does nothing for a group whose parameters are all in float32, which are their own "
+            "masters: set master_weights=False in that group"
         )
     short = (torch.bfloat16, EIGHT_BITS)
     rounds = [(p.dtype == torch.bfloat16 and not masters) or (dtype or p.dtype) in short for p in known]

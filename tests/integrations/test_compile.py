@@ -20,7 +20,7 @@ def fresh():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("both", ["AdamW"], indirect=True)  # tests/test_regressions.py compiles every class
+@pytest.mark.parametrize("both", ["AdamW"], indirect=True)  # tests/optim/test_regressions.py compiles every class
 def test_a_training_step(both):
     def training(make):
         torch.compiler.reset()
