@@ -54,7 +54,7 @@ def test_no_spills(resources: list[tuple[str, str, int, int]]) -> None:
 def test_registers_leave_room_for_two_blocks(resources: list[tuple[str, str, int, int]]) -> None:
     apply = re.compile(r"5apply.*?4FormE(\d)E")
     kernels = [(row, int(m[1])) for row in resources if (m := apply.search(row[1]))]
-    # Double needs more registers, and so do coded operands from three on and SWATS' sums: there one block has them all.
+    # Double needs more registers, and so do three coded operands, and SWATS' sums: there one block has them all.
     few = re.compile(r"3sgdE")
     narrow = [row for row, form in kernels if form == 0 or (form == 2 and few.search(row[1]))]
     narrow = [row for row in narrow if "Swats" not in row[1]]
