@@ -23,7 +23,7 @@ BUILDS = {
 WRONG = r"kernels\.cu:\d+: wrong"
 RACE = "ThreadSanitizer: data race"
 
-Build = Callable[[str, Path, Path], Path]
+Build = Callable[..., Path]
 
 # What is planted: the right text in one of the files below and the wrong one; the build that catches it, and how.
 PLANTED = {
@@ -63,17 +63,17 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Makes a program of these kernels in one of the builds; the executor is compiled once for each of them."""
     shared = tmp_path_factory.mktemp("executor")
 
-    def compiled(name: str, csrc: Path, source: str, folder: Path) -> Path:
+    def compiled(name: str, csrc: Path, source: str, folder: Path, *more: str) -> Path:
         target = folder / f"{source}-{name}.o"
         if not target.exists():
-            command = ["g++", *FLAGS, *DEFINES, *BUILDS[name], "-I", csrc, "-I", SOURCES]
+            command = ["g++", *FLAGS, *DEFINES, *more, *BUILDS[name], "-I", csrc, "-I", SOURCES]
             subprocess.run([*command, "-x", "c++", "-c", SOURCES / source, "-o", target], check=True)
         return target
 
-    def build(name: str, csrc: Path, folder: Path) -> Path:
+    def build(name: str, csrc: Path, folder: Path, *more: str) -> Path:
         program = folder / name
         objects = [compiled(name, CSRC, source, shared) for source in ("executor.cpp", "streams.cpp")]
-        objects.append(compiled(name, csrc, "kernels.cu", folder))
+        objects.append(compiled(name, csrc, "kernels.cu", folder, *more))
         subprocess.run(["g++", *BUILDS[name], *objects, "-o", program, "-pthread"], check=True)
         return program
 
@@ -104,7 +104,7 @@ def test_caught(planted: str, build: Build, tmp_path: Path) -> None:
     assert sum(source.read_text().count(right) for source in sources) == 1
     for source in sources:
         source.write_text(source.read_text().replace(right, wrong))
-    program = build(name, tmp_path / "csrc", tmp_path)
+    program = build(name, tmp_path / "csrc", tmp_path, "-DFUSEDOPT_FLOAT_ALONE")
     for order in ("forward", "reverse", "1", "2"):
         done = run(program, order)
         assert done.returncode != 0
