@@ -107,7 +107,9 @@ def rounded_by_chance(exact: Tensor, key: int, count: float, operand: int) -> Te
 
 def is_coded(value: Any) -> TypeIs[Coded]:
     """Whether a state is one of 8 bits."""
-    return type(value) is tuple and len(value) == 2 and all(isinstance(part, Tensor) for part in value)
+    if type(value) is not tuple or len(value) != 2 or not all(isinstance(part, Tensor) for part in value):
+        return False
+    return value[0].dtype in (torch.int8, torch.uint8) and value[1].dtype == torch.float32
 
 
 def _offset(signed: bool) -> tuple[int, float, float]:

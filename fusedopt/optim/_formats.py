@@ -238,19 +238,19 @@ def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, group: 
             wide = original.dtype if original.dtype == torch.float64 else torch.float32
             step = state.get("step")
             state[name] = original.to(step.device if isinstance(step, Tensor) else param.device, wide)
-    for name, value in state.items():
-        if type(value) is list and is_coded(codes := tuple(value)):  # full distributed checkpoints keep no tuples
-            state[name] = codes
+    for name in state.keys() & saved.keys():
+        original = tuple(saved[name]) if type(saved[name]) is list else saved[name]  # of full distributed checkpoints
+        if is_coded(original):  # which torch has cast, whatever codes mean
+            state[name] = tuple(part.to(param.device) for part in original)
     how = format_of_states(param, group)
     for name, value in elementwise(param, state).items():
         original = saved.get(name)
-        if is_coded(value):  # and cast, whatever codes mean
+        if is_coded(value):
             if is_dtensor(param):
                 raise ValueError(
                     "states of 8 bits are not for DTensors: load what portable_state_dict(optimizer) gives"
                 )
-            coded = tuple(part.to(param.device) for part in original)  # type: ignore[union-attr]
-            state[name] = coded if how == EIGHT_BITS else stored(decoded(coded), name, how)  # type: ignore[arg-type]
+            state[name] = value if how == EIGHT_BITS else stored(decoded(value), name, how)
         elif group.get("state_dtype") is not None:
             if isinstance(original, Tensor) and original.shape == param.shape and original.dtype.is_floating_point:
                 value = original.to(param.device)

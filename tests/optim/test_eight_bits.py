@@ -255,6 +255,24 @@ def test_states_go_from_any_format_to_any_other(dtype: torch.dtype) -> None:
             assert {e.path for e in other.explain()} == {"fused"}
 
 
+def test_a_pair_of_tensors_of_ones_own_is_no_state_of_8_bits() -> None:
+    params = parameters(F32, [(5000,)])
+    opt = fusedopt.AdamW(params, state_dtype="8bit")
+    give_gradients(params, 0)
+    opt.step()
+    pair = torch.ones(5000), torch.ones(20)
+    opt.state[params[0]]["pair"] = pair
+    give_gradients(params, 1)
+    opt.step()
+    other = fusedopt.AdamW(parameters(F32, [(5000,)]), state_dtype="8bit")
+    for states in (opt.state_dict(), fusedopt.portable_state_dict(opt)):
+        other.load_state_dict(states)
+        (loaded,) = other.state.values()
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(loaded["pair"], pair, strict=True))
+        assert is_coded(loaded["exp_avg"])
+        assert {e.path for e in opt.explain()} == {"fused"}
+
+
 def test_classic_momentum_is_converted_by_the_largest_magnitudes() -> None:
     params = parameters(F32, [(5000,)])
     opt = fusedopt.SGD(params, lr=0.5, momentum=0.9, momentum_form="classic", state_dtype="8bit")
