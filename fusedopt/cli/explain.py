@@ -28,16 +28,15 @@ def explain(
     The pictures go into the run's folder. Those without a named layer are then part of `fusedopt report`.
     """
     with one_line_errors():
-        from fusedopt.reports import evaluate, plot_activations, plot_attributions, plot_filters, write_picture
+        from fusedopt.reports import attribute_wrong, evaluate, plot_activations, plot_filters, write_picture
         from fusedopt.training import RunFolder
 
         folder = RunFolder.open(run)
         data, model, normalize = folder.load_data(data_dir, typer.echo), folder.load_model(), folder.normalize
         evaluation = evaluate(model, data, normalize)
         try:
-            figures = {
-                "grad-cam": plot_attributions(model, data, normalize, evaluation, count=images, seed=seed, layer=layer)
-            }
+            wrong = attribute_wrong(model, data, normalize, evaluation, count=images, seed=seed, layer=layer)
+            figures = {"grad-cam": wrong.plot() if wrong else None}
             if filters:
                 figures["filters"] = plot_filters(model, folder.config.channels, folder.config.size, layer)
             if activations:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -59,7 +61,41 @@ def attribute(model: nn.Module, images: Tensor, targets: Tensor, layer: str | No
     return title, maps / maps.amax(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
-def plot_attributions(
+@dataclass(frozen=True)
+class Attributions:
+    """Misclassified test images, and what speaks for the class that was predicted of each."""
+
+    method: str
+    images: Tensor
+    """uint8 [N, C, H, W]."""
+    maps: Tensor
+    """float [N, 1, H, W], see `attribute`."""
+    names: list[str]
+    """What is written over each image."""
+    of: int
+    """How many test images are misclassified in all."""
+
+    def plot(self, *, narrow: bool = False) -> Figure:
+        """Draws each image beside its map, five in a row, or two where ``narrow``, for a phone."""
+        count = len(self.names)
+        columns = min(_NARROW_COLUMNS if narrow else _COLUMNS, count)
+        rows = -(-count // columns)
+        size = (NARROW, 1.2 * rows + 0.6) if narrow else (max(7.5, 2.7 * columns), 1.5 * rows + 0.6)
+        figure = Figure(figsize=size, layout="constrained")
+        cells = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axes in cells:
+            axes.axis("off")
+        for axes, image, heat, name in zip(cells, self.images, self.maps, self.names, strict=False):
+            _pair(axes, image, heat[0])
+            axes.set_title(name, fontsize=8 if narrow else 10, color="crimson", pad=3)
+        kind = f"{count} of {self.of} misclassified images"
+        line = "\n" if narrow else " "
+        title = f"{kind}, and what{line}speaks for the predicted class ({self.method})"
+        figure.suptitle(title, fontsize=9 if narrow else 11)
+        return figure
+
+
+def attribute_wrong(
     model: nn.Module,
     data: ImageData,
     normalize: Normalize,
@@ -68,19 +104,17 @@ def plot_attributions(
     count: int = 25,
     seed: int = 0,
     layer: str | None = None,
-    narrow: bool = False,
-) -> Figure | None:
-    """Draws misclassified test images, each beside what spoke for the class that was predicted.
+) -> Attributions | None:
+    """Says of misclassified test images what spoke for the class that was predicted.
 
     Args:
         model: in evaluation mode, on the CPU.
         data, normalize, evaluation: of the run; see `evaluate`.
         count, seed: how many images, and which; see `pick_wrong`.
         layer: see `attribute`.
-        narrow: draws two in a row in place of five, for a phone.
 
     Returns:
-        The figure; None where no test image is misclassified.
+        None where no test image is misclassified.
 
     Raises:
         ValueError, ModuleNotFoundError: see `attribute`.
@@ -91,25 +125,10 @@ def plot_attributions(
     if not len(chosen):
         return None
     images, predicted = data.test_images[chosen], evaluation.predicted[chosen]
-    title, maps = attribute(model, normalize(images), predicted, layer)
-    columns = min(_NARROW_COLUMNS if narrow else _COLUMNS, len(chosen))
-    rows = -(-len(chosen) // columns)
-    size = (NARROW, 1.2 * rows + 0.6) if narrow else (max(7.5, 2.7 * columns), 1.5 * rows + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
-    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in cells:
-        axes.axis("off")
-    for axes, image, heat, guess, label in zip(
-        cells, images, maps, predicted.tolist(), data.test_labels[chosen].tolist(), strict=False
-    ):
-        _pair(axes, image, heat[0])
-        axes.set_title(
-            f"{data.classes[guess]}, is {data.classes[label]}", fontsize=8 if narrow else 10, color="crimson", pad=3
-        )
-    kind = f"{len(chosen)} of {len(evaluation.wrong)} misclassified images"
-    line = "\n" if narrow else " "
-    figure.suptitle(f"{kind}, and what{line}speaks for the predicted class ({title})", fontsize=9 if narrow else 11)
-    return figure
+    method, maps = attribute(model, normalize(images), predicted, layer)
+    classes = zip(predicted.tolist(), data.test_labels[chosen].tolist(), strict=True)
+    names = [f"{data.classes[guess]}, is {data.classes[label]}" for guess, label in classes]
+    return Attributions(method, images, maps, names, len(evaluation.wrong))
 
 
 def _pair(axes: Axes, image: Tensor, heat: Tensor) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from fusedopt import files
 from fusedopt.data import ImageData
 from fusedopt.gradients import History
-from fusedopt.reports.attributions import plot_attributions
+from fusedopt.reports.attributions import attribute_wrong
 from fusedopt.reports.evaluation import evaluate
 from fusedopt.reports.figures import plot_class_accuracy, plot_confusion, plot_curves
 from fusedopt.reports.layers import plot_activations, plot_filters
@@ -63,11 +63,12 @@ def write_report(run: RunFolder, data: ImageData) -> Path:
     files.write(run.folder / "metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode())
     drawn = {path.stem for path in run.folder.glob("*.png")}
     history = run.folder / "history.pt"
+    wrong = attribute_wrong(model, data, run.normalize, evaluation)
     figures = {
         "curves": plot_curves(run.rows, tested),
         "confusion-matrix": plot_confusion(evaluation),
         "class-accuracy": plot_class_accuracy(evaluation),
-        "grad-cam": plot_attributions(model, data, run.normalize, evaluation),
+        "grad-cam": wrong.plot() if wrong else None,
         "filters": plot_filters(model, run.config.channels, run.config.size) if "filters" in drawn else None,
         "activations": plot_activations(model, data, run.normalize) if "activations" in drawn else None,
         "history": History.load(history).plot() if history.is_file() else None,
@@ -82,7 +83,7 @@ def write_report(run: RunFolder, data: ImageData) -> Path:
         "curves": plot_curves(run.rows, tested, narrow=True),
         "confusion-matrix": plot_confusion(evaluation, narrow=True),
         "class-accuracy": plot_class_accuracy(evaluation, narrow=True),
-        "grad-cam": plot_attributions(model, data, run.normalize, evaluation, narrow=True),
+        "grad-cam": wrong.plot(narrow=True) if wrong else None,
     }
     on_phones = {name: _png(figure, _PHONES_DPI) for name, figure in narrow.items() if figure is not None}
     page = run.folder / "report.html"

@@ -20,7 +20,7 @@ pytest.importorskip("captum", reason="captum is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 
-from fusedopt.reports import attribute, evaluate, layers, pick_wrong, plot_activations, plot_attributions, plot_filters
+from fusedopt.reports import attribute, attribute_wrong, evaluate, layers, pick_wrong, plot_activations, plot_filters
 from fusedopt.reports.layers import convolutions, feature_maps, find_layer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,7 +113,7 @@ def test_misclassified_images_are_drawn_by_the_seed(finished, data):
 def test_each_image_stands_beside_its_map(finished, data):
     model, normalize = finished.load_model(), finished.normalize
     evaluation = evaluate(model, data, normalize)
-    figure = plot_attributions(model, data, normalize, evaluation, count=7, seed=3)
+    figure = attribute_wrong(model, data, normalize, evaluation, count=7, seed=3).plot()
     chosen = pick_wrong(evaluation, 7, 3)
     labels = predict(model, data.test_images, normalize)[chosen]
     _, maps = attribute(model, normalize(data.test_images[chosen]), labels)

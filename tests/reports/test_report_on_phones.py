@@ -14,7 +14,7 @@ pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 
 from html_page import Page
 
-from fusedopt.reports import evaluate, plot_attributions, plot_curves, write_report
+from fusedopt.reports import attribute_wrong, evaluate, plot_curves, write_report
 
 pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
@@ -52,6 +52,7 @@ def test_narrow_pictures_have_fewer_columns(finished, data):
         assert len({round(axes.get_subplotspec().colspan.start) for axes in figure.axes}) == columns
     model = finished.load_model()
     evaluation = evaluate(model, data, finished.normalize)
+    wrong = attribute_wrong(model, data, finished.normalize, evaluation)
     for narrow, columns in ((False, 5), (True, 2)):
-        figure = plot_attributions(model, data, finished.normalize, evaluation, narrow=narrow)
+        figure = wrong.plot(narrow=narrow)
         assert figure.axes[0].get_gridspec().ncols == columns
