@@ -12,6 +12,7 @@ from fusedopt.benchmark.parameter_sets import GPU_SETS
 
 LAUNCHES = {"AdamW": 1, "SGD-Nesterov": 1, "RMSprop": 1, "AdamW-clip": 2, "LAMB": 4}
 COPY_SHARE = 0.92
+FORMATS = {"masters": 0.85, "8bit": 0.75}  # with bfloat16 parameters, of their own bytes
 AS_FAST_AS_A_COPY = 0.93  # of the copy's bandwidth: torch's fused form cannot be beaten by much where it moves as much
 HOST_US = {"resnet50": 40, "bert-large": 80}
 
@@ -39,15 +40,17 @@ class _Rows:
     def __init__(self, lines: Sequence[dict[str, Any]]) -> None:
         steps = [step_row(line) for line in lines if line["kind"] == "step"]
         steps = [row for row in steps if row.device_us and COMPILED not in row.ratios]  # which have a run of their own
-        self._steps = {(r.optimizer, r.parameter_set, r.dtype, r.implementation): r for r in steps}
+        self._steps = {(r.optimizer, r.parameter_set, r.dtype, r.format, r.implementation): r for r in steps}
         training = [training_row(line) for line in lines if line["kind"] == "training"]
         self._training = {(r.model, r.optimizer, r.mode, r.implementation): r for r in training if r.us}
 
-    def step(self, optimizer: str, parameter_set: str, implementation: str = OURS) -> StepRow | None:
-        return self._steps.get((optimizer, parameter_set, "float32", implementation))
+    def step(self, optimizer: str, parameter_set: str, implementation: str = OURS, *stored: str) -> StepRow | None:
+        """``stored``: dtype and format, where they are not float32 and plain."""
+        return self._steps.get((optimizer, parameter_set, *(stored or ("float32", "plain")), implementation))
 
     def ours(self) -> list[StepRow]:
-        return [row for (*_, implementation), row in self._steps.items() if implementation == OURS]
+        """In the plain format: another may take two launches, as small tensors keep their states in float32."""
+        return [row for row in self._steps.values() if row.implementation == OURS and row.format == "plain"]
 
     def training(self, *key: str) -> TrainingRow | None:
         return self._training.get(key)  # type: ignore[arg-type]
@@ -61,6 +64,10 @@ def goals(lines: Sequence[dict[str, Any]]) -> list[Goal]:
         for optimizer in ("AdamW", "SGD-Nesterov", "RMSprop"):
             made += _bandwidth(rows, optimizer, parameter_set, COPY_SHARE)
     made += _bandwidth(rows, "LAMB", "bert-large", 0.85)
+    for stored, share in FORMATS.items():
+        for optimizer in ("AdamW", "SGD-Nesterov"):
+            what = f"{optimizer} bfloat16 with {stored}, {GPU_SETS['gpt2-xl'].title}"
+            made.append(_copy_share(what, rows.step(optimizer, "gpt2-xl", OURS, "bfloat16", stored), share))
     made.append(_launches(rows))
     for parameter_set, limit in HOST_US.items():
         made += _host(rows, parameter_set, limit)
@@ -80,14 +87,7 @@ def _named(optimizer: str, parameter_set: str) -> str:
 
 def _bandwidth(rows: _Rows, optimizer: str, parameter_set: str, share: float) -> list[Goal]:
     row, name = rows.step(optimizer, parameter_set), _named(optimizer, parameter_set)
-    made = [
-        _goal(
-            f"{name}: of the copy's bandwidth",
-            f"at least {share:.0%}",
-            row,
-            lambda r: (f"{r.copy_share:.1%}", r.copy_share >= share),
-        )
-    ]
+    made = [_copy_share(name, row, share)]
     fused = rows.step(optimizer, parameter_set, "fused")
     rival = "foreach" if optimizer == "RMSprop" else "fused"
     least = 2.4 if optimizer == "RMSprop" else 1.05
@@ -96,6 +96,13 @@ def _bandwidth(rows: _Rows, optimizer: str, parameter_set: str, share: float) ->
     if optimizer != "LAMB":
         made.append(_ratio(f"{name}: device time against torch's {rival}", row, rival, least))
     return made
+
+
+def _copy_share(what: str, row: StepRow | None, share: float) -> Goal:
+    def verdict(row: StepRow) -> Verdict:
+        return None if row.copy_share is None else (f"{row.copy_share:.1%}", row.copy_share >= share)
+
+    return _goal(f"{what}: of the copy's bandwidth", f"at least {share:.0%}", row, verdict)
 
 
 def _ratio(what: str, row: StepRow | TrainingRow | None, rival: str, least: float) -> Goal:

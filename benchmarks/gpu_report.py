@@ -124,7 +124,8 @@ def _ours(rows: Iterable[StepRow]) -> list[StepRow]:
 
 
 def _name(row: StepRow) -> str:
-    return f"{row.optimizer}, {GPU_SETS[row.parameter_set].title}, {row.dtype}"
+    stored = "" if row.format == "plain" else f" {row.format}"
+    return f"{row.optimizer}, {GPU_SETS[row.parameter_set].title}, {row.dtype}{stored}"
 
 
 def _work(row: StepRow) -> str:

@@ -43,15 +43,16 @@ def stages(
     bert = [workers.steps("bert-large", 60, 35)]
     small = [workers.steps(name, 45, 25) for name in ("resnet50", "thousand", "lenet")]
     halves = [workers.steps(name, 45, 25, half=True) for name in ("bert-large", "resnet50", "gpt2-xl")]
+    formats = [workers.formats("gpt2-xl")]
     compiled = [workers.compiled(name) for name in ("resnet50", "lenet")]
     training = {name: workers.training(name) for name in models}
-    chosen = {f"{kind} {name}" for kind in ("steps", "halves", "compiled") for name in sets}
+    chosen = {f"{kind} {name}" for kind in ("steps", "formats", "halves", "compiled") for name in sets}
 
     def of_sets(planned: Sequence[Stage]) -> list[Stage]:
         return [stage for stage in planned if stage.name in chosen]
 
     first = of_sets([*large, *bert, *small]) + [training[name] for name in models if name == "lenet"]
-    last = [training[name] for name in models if name != "lenet"] + of_sets([*halves, *compiled])
+    last = [training[name] for name in models if name != "lenet"] + of_sets([*formats, *halves, *compiled])
     if architecture is None:
         return [*first, *last]
     build, tune, tests, sanitizers = _build(architecture), workers.tune(), _tests(), _sanitizers()
@@ -75,6 +76,11 @@ class _Workers:
         arguments = ["--set", name, "--dtypes", "bfloat16" if half else "float32"]
         arguments += ["--optimizers", *optimizers] if optimizers else []
         return self._stage(f"{'halves' if half else 'steps'} {name}", "gpu_steps.py", seconds, expected, arguments)
+
+    def formats(self, name: str) -> Stage:
+        arguments = ["--set", name, "--dtypes", "bfloat16", "--optimizers", "AdamW", "SGD-Nesterov"]
+        arguments += ["--formats", "masters", "8bit", "stochastic"]
+        return self._stage(f"formats {name}", "gpu_steps.py", 60, 35, arguments)
 
     def compiled(self, name: str) -> Stage:
         arguments = ["--set", name, "--compiled", "--optimizers", "AdamW", "--dtypes", "float32"]

@@ -1,6 +1,7 @@
 """Time ``optimizer.step()`` on a GPU: one parameter set, all implementations in turn, a JSON line per result.
 
     python benchmarks/gpu_steps.py --set resnet50 --dtypes float32 bfloat16 --lines rows.jsonl
+    python benchmarks/gpu_steps.py --set gpt2-xl --dtypes bfloat16 --formats masters 8bit --lines rows.jsonl
 
 Implementations share parameters and gradients. What fails is written down as such, and the rest goes on. A step is
     (a) timed on the device, by events, with nothing of it in the cache (``devices.py``);
@@ -14,13 +15,14 @@ import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fusedopt.benchmark.devices import DEVICES, Device, Run, copy_bandwidth, host_and_wall
-from fusedopt.benchmark.implementations import CASES, GPU_CASES, OURS, OptimizerCase
+from fusedopt.benchmark.implementations import CASES, FORMATS, GPU_CASES, OURS, OptimizerCase
 from fusedopt.benchmark.parameter_sets import GPU_SETS, ParameterSet
 from fusedopt.benchmark.rivals import rivals
 from fusedopt.benchmark.timing import Sample, Spread, turns
@@ -42,8 +44,10 @@ class StepRow:
     tensors: int
     elements: int
     bytes: int
-    """Read and written at least, by the rule's declaration."""
+    """Read and written at least, by the rule's declaration; those of ours, for every implementation."""
     copy_gb_per_s: float
+    format: str = "plain"
+    """What ours stores parameters and states in."""
     device_us: Spread | None = None
     host_us: Spread | None = None
     wall_us: Spread | None = None
@@ -137,9 +141,16 @@ def measure(
             known.pop(name, None)  # type: ignore[attr-defined]
 
     for name, make in factories(case, compiled).items():
-        row = StepRow(case.name, parameter_set.name, name, str(dtype).removeprefix("torch."), *numbers, step_bytes, 0.0)
-        row.copy_gb_per_s = copy_bytes_per_second * 1e-9
-        rows[name] = row
+        rows[name] = StepRow(
+            case.name,
+            parameter_set.name,
+            name,
+            str(dtype).removeprefix("torch."),
+            *numbers,
+            step_bytes,
+            copy_bytes_per_second * 1e-9,
+            case.format,
+        )
         try:
             optimizers[name] = make(parameters)
             runs[name] = torch.compile(optimizers[name].step) if name == COMPILED else optimizers[name].step
@@ -167,8 +178,11 @@ def measure(
         except Exception as error:  # The profiler may not be allowed; the times stand.
             print(f"{case.name} {name}: no launches counted: {error}", flush=True)
 
+    if OURS in optimizers:
+        step_bytes = optimizers[OURS].bytes_per_step()  # type: ignore[attr-defined]
     taken = {name: Sample(1, [sample[0] for sample in samples[name]]) for name in runs}
     for name, row in rows.items():
+        row.bytes = step_bytes
         if name in runs:
             row.repeats = len(samples[name])
             times = [Spread.of([seconds * 1e6 for seconds in column]) for column in zip(*samples[name], strict=True)]
@@ -205,9 +219,12 @@ def after_backward(
         backward.restore()
 
 
-def needed_bytes(parameter_set: ParameterSet, dtype: torch.dtype, implementations: int) -> int:
+def needed_bytes(case: OptimizerCase, parameter_set: ParameterSet, dtype: torch.dtype, implementations: int) -> int:
     """Memory of parameters, two sets of gradients, and two states for each implementation."""
-    return int(parameter_set.elements * dtype.itemsize * (3 + 2 * implementations) * MEMORY_MARGIN)
+    arrays = 3 + 2 * implementations
+    if case.format != "plain":
+        arrays += 3  # at most: two states in float32 and the rest of the masters, with parameters of bfloat16
+    return int(parameter_set.elements * dtype.itemsize * arrays * MEMORY_MARGIN)
 
 
 def run(device: Device, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -217,9 +234,9 @@ def run(device: Device, options: argparse.Namespace) -> Iterator[dict[str, Any]]
     yield {"kind": "copy", "set": options.set, "gb_per_s": bandwidth * 1e-9}
     for dtype in (getattr(torch, name) for name in options.dtypes):
         parameters = None
-        for name in options.optimizers:
-            case = CASES[name]
-            needed, free = needed_bytes(parameter_set, dtype, len(factories(case, options.compiled))), 0
+        for name, stored in product(options.optimizers, options.formats):
+            case = CASES[name].stored(stored)
+            needed, free = needed_bytes(case, parameter_set, dtype, len(factories(case, options.compiled))), 0
             if parameters is None and needed <= (free := device.free_bytes()):
                 parameters = parameter_set.parameters(dtype, device.device)
             if parameters is None:
@@ -239,6 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", choices=GPU_SETS, required=True)
     parser.add_argument("--optimizers", nargs="+", choices=CASES, default=list(GPU_CASES), metavar="NAME")
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["plain"], metavar="NAME")
     parser.add_argument("--compiled", action="store_true", help="torch.compile's foreach against ours, foreach, fused")
     parser.add_argument("--seconds", type=float, default=0.6, help="for the repeats of a case")
     parser.add_argument("--device", choices=DEVICES, default="cuda")

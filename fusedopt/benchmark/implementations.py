@@ -47,6 +47,8 @@ class OptimizerCase:
     passes: tuple[Pass, ...]
     ours: Mapping[str, Any] = field(default_factory=dict)
     """Options that torch's class does not have, and that at a constant learning rate do not change what is computed."""
+    format: str = "plain"
+    """Of `FORMATS`, what our parameters and states are stored in."""
 
     @property
     def accesses(self) -> int:
@@ -55,7 +57,7 @@ class OptimizerCase:
 
     def stored(self, name: str) -> "OptimizerCase":
         """The case in one of `FORMATS`."""
-        return replace(self, ours={**self.ours, **FORMATS[name]})
+        return replace(self, ours={**self.ours, **FORMATS[name]}, format=name)
 
     def factories(self, capturable: bool = False) -> dict[str, Factory]:
         """How to make each implementation that exists, ours first; on request fit for a CUDA graph."""

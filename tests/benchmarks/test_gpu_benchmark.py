@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +141,15 @@ def test_a_rehearsal_of_the_whole_schedule(
     assert results(tmp_path) == {s.name: "ok" for s in planned}
     lines = read_json(tmp_path)
     assert not [line for line in lines if line["kind"] == "failure"]
-    found = {line["implementation"] for line in lines if line["kind"] == "step" and line["parameter_set"] == "gpt2-xl"}
-    assert found >= {OURS, "foreach", "fused"}
+    found = {
+        (s["implementation"], s["format"]) for s in lines if s["kind"] == "step" and s["parameter_set"] == "gpt2-xl"
+    }
+    assert found >= {*product((OURS, "foreach", "fused"), ("plain", "masters", "8bit", "stochastic"))}
     assert {line["mode"] for line in lines if line["kind"] == "training" and line["us"]} == {"graph", "eager", "course"}
     report = (tmp_path / "gpu.md").read_text()
     assert capsys.readouterr().out.endswith(report + "\n")
     verdicts = [row.rsplit(" | ", 1)[1] for row in report.splitlines() if "of the copy's bandwidth | at least" in row]
-    assert len(verdicts) == 7
+    assert len(verdicts) == 11
     assert set(verdicts) <= {"met |", "missed |"}, "a goal's row was not run"
     log = (tmp_path / "gpu.log").read_text(errors="replace")
     assert "tests/csrc/test_real_gpu.py" in log

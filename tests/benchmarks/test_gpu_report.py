@@ -84,6 +84,16 @@ def test_a_goal_of_bandwidth(share: float, expected: str) -> None:
     assert result(lines, "AdamW float32, GPT-2 XL: device time") == "met"
 
 
+@pytest.mark.parametrize(("stored", "share", "expected"), [("masters", 0.84, "missed"), ("8bit", 0.76, "met")])
+def test_a_goal_of_a_format(stored: str, share: float, expected: str) -> None:
+    us = 28 * GPU_SETS["gpt2-xl"].elements / (4000e9 * share) * 1e6
+    work = {"kernels": 2, "copies": 0, "memsets": 0, "kernel_seconds": 1.0}
+    lines = [row("AdamW", "gpt2-xl", OURS, us, dtype="bfloat16", format=stored, work=work)]
+    assert result(lines, f"AdamW bfloat16 with {stored}, GPT-2 XL: of the copy") == expected
+    assert {goal.result for goal in goals(lines)} == {expected, "not run"}, "it is a row of its own"
+    assert f"AdamW, GPT-2 XL, bfloat16 {stored} |" in markdown(lines)
+
+
 @pytest.mark.parametrize(("copies", "expected"), [(0, "met"), (1, "missed")])
 def test_a_goal_of_launches(copies: int, expected: str) -> None:
     work = {"kernels": 1, "copies": copies, "memsets": 0, "kernel_seconds": 1.0}

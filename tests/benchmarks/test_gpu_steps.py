@@ -79,6 +79,16 @@ def test_every_implementation_is_measured(case: str) -> None:
         assert step_row(json.loads(json.dumps(row.as_dict()))) == row
 
 
+@pytest.mark.parametrize(("stored", "moved"), [("masters", 2 * 3 + 2 * 2 + 2 * 8), ("stochastic", 2 * 7)])
+def test_bytes_are_those_of_the_format(stored: str, moved: int) -> None:
+    """Masters: parameter, gradient and rest of two bytes each, states of four; all but the gradient are written."""
+    parameters = TINY.parameters(torch.bfloat16, torch.device("cpu"))
+    case = CASES["AdamW"].stored(stored)
+    rows = list(gpu_steps.measure(Host(), case, TINY, parameters, 1e9, seconds=0))
+    assert [row.implementation for row in rows] == [OURS, "for-loop", "foreach", "fused"]
+    assert {(row.format, row.dtype, row.error, row.bytes) for row in rows} == {(stored, "bfloat16", None, 13 * moved)}
+
+
 def test_share_of_the_copy_bandwidth() -> None:
     row = StepRow("AdamW", "lenet", OURS, "float32", 10, 1000, 28_000, copy_gb_per_s=4000.0)
     assert row.copy_share is None
@@ -154,7 +164,13 @@ def test_a_set_that_does_not_fit_is_left_out() -> None:
             return 2**20
 
     options = argparse.Namespace(
-        set="gpt2-xl", dtypes=["float32"], optimizers=["AdamW"], seconds=0, compiled=False, tiny=False
+        set="gpt2-xl",
+        dtypes=["float32"],
+        optimizers=["AdamW"],
+        formats=["plain"],
+        seconds=0,
+        compiled=False,
+        tiny=False,
     )
     copy, failure = gpu_steps.run(Small(), options)
     assert copy["kind"] == "copy"
