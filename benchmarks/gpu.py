@@ -173,19 +173,8 @@ def read(lines: Path) -> list[dict[str, Any]]:
 
 def merged(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The newest of each result, in the order of their first: of the lines that say the same but for their values."""
-    names = (
-        "kind",
-        "name",
-        "what",
-        "set",
-        "optimizer",
-        "parameter_set",
-        "dtype",
-        "format",
-        "model",
-        "mode",
-        "implementation",
-    )
+    of_a_step = ("optimizer", "parameter_set", "dtype", "format", "implementation")
+    names = ("kind", "name", "what", "set", "model", "mode", *of_a_step)
     newest: dict[Any, dict[str, Any]] = {}
     for line in results:
         compiled = COMPILED in line.get("ratios", {}) or line.get("implementation") == COMPILED

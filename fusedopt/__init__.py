@@ -4,10 +4,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from fusedopt import _extension  # noqa: F401, loads the compiled part, which the others import, or says why it cannot
-
-# isort: split
-from fusedopt import _C, averages, schedulers  # noqa: F401
+from fusedopt import averages, schedulers
 from fusedopt.benchmark.comparing import compare
 from fusedopt.gradients import (
     ExponentialGradientNoise,

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+__all__ = ["BUILT_FOR", "_C"]
+
 _FOLDER = Path(__file__).parent
 _MARK = re.compile(rb"fusedopt\._C for torch ([\w.+-]+)")  # csrc/bindings.cpp
 
@@ -64,3 +66,4 @@ def _minor(version: str) -> list[str]:
 
 
 BUILT_FOR = _load()
+import fusedopt._C as _C  # noqa: E402, which says less where it fails

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 import torch
 
-from fusedopt import _C, _extension
+from fusedopt._extension import _C, BUILT_FOR
 
 __version__ = version("fusedopt")
 
@@ -16,7 +16,7 @@ def info() -> dict[str, str]:
     return {
         "fusedopt": __version__,
         "torch": torch.__version__,
-        "built for torch": _extension.BUILT_FOR,
+        "built for torch": BUILT_FOR,
         "python": platform.python_version(),
         "back ends": "cpu" if _C.GPU is None else f"cpu, {_C.GPU}",
         "instruction set": _C.isa(),

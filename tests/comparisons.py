@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fusedopt.benchmark.implementations import OURS
-from fusedopt.benchmark.results import Comparison, Measured
+from fusedopt.benchmark.measured import Measured
+from fusedopt.benchmark.results import Comparison
 from fusedopt.benchmark.timing import Spread
 from fusedopt.benchmark.training import Training
 

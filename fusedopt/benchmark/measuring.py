@@ -15,7 +15,8 @@ from fusedopt.benchmark.candidates import Candidates
 from fusedopt.benchmark.devices import Device, copy_bandwidth
 from fusedopt.benchmark.implementations import CASES, NATIVE, OURS
 from fusedopt.benchmark.machine import machine, machine_line
-from fusedopt.benchmark.results import Comparison, Measured
+from fusedopt.benchmark.measured import Measured
+from fusedopt.benchmark.results import Comparison
 from fusedopt.benchmark.subjects import Subject
 from fusedopt.benchmark.timing import Sample, Spread, clock_for, interleave
 from fusedopt.benchmark.training import time_training

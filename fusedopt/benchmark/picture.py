@@ -1,12 +1,12 @@
-"""A comparison as a picture: a bar for each implementation."""
+"""What was measured as a picture: a bar for each implementation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fusedopt.benchmark.implementations import OURS
+from fusedopt.benchmark.measured import Measured
 from fusedopt.benchmark.timing import Spread
 from fusedopt.benchmark.words import duration, label, unit
 from fusedopt.extras import named_if_missing
@@ -15,26 +15,27 @@ with named_if_missing():
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure  # without pyplot: nothing global changes, and no display is needed
 
-if TYPE_CHECKING:
-    from fusedopt.benchmark.results import Comparison, Measured
-
 _COLORS = {OURS: "#1f6fb4", "for-loop": "#c9c9c9", "foreach": "#9a9a9a", "fused": "#6b6b6b"}
 _OTHERS = "#c98a5a"
 _REST = "#e9e4d8"
 
 
-def plot_comparison(comparison: Comparison, path: Path, title: str | None = None) -> Figure:
+def plot_rows(
+    measured: Sequence[Measured], path: Path, title: str, *, batch: int | None = None, busy: Container[str] = ()
+) -> Figure:
     """Draws a panel for each optimizer: the step, and beside it the whole training step where that was timed.
 
     Args:
-        comparison: what was measured.
+        measured: a row for each implementation.
         path: the picture to write.
-        title: above all; by default what it was measured on.
+        title: above all.
+        batch: inputs of a whole training step, None where none was timed.
+        busy: optimizers during which other processes were busy.
     """
     rows: dict[str, list[Measured]] = {}
-    for row in comparison.rows:
+    for row in measured:
         rows.setdefault(row.optimizer, []).append(row)
-    trained = comparison.batch is not None
+    trained = batch is not None
     columns = 2 if trained or len(rows) > 1 else 1
     count = len(rows) * (2 if trained else 1)
     figure = Figure(figsize=(5.5 * columns, 1.2 + 2.4 * -(-count // columns)), layout="constrained")
@@ -45,16 +46,15 @@ def plot_comparison(comparison: Comparison, path: Path, title: str | None = None
     for name, own in rows.items():
         ours = next((row for row in own if row.implementation == OURS), None)
         factor = "" if ours is None or ours.ratio is None else f": {ours.ratio.median:.1f}x"
-        factor = " (busy machine)" if name in comparison.busy else factor
+        factor = " (busy machine)" if name in busy else factor
         _bars(next(places), f"{name}{factor}", {row.implementation: row.seconds for row in own})
         if trained:
-            _whole(next(places), f"training, batches of {comparison.batch}", own)
-    about = f"{comparison.subject}: {comparison.elements:,} parameters in {comparison.tensors} tensors"
-    figure.suptitle(title or f"{about}\n{comparison.device}", fontsize=11)
+            _whole(next(places), f"training, batches of {batch}", own)
+    figure.suptitle(title, fontsize=11)
     caption = "median time of optimizer.step(), whiskers: quartiles; the factor is fastest PyTorch / fusedopt"
     if trained:
         caption += "\nright: the optimizer's part of a training step in colour, forward and backward in pale"
-    if comparison.busy:
+    if busy:
         caption += "\nbusy machine: other processes kept cores busy meanwhile, not to be quoted"
     figure.supxlabel(caption, fontsize=10)
     figure.savefig(path, dpi=110)

@@ -7,42 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusedopt.benchmark.timing import Spread
-from fusedopt.benchmark.training import Training
+from fusedopt.benchmark.implementations import NATIVE, OURS
+from fusedopt.benchmark.measured import Measured
+from fusedopt.benchmark.words import duration, label, size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-@dataclass(frozen=True)
-class Measured:
-    """One implementation of one optimizer.
-
-    Attributes:
-        optimizer, implementation: names.
-        seconds: of a step, over the repeats.
-        repeats, calls: how often it was timed, and how many steps each time.
-        step_bytes: the least that the rule has to read and write in a step; None where it is not known.
-        copy_share: the bandwidth that `step_bytes` makes in the median step, of that of a copy. Above 1 where the
-            operands stay in a cache.
-        state_bytes: of the optimizer's state.
-        launches: kernels in a step, None where there is no GPU or its profiler may not be used.
-        ratio: how many times faster than the fastest of torch's, from the ratios within the repeats; None where there
-            is none of torch's.
-        training: of a whole training step, where one was asked for.
-    """
-
-    optimizer: str
-    implementation: str
-    seconds: Spread
-    repeats: int
-    calls: int
-    step_bytes: int | None
-    copy_share: float | None
-    state_bytes: int
-    launches: int | None
-    ratio: Spread | None
-    training: Training | None = None
+NOT_TORCHS = ("LAMB", "SWATS", "DBD", "DBD-momentum", "DeltaBarDelta")
 
 
 @dataclass(frozen=True)
@@ -73,9 +45,16 @@ class Comparison:
     batch: int | None = None
 
     def __str__(self) -> str:
-        from fusedopt.benchmark.words import table
-
-        return table(self)
+        lines = [
+            f"{self.subject}: {self.elements:,} parameters in {self.tensors} tensors, {', '.join(self.dtypes)}",
+            f"{self.device}; a copy of large buffers moves {self.copy_bytes_per_second * 1e-9:.1f} GB/s",
+            "",
+            *_steps(self),
+            *(["", *_training(self)] if self.batch is not None else []),
+            "",
+            *_notes(self),
+        ]
+        return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -83,6 +62,85 @@ class Comparison:
 
     def plot(self, path: Path | str) -> Figure:
         """Draws the table as bars into a file; needs matplotlib."""
-        from fusedopt.benchmark.picture import plot_comparison
+        from fusedopt.benchmark.picture import plot_rows
 
-        return plot_comparison(self, Path(path))
+        title = f"{self.subject}: {self.elements:,} parameters in {self.tensors} tensors\n{self.device}"
+        return plot_rows(self.rows, Path(path), title, batch=self.batch, busy=self.busy)
+
+
+def _steps(c: Comparison) -> list[str]:
+    launches = any(row.launches is not None for row in c.rows)
+    head = f"{'one step':<22}{'median':>10}  {'quartiles':<21}{'of a copy':>10}{'state':>10}"
+    head += f"{'launches':>10}" if launches else ""
+    lines = [head + "  against the fastest of PyTorch"]
+    for optimizer in dict.fromkeys(row.optimizer for row in c.rows):
+        lines.append(optimizer + _busy(c, optimizer))
+        for row in (row for row in c.rows if row.optimizer == optimizer):
+            spread = f"{duration(row.seconds.low)} .. {duration(row.seconds.high)}"
+            share = "" if row.copy_share is None else f"{row.copy_share:.0%}"
+            line = f"  {label(row.implementation):<20}{duration(row.seconds.median):>10}  {spread:<21}{share:>10}"
+            line += f"{size(row.state_bytes):>10}" + (f"{'' if row.launches is None else row.launches:>10}" * launches)
+            lines.append(f"{line}  {_ratio(row)}".rstrip())
+    return lines
+
+
+def _busy(c: Comparison, optimizer: str) -> str:
+    cores = c.busy.get(optimizer)
+    return "" if cores is None else f"  (other processes kept {cores:.1f} cores busy: not to be quoted)"
+
+
+def _ratio(row: Measured) -> str:
+    if row.ratio is None:
+        return ""
+    low, median, high = row.ratio.low, row.ratio.median, row.ratio.high
+    return "the fastest" if low == median == high == 1 else f"{median:.2f}x as fast ({low:.2f} .. {high:.2f})"
+
+
+def _training(c: Comparison) -> list[str]:
+    lines = [f"{f'training, batches of {c.batch}':<22}{'median':>10}  {'of it the step':<21}"]
+    for optimizer in dict.fromkeys(row.optimizer for row in c.rows):
+        lines.append(optimizer + _busy(c, optimizer))
+        rows = [row for row in c.rows if row.optimizer == optimizer and row.training is not None]
+        for row in rows:
+            assert row.training is not None
+            step = f"{duration(row.training.step.median)}, {row.training.share:.1%}"
+            lines.append(f"  {label(row.implementation):<20}{duration(row.training.seconds.median):>10}  {step}")
+        lines += _gain(rows)
+    return lines
+
+
+def _gain(rows: list[Measured]) -> list[str]:
+    """What ours can bring to the whole: of the rest of it, which is the same, medians would show the noise."""
+    ours = next((row.training for row in rows if row.implementation == OURS), None)
+    natives = [row.training for row in rows if row.implementation in NATIVE and row.training is not None]
+    if ours is None or not natives:
+        return []
+    fastest = min(natives, key=lambda training: training.step.median)
+    saved = fastest.step.median - ours.step.median
+    what = "saves" if saved >= 0 else "costs"
+    return [
+        f"  against the fastest step of PyTorch, fusedopt's {what} {duration(abs(saved))} of a training step of "
+        f"{duration(fastest.seconds.median)}: {abs(saved) / fastest.seconds.median:.1%}"
+    ]
+
+
+def _notes(c: Comparison) -> list[str]:
+    lines = [
+        "Median and quartiles of interleaved repeats. `of a copy`: the bandwidth that the step's least traffic makes,",
+        "against a copy's; above 100% where parameters and states stay in a cache.",
+    ]
+    if c.batch is None:
+        lines += [
+            "A step is a part of a training iteration, often a small one: fusedopt bench --batch (in Python, batch=)",
+            "times the whole of it, and shows how much of these ratios is left there.",
+        ]
+    plain = [name for name in dict.fromkeys(row.optimizer for row in c.rows) if name in NOT_TORCHS]
+    if plain:
+        lines.append(f"PyTorch has no {' and no '.join(plain)}: in its place stands one written in PyTorch operations.")
+    lines += [f"Left out: {reason}" for reason in c.left_out]
+    if c.busy:
+        lines += [
+            "WARNING: this machine was busy with other work, and times of such a machine say little: a thread of a",
+            "step that waits for its core makes it many times slower. Try again when it is idle.",
+        ]
+    return lines

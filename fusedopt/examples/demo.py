@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import nn
 
 from fusedopt.benchmark.comparing import compare
-from fusedopt.benchmark.picture import plot_comparison
 from fusedopt.data import ImageData, Normalize, make_hands
 from fusedopt.examples.figures import plot_training
 from fusedopt.models import HandClassifier
@@ -82,7 +81,7 @@ def run_demo(
 
     comparison = compare(model, seconds=seconds)
     say(f"\n{comparison}\n")
-    plot_comparison(comparison, step_times)
+    comparison.plot(step_times)
     say(f"pictures: {training}, {step_times}")
     page = write_report(run, data)
     say(f"report of the training, with its best epoch: {page}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_ as torch_clip_grad_norm_
 from torch.nn.utils import clip_grad_value_
 
-from fusedopt import _C
+from fusedopt._extension import _C
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_"]
 

@@ -14,8 +14,6 @@ from fusedopt.lr_finder.curve import COMPLETED, DIVERGED
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from fusedopt.lr_finder.result import LRFinderResult
-
 _CURVE, _CHOSEN = "#1f6fb4", "#d62728"
 _MARKERS = {"steepest": "o", "valley": "s", "slide": "D", "minimum": "v"}
 _COLORS = {"steepest": "#e6851e", "valley": "#2a9d4a", "slide": "#8a5cc2", "minimum": "#6d4c41"}
@@ -32,24 +30,30 @@ def new_axes() -> Axes:
     return ax
 
 
-def plot_result(result: LRFinderResult, ax: Axes | None = None) -> Axes:
+def plot_test(
+    ax: Axes,
+    lrs: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    *,
+    looked_at: slice,
+    stopped: str,
+    suggestions: Mapping[str, float],
+    method: str,
+    refusal: str | None,
+) -> Axes:
     """Draws a range test; see `LRFinderResult.plot`."""
-    ax = ax or new_axes()
-    lrs, smoothed = np.array(result.lrs), np.array(result.smoothed)
-    inner = slice(result.skip_start, max(len(lrs) - result.skip_end, result.skip_start))
-    ax.scatter(lrs, result.losses, s=9, color="#b5b5b5", label="loss of each step", zorder=1)
+    ax.scatter(lrs, losses, s=9, color="#b5b5b5", label="loss of each step", zorder=1)
     ax.plot(lrs, smoothed, color=_CURVE, linewidth=1.2, alpha=0.55, linestyle=":", zorder=2)
-    ax.plot(lrs[inner], smoothed[inner], color=_CURVE, linewidth=2.2, label="smoothed", zorder=2)
-    suggestions = result.suggestions
-    _mark_suggestions(ax, result.lrs, result.smoothed, suggestions, result.method)
-    if result.method in suggestions:
-        ax.axvline(suggestions[result.method], color=_CHOSEN, linewidth=1, linestyle="--", alpha=0.6, zorder=0)
-    _frame(ax, result.losses, result.smoothed)
-    _mark_divergence(ax, result.lrs, result.smoothed, result.stopped)
+    ax.plot(lrs[looked_at], smoothed[looked_at], color=_CURVE, linewidth=2.2, label="smoothed", zorder=2)
+    _mark_suggestions(ax, lrs, smoothed, suggestions, method)
+    if method in suggestions:
+        ax.axvline(suggestions[method], color=_CHOSEN, linewidth=1, linestyle="--", alpha=0.6, zorder=0)
+    _frame(ax, losses, smoothed)
+    _mark_divergence(ax, lrs, smoothed, stopped)
     decorate(ax, log_lr=True)
-    if result.method in result.refusals:
-        reason = re.split("[:;]", result.refusals[result.method])[0]
-        ax.set_title(f"No suggestion: {reason}", fontsize=10, color=_CHOSEN)
+    if refusal is not None:
+        ax.set_title(f"No suggestion: {re.split('[:;]', refusal)[0]}", fontsize=10, color=_CHOSEN)
     ax.legend(frameon=False, fontsize=9)
     return ax
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fusedopt.lr_finder.curve import COMPLETED, DIVERGED, Curve
+from fusedopt.lr_finder.plot import new_axes, plot_test
 from fusedopt.lr_finder.suggestion import METHODS, estimate_noise, suggest_lr
 
 if TYPE_CHECKING:
@@ -127,6 +128,14 @@ class LRFinderResult:
         Returns:
             The axes.
         """
-        from fusedopt.lr_finder.plot import plot_result
-
-        return plot_result(self, ax)
+        return plot_test(
+            ax or new_axes(),
+            self.lrs,
+            self.losses,
+            self.smoothed,
+            looked_at=slice(self.skip_start, max(len(self.lrs) - self.skip_end, self.skip_start)),
+            stopped=self.stopped,
+            suggestions=self.suggestions,
+            method=self.method,
+            refusal=self.refusals.get(self.method),
+        )

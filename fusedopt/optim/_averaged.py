@@ -5,21 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from fusedopt.optim._base import Base
 from fusedopt.optim._codecs import AVERAGE
 from fusedopt.optim._shards import params_of
 from fusedopt.sharding import is_dtensor, local, reshard
 
-if TYPE_CHECKING:
-    from fusedopt.optim._fused import FusedStep
-
 
 @contextmanager
-def averaged_weights(optimizer: FusedStep, model: nn.Module | None = None) -> Iterator[None]:
+def averaged_weights(optimizer: Base, model: nn.Module | None = None) -> Iterator[None]:
     """Within the block the parameters have the values of their averages, which `ema_decay` has steps keep.
 
     Parameters without one, which have had no gradient yet, stay as they are; buffers of a model, as those of batch

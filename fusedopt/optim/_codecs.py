@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fusedopt import _C
+from fusedopt._extension import _C
 from fusedopt.sharding import like, local
 
 if TYPE_CHECKING:

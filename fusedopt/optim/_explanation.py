@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from fusedopt import _C
+from fusedopt._extension import _C
+from fusedopt.optim._base import Base
 from fusedopt.optim._codecs import AVERAGE, KEY, MASTER, REST, is_coded
 from fusedopt.optim._formats import elementwise
 from fusedopt.sharding import describe, is_dtensor
-
-if TYPE_CHECKING:
-    from fusedopt.optim._fused import FusedStep
-
 
 _WORDS = {"fused": "fused", "torch": "by torch's implementation", "none": "not updated"}
 _SHOWN = 3  # names in a line
@@ -54,7 +51,7 @@ class Explanations(list[Explanation]):
         return "\n".join(table) or "no parameters"
 
 
-def explain(optimizer: FusedStep) -> Explanations:
+def explain(optimizer: Base) -> Explanations:
     """For every parameter, the path it took in the last step and the reason.
 
     Printed, the list is a table that sums up what is alike; parameters that the optimizer got from

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer
 
-from fusedopt import _C
+from fusedopt._extension import _C
+from fusedopt.optim._base import Base
 from fusedopt.optim._codecs import (
     AVERAGE,
     EXTRAS,
@@ -28,9 +29,6 @@ from fusedopt.optim._codecs import (
 )
 from fusedopt.optim._processes import is_flattened
 from fusedopt.sharding import is_dtensor, local
-
-if TYPE_CHECKING:
-    from fusedopt.optim._fused import FusedStep
 
 # Of the parameters that `state_dtype` is for, and those that it may name. Squares of gradients are mostly below what
 # float16 holds, so states in it are only those of float16 parameters, as in torch's classes.
@@ -183,7 +181,7 @@ def stored(value: Tensor, name: str, how: torch.dtype | Literal["8bit"]) -> Tens
     return encoded(value.float(), signed=name not in _NOT_NEGATIVE)
 
 
-def complete(optimizer: FusedStep, group: dict[str, Any], param: Tensor, fresh: bool) -> None:
+def complete(optimizer: Base, group: dict[str, Any], param: Tensor, fresh: bool) -> None:
     """Gives the state of a parameter what the options of its group ask for, where it has not got it."""
     state = optimizer.state[param]
     if fresh and group.get("state_dtype") is not None:

@@ -9,24 +9,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from fusedopt import _C
+from fusedopt._extension import _C
 from fusedopt.optim._averaged import averaged_weights
 from fusedopt.optim._explanation import explain
 from fusedopt.optim._formats import memory
 from fusedopt.optim._options import Options
-from fusedopt.optim._processes import is_partition, refuse_partition
+from fusedopt.optim._partition import is_partition, refuse_partition
 from fusedopt.optim._scaling import NO_SCALING, Scaling, gradient_scale
 from fusedopt.optim._sharded_step import agreed, sharded_step, torch_sharded_step
-from fusedopt.optim._shards import Domains, has_shards, params_of
+from fusedopt.optim._shards import has_shards, params_of
 from fusedopt.optim._torch import (
     look_again,
     new_states,
@@ -56,36 +55,8 @@ class FusedStep(Options):
     """`step()` as one fused pass over memory.
 
     A subclass derives from this and from the torch class it replaces, which validates the arguments and makes the
-    state. It adds `_numbers`, which turns a group into the number of a rule, the rule's hyper-parameters by name and,
-    for a rule that has a memory, the tensor in which the group remembers.
+    state, and says which rule is its own (:class:`Base`).
     """
-
-    _torch_class: ClassVar[type[Optimizer]]
-    _clip_epsilon: ClassVar[float] = 1e-6  # torch.nn.utils.clip_grad_norm_'s
-    _sum_scope: ClassVar[Literal["tensor", "group"] | None] = None  # over what the rule takes sums in a step
-
-    def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        raise NotImplementedError
-
-    def _needs_count(self, group: dict[str, Any]) -> bool:
-        """Whether the rule's arithmetic depends on how many steps there have been."""
-        return True
-
-    def _is_late(self, group: dict[str, Any]) -> bool:
-        """Whether a group's rule has gone over to its other pass."""
-        return False
-
-    def _torch_class_of(self, group: dict[str, Any]) -> type[Optimizer]:
-        """The class that steps what the fused path does not take of this group."""
-        return self._torch_class
-
-    def _sums_tensors(self, group: dict[str, Any]) -> bool:
-        """Whether a group takes norms of its tensors, one by one."""
-        return False
-
-    def _sparse_error(self, group: dict[str, Any]) -> str | None:
-        """What torch says to a sparse gradient in this group, None where it takes one."""
-        raise NotImplementedError
 
     explain = explain
 
@@ -251,22 +222,7 @@ class FusedStep(Options):
             seen = any(group["differentiable"] for group in self.param_groups)  # by autograd, values put back too
             torch_step(self, leftover, scale, guarded=not seen, every_group=apart)
 
-    # Rebuilt at need: torch drops whatever it does not know when an optimizer is copied or pickled.
-    _plan: _C.Plan | None = None
-    _turn: threading.RLock | None = None  # whose it is to step
-    _stepping = False
-    _reasons: list[str | None] | None = None
-    _domains: Domains | None = None
-
-    def _first_values(self, group: dict[str, Any]) -> dict[str, float]:
-        """What the states start from that do not start from 0."""
-        return {}
-
-    def _init_states(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """Gives parameters their first state, by torch's own code."""
-        init = self._torch_class._init_group  # type: ignore[attr-defined]
-        lists = len(inspect.signature(init).parameters) - 2
-        init(self, {**group, "params": params}, *([] for _ in range(lists)))
+    _turn: threading.RLock | None = None  # whose it is to step; of each copy its own
 
 
 def _observer() -> str | None:

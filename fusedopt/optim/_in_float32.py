@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusedopt import _C
+from fusedopt._extension import _C
+from fusedopt.optim._base import Base
 from fusedopt.optim._codecs import (
     AVERAGE,
     EXTRAS,
@@ -38,9 +39,6 @@ from fusedopt.optim._formats import (
 from fusedopt.optim._plain import number
 from fusedopt.sharding import like, local
 
-if TYPE_CHECKING:
-    from fusedopt.optim._fused import FusedStep
-
 
 def steps_as_it_is(param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> bool:
     """Whether torch's class may step the parameter and its states themselves."""
@@ -54,7 +52,7 @@ def steps_as_it_is(param: Tensor, state: dict[str, Any], group: dict[str, Any]) 
 class InFloat32:
     """A parameter, its gradient and states in float32, to be stepped by what knows one dtype only."""
 
-    def __init__(self, optimizer: FusedStep, group: dict[str, Any], param: Tensor) -> None:
+    def __init__(self, optimizer: Base, group: dict[str, Any], param: Tensor) -> None:
         self._optimizer, self._group, self._param = optimizer, group, param
         state = optimizer.state.get(param, {})
         self._fresh = not state
@@ -114,7 +112,7 @@ class InFloat32:
 
 
 @contextmanager
-def in_float32(optimizer: FusedStep, groups: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def in_float32(optimizer: Base, groups: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Yields the groups with copies in float32 of what torch's classes, which know one dtype, could not step itself.
 
     What has become of the copies is stored in the parameters and their states at the end of the block.

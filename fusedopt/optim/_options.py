@@ -7,16 +7,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer
 
+from fusedopt.optim._base import Base
 from fusedopt.optim._codecs import exact
 from fusedopt.optim._formats import DEFAULTS, check_formats, complete, kept_dtypes, restore
 from fusedopt.optim._processes import Spread, find_spread, is_flattened
-from fusedopt.optim._shards import params_of
 from fusedopt.optim._torch import in_layout_of
 
 
-class Options(Optimizer):
+class Options(Base):
     """An optimizer whose groups have the keys of torch's class, so that any checkpoint of the one loads into the other.
 
     A subclass calls `_options` at the end of its constructor.
@@ -28,13 +27,7 @@ class Options(Optimizer):
     # have torch's keys; and those of the whole optimizer, which are in `defaults` alone.
     _group_options: ClassVar[dict[str, Any]] = DEFAULTS
     _own_options: ClassVar[tuple[str, ...]] = ("max_grad_norm", "norm_group")
-    _norm_group: Any = None  # as it was given
-    _spread: Spread | None = None  # over which processes the parameters are, where that is not in the tensors
     _made_of: frozenset[int] | None = None  # ids of the parameters that it was given
-    _first = 0  # the number of its first parameter, among all of the optimizer that it steps a part of
-    _indices: dict[Tensor, int] | None = None  # where its parameters stand, for those whose first state is made
-    _averaged = False  # the parameters have the values of their averages
-    _grad_norm: float | Tensor | None = None  # where a GPU keeps it, or a number
     _loading: dict[Tensor, dict[str, Any]] | None = None  # states as they were saved, while they are loaded
 
     @property
@@ -62,11 +55,6 @@ class Options(Optimizer):
         if self._averaged:
             raise RuntimeError("exact_parameters() was called within averaged_weights()")
         return [exact(p, self.state.get(p, {}), group) for group in self.param_groups for p in group["params"]]
-
-    def _index_of(self, param: Tensor) -> int:
-        if self._indices is None or param not in self._indices:
-            self._indices = {p: i for i, p in enumerate(params_of(self))}
-        return self._first + self._indices[param]
 
     def _options(
         self,
@@ -104,7 +92,7 @@ class Options(Optimizer):
         check_formats(group)
         for p in group["params"]:
             if p in self.state:  # of a class that makes its states at once
-                complete(self, group, p, fresh=True)  # type: ignore[arg-type]
+                complete(self, group, p, fresh=True)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         # A wrapper that copies its keyword arguments into its groups may repeat the limit.

@@ -10,14 +10,11 @@ import gc
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from fusedopt.optim._fused import FusedStep
 
 HELP = "see docs/distributed.md"
 
@@ -96,32 +93,6 @@ def _fully_sharded(params: list[Tensor]) -> Spread | None:
         )
     everywhere = frozenset(id(p) for p, group in zip(params, groups, strict=True) if group is None)
     return Spread(next(iter(sharding.values())), pieces=True, everywhere=everywhere) if sharding else None
-
-
-def is_partition(params: Any, known: frozenset[int] | None) -> bool:
-    """Whether a group has one flat tensor in the place of its parameters, as where DeepSpeed has taken over."""
-    if known is None or not isinstance(params, (list, tuple)) or len(params) != 1:
-        return False
-    return params[0].dim() == 1 and id(params[0]) not in known
-
-
-def refuse_partition(optimizer: FusedStep, group: dict[str, Any]) -> None:
-    """Raises where a norm of such a tensor would not be that of the parameters.
-
-    Raises:
-        ValueError: with what to do.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return
-    name, found = type(optimizer).__name__, "a flat tensor has taken the place of this group's parameters (DeepSpeed?)"
-    if optimizer._sums_tensors(group):
-        raise ValueError(f"{found}; {name} takes norms of single tensors: choose another optimizer ({HELP})")
-    clips = optimizer.defaults["max_grad_norm"] is not None
-    if (clips or optimizer._sum_scope == "group") and optimizer._norm_group is None and dist.get_world_size() > 1:
-        raise ValueError(
-            f"{found}, and {'max_grad_norm' if clips else name} would take the norm of the part that is here; give "
-            f"norm_group, the processes over which it is split, or leave clipping to the engine ({HELP})"
-        )
 
 
 def refuse_merged(optimizer: object, params: Iterable[Tensor]) -> None:

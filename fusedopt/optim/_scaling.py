@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fusedopt import _C
+from fusedopt._extension import _C
+from fusedopt.optim._base import Base
 from fusedopt.optim._shards import params_of
 from fusedopt.optim._torch import square_sum
-
-if TYPE_CHECKING:
-    from fusedopt.optim._fused import FusedStep
 
 Scalings = dict[int, tuple[Tensor | None, Tensor | None, Tensor | None]]
 """By device what its kernels read there: `grad_scale`, `found_inf`, and the sum of squares for clipping."""
@@ -51,7 +48,7 @@ def _there(value: Tensor | float | None, device: int) -> Tensor | None:
 
 
 def gradient_scale(
-    optimizer: FusedStep, devices: list[int], leftover: list[int], scaling: Scaling
+    optimizer: Base, devices: list[int], leftover: list[int], scaling: Scaling
 ) -> tuple[float, Scalings]:
     """The factor of all gradients: a number, and what kernels read for themselves.
 
@@ -77,7 +74,7 @@ def gradient_scale(
     return scale * _C.clip_coefficient(norm, max_norm, optimizer._clip_epsilon), {}
 
 
-def _read_on_gpus(optimizer: FusedStep, gpus: list[int], scale: float, scaling: Scaling) -> Scalings:
+def _read_on_gpus(optimizer: Base, gpus: list[int], scale: float, scaling: Scaling) -> Scalings:
     clips = optimizer.defaults["max_grad_norm"] is not None
     if not clips and not scaling.on_gpu:
         return {}
@@ -97,7 +94,7 @@ def _read_on_gpus(optimizer: FusedStep, gpus: list[int], scale: float, scaling: 
     return {gpu: (*there[gpu], total.to(norm_there.device)) for gpu, (_, norm_there) in measured.items()}
 
 
-def _over_processes(optimizer: FusedStep, total: Tensor) -> Tensor:
+def _over_processes(optimizer: Base, total: Tensor) -> Tensor:
     """The sum of squares of the gradients of all processes, from that of this one's."""
     spread = optimizer._spread
     assert spread is not None

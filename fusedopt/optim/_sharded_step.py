@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusedopt import _C, sharding
+from fusedopt import sharding
+from fusedopt._extension import _C
+from fusedopt.optim._base import Base
 from fusedopt.optim._in_float32 import InFloat32, steps_as_it_is
 from fusedopt.optim._plain import check_size
 from fusedopt.optim._scaling import Scaling, Scalings, gradient_scale
@@ -27,14 +29,11 @@ from fusedopt.optim._torch import (
 )
 from fusedopt.sharding import is_dtensor, local
 
-if TYPE_CHECKING:
-    from fusedopt.optim._fused import FusedStep
-
 Found = tuple[list[int], list[int], list[int], list[int]]
 """What `Plan.refresh` returns."""
 
 
-def agreed(optimizer: FusedStep, scaling: Scaling) -> Scaling:
+def agreed(optimizer: Base, scaling: Scaling) -> Scaling:
     """An overflow anywhere is one everywhere: otherwise some processes would step and others not."""
     found = scaling.found_inf
     if found is None:
@@ -42,14 +41,14 @@ def agreed(optimizer: FusedStep, scaling: Scaling) -> Scaling:
     found = local(found.full_tensor() if is_dtensor(found) else found)  # type: ignore[union-attr]
     if not isinstance(found, Tensor):
         found = torch.tensor(float(found or 0), dtype=torch.float32)
-    domains = optimizer._domains if optimizer._domains is not None else Domains(optimizer)
+    domains = optimizer._domains if optimizer._domains is not None else _new_domains(optimizer)
     everywhere = tuple({group.group_name: group for groups in domains.groups for group in groups}.values())
     found = found.clone()
     sharding.all_reduce([(everywhere, found)])
     return Scaling(scaling.grad_scale, found)
 
 
-def sharded_step(optimizer: FusedStep, refresh: Callable[..., Found], found: Found, scaling: Scaling) -> None:
+def sharded_step(optimizer: Base, refresh: Callable[..., Found], found: Found, scaling: Scaling) -> None:
     """Performs the step once the plan has seen that there are DTensors. Every process takes part in what is reduced."""
     plan = optimizer._plan
     assert plan is not None
@@ -99,16 +98,16 @@ def sharded_step(optimizer: FusedStep, refresh: Callable[..., Found], found: Fou
         plan.end(*arguments, sums)
 
 
-def _join(optimizer: FusedStep, domains: Domains) -> None:
+def _join(optimizer: Base, domains: Domains) -> None:
     """Takes part in the sums of a step that is skipped: a process whose parameters are all on GPUs does not know."""
     if optimizer.defaults["max_grad_norm"] is not None:
         domains.all_reduce(domains.zeros())
     domains.all_reduce(domains.zeros([2 * size for size in domains.sizes]))
 
 
-def torch_sharded_step(optimizer: FusedStep, indices: list[int], scaling: Scaling) -> None:
+def torch_sharded_step(optimizer: Base, indices: list[int], scaling: Scaling) -> None:
     """Performs the step with torch's class alone."""
-    domains = optimizer._domains = Domains(optimizer)
+    domains = optimizer._domains = _new_domains(optimizer)
     with ExitStack() as stack:
         stack.enter_context(placed(optimizer, indices))
         scale, _ = _scale(optimizer, domains, [], indices, scaling)
@@ -132,17 +131,21 @@ def torch_sharded_step(optimizer: FusedStep, indices: list[int], scaling: Scalin
                 rule._end_group(group, square, dot)
 
 
-def domains_of(optimizer: FusedStep) -> Domains:
+def domains_of(optimizer: Base) -> Domains:
     """What the plan's walk has seen, looked at again where it has changed."""
     assert optimizer._plan is not None
     if optimizer._domains is None or optimizer._plan.resharded:
-        optimizer._domains = Domains(optimizer)
+        optimizer._domains = _new_domains(optimizer)
         optimizer._plan.set_domains(optimizer._domains.of, optimizer._domains.slots)
     return optimizer._domains
 
 
+def _new_domains(optimizer: Base) -> Domains:
+    return Domains(optimizer.param_groups, optimizer._sum_scope)
+
+
 def _scale(
-    optimizer: FusedStep, domains: Domains, devices: list[int], leftover: list[int], scaling: Scaling
+    optimizer: Base, domains: Domains, devices: list[int], leftover: list[int], scaling: Scaling
 ) -> tuple[float, Scalings]:
     """As `gradient_scale`, with the norm over all processes."""
     max_norm = optimizer.defaults["max_grad_norm"]
@@ -172,7 +175,7 @@ def _scale(
 
 @torch.no_grad()
 def _first_passes(
-    optimizer: FusedStep, domains: Domains, indices: list[int], scale: float, sums: list[Tensor], stack: ExitStack
+    optimizer: Base, domains: Domains, indices: list[int], scale: float, sums: list[Tensor], stack: ExitStack
 ) -> list[Callable[[list[Tensor]], None]]:
     """Begins with what torch's path has to step of parameters whose sums are shared. Returns how that is completed."""
     shared = [i for i in indices if domains.slots[i] >= 0]
@@ -191,7 +194,7 @@ def _first_passes(
 
 
 def _first_pass(
-    optimizer: FusedStep, group: dict[str, Any], param: Tensor, scale: float
+    optimizer: Base, group: dict[str, Any], param: Tensor, scale: float
 ) -> tuple[Tensor, Callable[[Tensor], None]]:
     own = optimizer.state[param]
     wide = None if steps_as_it_is(param, own, group) else InFloat32(optimizer, group, param)

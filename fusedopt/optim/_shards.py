@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fusedopt import sharding
 from fusedopt.sharding import Groups, is_dtensor
-
-if TYPE_CHECKING:
-    from fusedopt.optim._fused import FusedStep
 
 
 class Domains:
@@ -25,13 +22,13 @@ class Domains:
     are whole as they are.
     """
 
-    def __init__(self, optimizer: FusedStep) -> None:
+    def __init__(self, param_groups: list[dict[str, Any]], sum_scope: Literal["tensor", "group"] | None) -> None:
         self.of: list[int] = []
         """The domain of each parameter."""
         self.groups: list[Groups] = []
         self.devices: list[torch.device] = []
         known: dict[tuple[torch.device, tuple[str, ...]], int] = {}
-        for p in params_of(optimizer):
+        for p in (p for group in param_groups for p in group["params"]):
             groups, device = sharding.groups_of(p), sharding.local(p).device
             domain = known.setdefault((device, tuple(group.group_name for group in groups)), len(known))
             if domain == len(self.groups):
@@ -40,18 +37,18 @@ class Domains:
             self.of.append(domain)
         self.sizes = [0] * len(self.groups)
         """How many pairs of sums a rule takes in each domain, between its two passes."""
-        self.slots = self._slots(optimizer)
+        self.slots = self._slots(param_groups, sum_scope)
         """Where among those of its domain a parameter's sums stand, -1 where what becomes of it depends on none."""
 
-    def _slots(self, optimizer: FusedStep) -> list[int]:
+    def _slots(self, param_groups: list[dict[str, Any]], sum_scope: str | None) -> list[int]:
         slots, first = [], 0
-        for group in optimizer.param_groups:
+        for group in param_groups:
             mine = self.of[first : (first := first + len(group["params"]))]
             shared: dict[int, int] = {}
             for domain in mine:
-                if optimizer._sum_scope == "tensor" and self.groups[domain]:
+                if sum_scope == "tensor" and self.groups[domain]:
                     slot = self._new_slot(domain)
-                elif optimizer._sum_scope == "group" and any(self.groups[other] for other in mine):
+                elif sum_scope == "group" and any(self.groups[other] for other in mine):
                     slot = shared[domain] if domain in shared else self._new_slot(domain)
                     shared[domain] = slot
                 else:
@@ -88,7 +85,7 @@ def has_shards(optimizer: torch.optim.Optimizer) -> bool:
 
 
 @contextlib.contextmanager
-def placed(optimizer: FusedStep, indices: Iterable[int]) -> Iterator[None]:
+def placed(optimizer: torch.optim.Optimizer, indices: Iterable[int]) -> Iterator[None]:
     """Places gradients and states of the DTensors at `indices` as their parameters: gradients while the block runs.
 
     A partial sum has to be summed before it can be used, and nothing of it may be lost should there be a refusal.

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices
 
-from fusedopt import _C
+from fusedopt._extension import _C
+from fusedopt.optim._base import Base
 from fusedopt.optim._codecs import decoded, encoded, is_coded, tensors_in
 from fusedopt.optim._formats import SCALARS, check_formats, complete
 from fusedopt.optim._in_float32 import in_float32
 from fusedopt.optim._plain import number
 from fusedopt.sharding import is_dtensor, local
-
-if TYPE_CHECKING:
-    from fusedopt.optim._fused import FusedStep
 
 
 def in_layout_of(param: Tensor, value: Any) -> Any:
@@ -48,9 +46,7 @@ def _select(
     return selected
 
 
-def torch_step(
-    optimizer: FusedStep, indices: list[int], scale: float, *, guarded: bool, every_group: bool = False
-) -> None:
+def torch_step(optimizer: Base, indices: list[int], scale: float, *, guarded: bool, every_group: bool = False) -> None:
     """Steps the parameters at `indices` with torch's class, their gradients multiplied by `scale`.
 
     It is a twin that steps, not the parent's method: that walks all groups and may have been wrapped to run hooks.
@@ -78,7 +74,7 @@ def torch_step(
 
 
 @contextlib.contextmanager
-def restored_if_refused(optimizer: FusedStep, indices: list[int], every_group: bool = False) -> Iterator[None]:
+def restored_if_refused(optimizer: Base, indices: list[int], every_group: bool = False) -> Iterator[None]:
     """Puts the parameters at `indices` and their states back should torch refuse one of them in the middle of its work.
 
     They are copied for that where torch might.
@@ -117,7 +113,7 @@ def step_twin(optimizer: Optimizer, cls: type[Optimizer], groups: list[dict[str,
     step(twin)
 
 
-def _has_odd_numbers(optimizer: FusedStep, groups: list[dict[str, Any]]) -> bool:
+def _has_odd_numbers(optimizer: Base, groups: list[dict[str, Any]]) -> bool:
     """Whether a hyper-parameter is none of its rule's, so that torch might refuse it when other groups have stepped."""
     plan = _C.Plan()  # of no parameters: the optimizer's own has not seen these groups where every step is torch's
     bare = [{**group, "params": []} for group in groups]
@@ -125,7 +121,7 @@ def _has_odd_numbers(optimizer: FusedStep, groups: list[dict[str, Any]]) -> bool
     return plan.has_odd_numbers
 
 
-def _refusable(optimizer: FusedStep, group: dict[str, Any], params: list[Tensor]) -> bool:
+def _refusable(optimizer: Base, group: dict[str, Any], params: list[Tensor]) -> bool:
     """Whether torch might refuse one of these parameters of a group in the middle of its work."""
     rule = optimizer._numbers(group)[0]
     names = [*_C.STATES[rule], *_C.SCALARS[rule]]
@@ -164,7 +160,7 @@ def _restored_on_error(optimizer: Optimizer, params: list[Tensor]) -> Iterator[N
 
 
 @contextlib.contextmanager
-def new_states(optimizer: FusedStep, indices: list[int]) -> Iterator[None]:
+def new_states(optimizer: Base, indices: list[int]) -> Iterator[None]:
     """Gives the parameters at `indices` their first states, and takes them away again if the block fails."""
     selected = _select(optimizer, indices)
     with states_restored_on_error(optimizer, [p for _, params in selected for p in params]):
@@ -179,7 +175,7 @@ def new_states(optimizer: FusedStep, indices: list[int]) -> Iterator[None]:
 
 
 def look_again(
-    optimizer: FusedStep,
+    optimizer: Base,
     refresh: Callable[..., tuple[list[int], ...]],
     leftover: list[int],
     missing: list[int],
@@ -219,7 +215,7 @@ def square_sum(grad: Tensor) -> float:
     return number(values.abs().double().square().sum())
 
 
-def refuse_sparse(optimizer: FusedStep, indices: list[int]) -> None:
+def refuse_sparse(optimizer: Base, indices: list[int]) -> None:
     """Raises what torch's class raises on a sparse gradient, before anything is written."""
     for group, params in _select(optimizer, indices):
         if any(p.grad is not None and p.grad.is_sparse for p in params):

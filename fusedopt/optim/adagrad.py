@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from fusedopt import _C
+from fusedopt._extension import _C
 from fusedopt.optim._formats import Formats
 from fusedopt.optim._fused import FusedStep
 
