@@ -31,7 +31,7 @@ test: test-cpu test-cuda-on-cpu
 # Threads that wait for work sleep, as several processes share the cores: a spinning one takes what another could use.
 test-cpu test-cuda-on-cpu integrations: export OMP_WAIT_POLICY = PASSIVE
 
-# Marks of tests are in pyproject.toml. SELECT="not one_torch" leaves out what no other torch can change.
+# Marks of tests are in pyproject.toml. SELECT="not one_torch" leaves out what another torch changes least.
 test-cpu: $(VENV)/built
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -q --durations=25 -m "$(SELECT)"
 

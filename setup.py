@@ -56,11 +56,13 @@ def with_cuda() -> bool:
     return asked != "0" and not missing
 
 
+on_cpu = os.environ.get("FUSEDOPT_CUDA_ON_CPU") == "1"  # for tests: CPU tensors go through the CUDA kernels
+
 # No contraction: a multiply-add is fused where the source says so, on every device alike. Two math flags give up errno
 # and floating-point traps, which would forbid vectorizing a square root or a select; the values stay IEEE. Unswitching
 # would make a scalar copy of a loop for every choice in a rule. Vectors wider than a target's, whose ABI is in doubt,
 # are passed to what is inlined only.
-compile_args = ["-std=c++20", "-O3", "-g0", "-Wall", "-fvisibility=hidden", "-fopenmp"]
+compile_args = ["-std=c++20", "-O1" if on_cpu else "-O3", "-g0", "-Wall", "-fvisibility=hidden", "-fopenmp"]
 compile_args += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-unswitch-loops", "-Wno-psabi"]
 link_args = ["-fopenmp"]
 if os.environ.get("FUSEDOPT_SANITIZE") == "1":
@@ -71,7 +73,7 @@ if os.environ.get("FUSEDOPT_SANITIZE") == "1":
 # Files with an instruction set of their own, which only they may use.
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mprefer-vector-width=512"]
-ISA_FLAGS = {"csrc/cpu/avx2.cpp": AVX2, "csrc/cpu/avx512.cpp": AVX2 + AVX512}
+ISA_FLAGS = {"csrc/cpu/baseline.cpp": [], "csrc/cpu/avx2.cpp": AVX2, "csrc/cpu/avx512.cpp": AVX2 + AVX512}
 
 
 def check_compiler() -> None:
@@ -110,16 +112,29 @@ class Metadata(egg_info):
 
 
 class Build(BuildExtension):
-    """Compiles the files with flags of their own first: BuildExtension has one set of flags for all."""
+    """Compiles the files with flags of their own first: BuildExtension has one set of flags for all.
+
+    Those that include torch are compiled as one, as its headers take most of the time.
+    """
 
     def finalize_options(self) -> None:
         """Never takes an extension for up to date: torch may be another one than that which it was built for."""
         super().finalize_options()
         self.force = True
 
+    def join_sources(self) -> None:
+        """Puts one file that includes them in the place of the C++ sources that are left."""
+        extension = self.extensions[0]
+        joined = [source for source in extension.sources if source.startswith("csrc/") and source.endswith(".cpp")]
+        file = Path(self.build_temp, "joined.cpp")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f'#include "{Path(source).absolute()}"\n' for source in joined))
+        extension.sources = [str(file), *(source for source in extension.sources if source not in joined)]
+
     def build_extensions(self) -> None:
         """Builds the extension."""
         check_compiler()
+        self.join_sources()
         own = ISA_FLAGS if platform.machine() in ("x86_64", "AMD64") else dict.fromkeys(ISA_FLAGS, ())
 
         def compiled(source: str) -> list[str]:
@@ -131,7 +146,6 @@ class Build(BuildExtension):
         super().build_extensions()
 
 
-on_cpu = os.environ.get("FUSEDOPT_CUDA_ON_CPU") == "1"  # for tests: CPU tensors go through the CUDA kernels
 cuda = with_cuda() and not on_cpu
 sources = [str(path) for path in sorted(Path("csrc").rglob("*.c*")) if path.suffix in (".cpp", ".cu")]
 sources = [path for path in sources if path not in ISA_FLAGS and (cuda or not path.startswith("csrc/cuda/"))]

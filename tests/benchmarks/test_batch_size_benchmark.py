@@ -8,7 +8,7 @@ import pytest
 from fusedopt.data import make_hands
 from fusedopt.tasks import TASKS, Task
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 OPTIONS = argparse.Namespace(epochs=6, batch_size=5, lr=0.01, factor=4, seeds=2)
 

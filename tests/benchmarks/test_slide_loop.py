@@ -13,7 +13,7 @@ from fusedopt.models import CNN2, HandClassifier
 from fusedopt.tasks import TASKS, Task
 from fusedopt.training import Settings, seeded
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import tune_gpu
 
+pytestmark = pytest.mark.one_torch
+
 
 @pytest.fixture
 def nvcc(tmp_path: Path) -> Path:

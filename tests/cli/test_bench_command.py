@@ -11,7 +11,7 @@ from comparisons import comparison
 from fusedopt.benchmark import measuring
 from fusedopt.benchmark.timing import Spread
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(autouse=True)

@@ -17,14 +17,7 @@ from fusedopt.data import make_hands
 from fusedopt.examples.demo import run_demo
 from fusedopt.tasks import TASKS, Task
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors gain nothing by more threads, and lose much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from fusedopt import cli, tasks
 from fusedopt.data.images import ImageData
 from fusedopt.examples import find_lr as example
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture

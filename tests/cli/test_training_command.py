@@ -17,7 +17,7 @@ from fusedopt.models import GarmentClassifier, LeNet
 from fusedopt.training import OPTIMIZERS, RunFolder, make_optimizer, seeded
 from fusedopt.training import train as train_loop
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb", "torch.sgd"])

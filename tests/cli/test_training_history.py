@@ -8,7 +8,7 @@ from fusedopt.gradients import History
 from fusedopt.training import Checkpoint
 from fusedopt.training.metrics import EarlyStopping, Metrics
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 OPTIONS = ("--capture", "--batch-size", 3)  # 134 steps an epoch: more than there are records of every step
 
 

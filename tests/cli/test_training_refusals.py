@@ -14,7 +14,7 @@ from fusedopt.data import make_hands
 from fusedopt.tasks import TASKS, Task
 from fusedopt.training import RunFolder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 
 def train(fashion, *arguments, code=0):

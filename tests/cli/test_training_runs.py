@@ -15,7 +15,7 @@ from fusedopt.training import RunFolder, accuracy, auto_lr, make_optimizer, seed
 from fusedopt.training.auto_lr import find_training_lr
 from fusedopt.training.metrics import EarlyStopping
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 
 def outcome(folder):

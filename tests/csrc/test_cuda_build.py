@@ -68,7 +68,9 @@ def test_sixteen_byte_accesses(resources: list[tuple[str, str, int, int]], form:
     of_form = re.compile(rf"5apply.*?4FormE{form}ELi{4096 if form else 1024}E")
     kernels = {name for gpu, name, *_ in resources if gpu == newest and of_form.search(name)}
     assert len(kernels) >= 10
-    for name in kernels:
-        code = cuobjdump("-sass", "-arch", newest, "-fun", name)
+    dumped = re.split(r"Function : (\S+)", cuobjdump("-sass", "-arch", newest, "-fun", ",".join(kernels)))
+    codes = dict(zip(dumped[1::2], dumped[2::2], strict=True))
+    assert codes.keys() == kernels
+    for name, code in codes.items():
         assert "LDG.E.128" in code, name
         assert "STG.E.128" in code or "lars" in name, name  # whose first pass only reads

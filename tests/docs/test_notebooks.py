@@ -19,7 +19,7 @@ SMALL = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(autouse=True)

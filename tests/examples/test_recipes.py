@@ -11,7 +11,7 @@ from fusedopt.examples.recipes import RECIPES, Recipe, confusion, run
 from fusedopt.models import HandClassifier
 from fusedopt.tasks import TASKS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from fusedopt.examples import lecture_mlp
 from fusedopt.gradients import History
 from fusedopt.training import RunFolder, seeded
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 
 def images(channels, size, classes):

@@ -8,6 +8,8 @@ import pytest
 
 from fusedopt import extras
 
+pytestmark = pytest.mark.one_torch
+
 ENTRIES = {
     "import fusedopt.reports": "matplotlib",
     "import fusedopt.tuning": "matplotlib",

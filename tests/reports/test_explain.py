@@ -23,7 +23,7 @@ pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 from fusedopt.reports import attribute, attribute_wrong, evaluate, layers, pick_wrong, plot_activations, plot_filters
 from fusedopt.reports.layers import convolutions, feature_maps, find_layer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from command_line import run as command
+from made_images import saved
 from ranks import environment, gloo_group, run_ranks, torchrun
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -128,22 +130,28 @@ def test_the_learning_rate_is_found_together(ranks):
     assert ranks[0]["found"] == ranks[1]["found"]
 
 
+FIXED = ["--batch-size", "8", "--device", "cpu", "--no-report"]
+
+
 def _torchrun(folder, *options):
-    fixed = ["--epochs", "1", "--batch-size", "500", "--device", "cpu", "--no-report"]
-    return torchrun(WORLD, "-m", "fusedopt", "train", *options, *fixed, cwd=folder)
+    return torchrun(WORLD, "-m", "fusedopt", "train", *options, *FIXED, "--epochs", "1", cwd=folder)
 
 
 @pytest.mark.parametrize("options", [[], ["--fsdp"]], ids=["ddp", "fsdp"])
 def test_torchrun_runs_the_command(tmp_path, options):
-    code, output, errors = _torchrun(tmp_path, "hands", *options)
+    for name, color in ("dark", 30), ("light", 220):
+        (tmp_path / "shades" / name).mkdir(parents=True)
+        for i in range(12):
+            saved(tmp_path / "shades" / name, np.full((28, 28, 3), color + i, np.uint8), name=f"{i}.png")
+    code, output, errors = _torchrun(tmp_path, "shades", *options)
     assert code == 0, errors
     assert len(re.findall("epoch 1/1", output)) == 1
-    run = RunFolder.open(tmp_path / "runs" / "hands-lenet-1")
+    run = RunFolder.open(tmp_path / "runs" / "shades-resnet9-small-1")
     assert len(run.rows) == 1
     assert run.load_model()
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["hands-lenet-1"]
-    again = ["--epochs", 2, "--batch-size", 500, "--device", "cpu", "--no-report", "--resume", "--out", run.folder]
-    assert "going on after epoch 1 of 2" in command("train", "hands", *again).output  # by one process
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["shades-resnet9-small-1"]
+    again = ["train", tmp_path / "shades", *FIXED, "--epochs", 2, "--resume", "--out", run.folder]
+    assert "going on after epoch 1 of 2" in command(*again).output  # by one process
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from fusedopt.files import FileError  # noqa: E402
 from fusedopt.tasks import TASKS, Task  # noqa: E402
 from fusedopt.tuning import METHODS, Search, finished, make_space, open_study, run, search  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 SPACE = ("lr=1e-4..0.05", "batch-size=16,32", "momentum=0.8..0.95")
 GRID = ("lr=1e-3,1e-4", "batch-size=16", "optimizer=adamw,torch.sgd")
 

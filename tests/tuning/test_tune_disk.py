@@ -15,7 +15,7 @@ from fusedopt.files import FileError  # noqa: E402
 from fusedopt.tasks import TASKS, Task  # noqa: E402
 from fusedopt.tuning import Search, finished, make_space, open_study, search  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):

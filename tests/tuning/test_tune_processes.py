@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 
 pytest.importorskip("optuna", reason="optuna is not installed")
+pytestmark = pytest.mark.one_torch
 
 SCRIPT = """
 import os, signal
