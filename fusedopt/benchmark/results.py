@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusedopt.benchmark.implementations import NATIVE, OURS
 from fusedopt.benchmark.measured import Measured
-from fusedopt.benchmark.words import duration, label, size
+from fusedopt.benchmark.words import duration, factor, label, size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,7 +93,9 @@ def _ratio(row: Measured) -> str:
     if row.ratio is None:
         return ""
     low, median, high = row.ratio.low, row.ratio.median, row.ratio.high
-    return "the fastest" if low == median == high == 1 else f"{median:.2f}x as fast ({low:.2f} .. {high:.2f})"
+    if low == median == high == 1:
+        return "the fastest"
+    return f"{factor(median)}x as fast ({factor(low)} .. {factor(high)})"
 
 
 def _training(c: Comparison) -> list[str]:
@@ -127,7 +129,7 @@ def _gain(rows: list[Measured]) -> list[str]:
 def _notes(c: Comparison) -> list[str]:
     lines = [
         "Median and quartiles of interleaved repeats. `of a copy`: the bandwidth that the step's least traffic makes,",
-        "against a copy's; above 100% where parameters and states stay in a cache.",
+        "against a copy's; above 100% where parameters and states stay in a cache, or other work slowed the copy.",
     ]
     if c.batch is None:
         lines += [

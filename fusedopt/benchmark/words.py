@@ -24,6 +24,11 @@ def duration(seconds: float) -> str:
     return f"{number:.0f} {name}" if number >= 100 else f"{number:.3g} {name}"
 
 
+def factor(ratio: float) -> str:
+    """A ratio with three digits, which is more than most runs can tell."""
+    return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
+
+
 def size(count: int) -> str:
     """A number of bytes in the unit that suits it."""
     if count == 0:

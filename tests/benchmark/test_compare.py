@@ -14,7 +14,7 @@ from fusedopt.benchmark.devices import DEVICES, Host, Work
 from fusedopt.benchmark.implementations import CASES, NATIVE, OURS
 from fusedopt.benchmark.subjects import find_subject, of_model
 from fusedopt.benchmark.training import time_training
-from fusedopt.benchmark.words import duration, size
+from fusedopt.benchmark.words import duration, factor, size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -385,3 +385,7 @@ def test_durations(seconds, text):
 
 def test_sizes():
     assert [size(count) for count in (0, 12, 1_234_567, 2_000_000_000)] == ["none", "0.012 kB", "1.23 MB", "2 GB"]
+
+
+def test_ratios_have_three_digits():
+    assert [factor(ratio) for ratio in (0.987, 3.14159, 31.4159, 314.159)] == ["0.99", "3.14", "31.4", "314"]
