@@ -1,5 +1,10 @@
-"""A bar chart of a run: each implementation's speed relative to the fastest native one. Needs matplotlib."""
+"""A bar chart of a run: each implementation's speed relative to the fastest native one. Needs matplotlib.
 
+python benchmarks/plot.py run.json run.png AdamW LAMB  # of what step.py --json has written, for these optimizers
+"""
+
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,7 @@ from report import Row, in_order
 
 from fusedopt.benchmark.implementations import IMPLEMENTATIONS, OURS
 from fusedopt.benchmark.parameter_sets import SETS
+from fusedopt.benchmark.timing import Spread
 
 COLOURS = dict(zip(IMPLEMENTATIONS, ("#d1495b", "#c9d1d6", "#8ba4b2", "#3d5a6c"), strict=True))
 INK = "#222222"
@@ -43,7 +49,7 @@ def plot_ratios(rows: Sequence[Row], description: dict[str, Any], path: Path) ->
         f"{description['cpu']}, {description['threads']} threads, PyTorch {description['torch']}",
         fontsize=9,
     )
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, metadata={"Source": f"measured {description['date']}"})
     pyplot.close(figure)
 
 
@@ -83,3 +89,18 @@ def _draw_panel(axis: Axes, rows: Sequence[Row], sets: Sequence[str]) -> dict[st
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.margins(y=0.15)
     return handles
+
+
+def main(recorded: str, picture: str, *optimizers: str) -> None:
+    """Draw a run that was written to a file."""
+    run = json.loads(Path(recorded).read_text())
+    rows = [
+        Row(**row | {"us": Spread(**row["us"]), "ratio": row["ratio"] and Spread(**row["ratio"])})
+        for row in run["rows"]
+        if row["optimizer"] in optimizers
+    ]
+    plot_ratios(rows, run["machine"], Path(picture))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -181,6 +181,12 @@ def recorded_speeds() -> dict[tuple[str, str, str], float]:
     return speeds
 
 
+def test_the_picture_of_the_speeds_is_of_the_recorded_benchmark():
+    results = ROOT / "benchmarks" / "results"
+    measured = json.loads((results / "cpu-step.json").read_text())["machine"]["date"]
+    assert f"measured {measured}".encode() in (results / "cpu-step.png").read_bytes(), "see benchmarks/plot.py"
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "speed.md"], ids=title)
 def test_speeds_are_those_of_the_recorded_benchmark(page):
     speeds, sets = recorded_speeds(), SETS[page.name]
