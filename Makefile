@@ -107,6 +107,7 @@ $(VENV)-%/ready: $(VENV)/ready pyproject.toml
 	touch $@
 
 $(VENV)/built: $(VENV)/ready setup.py $(SOURCES)
+	@echo "Compiling: some minutes, most of them for the GPU, which FUSEDOPT_CUDA=0 leaves out."
 	$(VENV)/bin/pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 

@@ -32,7 +32,8 @@ def machine(threads: int | None = None, with_ours: bool = True) -> dict[str, Any
 
 def machine_line() -> str:
     """The processor, its number of threads in use, and the PyTorch version, in one line."""
-    return f"{processor()}, {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' * (threads > 1)}, PyTorch {torch.__version__}"
 
 
 def print_machine(description: dict[str, Any]) -> None:

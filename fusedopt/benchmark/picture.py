@@ -51,7 +51,9 @@ def plot_rows(
         if trained:
             _whole(next(places), f"training, batches of {batch}", own)
     figure.suptitle(title, fontsize=11)
-    caption = "median time of optimizer.step(), whiskers: quartiles; the factor is fastest PyTorch / fusedopt"
+    caption = "median time of optimizer.step(), whiskers: quartiles"
+    if any(name not in busy for name in rows):
+        caption += "; the factor is fastest PyTorch / fusedopt"
     if trained:
         caption += "\nright: the optimizer's part of a training step in colour, forward and backward in pale"
     if busy:

@@ -26,7 +26,7 @@ def duration(seconds: float) -> str:
 
 def factor(ratio: float) -> str:
     """A ratio with three digits, which is more than most runs can tell."""
-    return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
+    return f"{ratio:.2g}" if ratio < 0.1 else f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
 
 
 def size(count: int) -> str:

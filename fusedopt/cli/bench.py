@@ -35,7 +35,9 @@ def bench(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...; the model's own by default.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU where there is one.")] = None,
     seconds: Annotated[float, typer.Option(min=0, help="For all measurements, about.")] = 100.0,
-    quick: Annotated[bool, typer.Option("--quick", help=f"In about {_QUICK:.0f} seconds.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"In about {_QUICK:.0f} seconds; longer for a large --batch.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; torch's by default.")] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it into this file.")] = None,

@@ -55,7 +55,9 @@ def plot_training(
         axes.grid(alpha=0.3)
 
     wrong = int((truth != predicted).sum())
-    sheet.suptitle(f"The first test images and their predictions; {wrong} of {len(truth)} test images are wrong")
+    sheet.suptitle(
+        f"The first test images and their predictions after the last epoch; {wrong} of {len(truth)} are wrong"
+    )
     cells = list(sheet.subplots(_SHEET_ROWS, _SHEET_COLUMNS).flat)
     for axes in cells:
         axes.axis("off")

@@ -388,4 +388,10 @@ def test_sizes():
 
 
 def test_ratios_have_three_digits():
-    assert [factor(ratio) for ratio in (0.987, 3.14159, 31.4159, 314.159)] == ["0.99", "3.14", "31.4", "314"]
+    assert [factor(ratio) for ratio in (0.00123, 0.987, 3.14159, 31.4159, 314.159)] == [
+        "0.0012",
+        "0.99",
+        "3.14",
+        "31.4",
+        "314",
+    ]
