@@ -6,11 +6,16 @@ import io
 from typing import Any
 
 import torch
-from cases import BF16
+from cases import BF16, F32, Case
 from torch import Tensor
 
 # Vectors of every instruction set, whole and not, more than one chunk, none.
 SHAPES = [(3, 5), (16,), (16 * 1024 + 37,), (), (0, 4)]
+
+
+def may_be_stored_in(case: Case, state_dtype: Any) -> bool:
+    """Whether a case takes that option: the difference of two states that are rounded may be anything."""
+    return state_dtype in (None, F32) or not case.kwargs.get("centered")
 
 
 def parameters(dtype: torch.dtype, shapes: Any = SHAPES) -> list[Tensor]:

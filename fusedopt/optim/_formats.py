@@ -131,17 +131,17 @@ def check_formats(group: dict[str, Any]) -> None:
             "state_dtype='8bit' is not for parameters that are sharded, as blocks of 256 would not end where shards "
             "do: use torch.bfloat16"
         )
-    if dtype == EIGHT_BITS and group.get("centered"):
-        raise ValueError(
-            "state_dtype='8bit' is not for centered=True, which takes the root of the difference of two states: use "
-            "torch.bfloat16"
-        )
     if masters and known and not any(p.dtype in _HALVES for p in known):
         raise ValueError(
             "master_weights=True does nothing for a group whose parameters are all in float32, which are their own "
             "masters: set master_weights=False in that group"
         )
     short = (torch.bfloat16, EIGHT_BITS)
+    if group.get("centered") and (dtype in short or (by_chance and any((dtype or p.dtype) in short for p in known))):
+        raise ValueError(
+            "centered=True takes the root of the difference of two states, which would become negative where they are "
+            "rounded: keep them in float32, by state_dtype=torch.float32"
+        )
     rounds = [(p.dtype == torch.bfloat16 and not masters) or (dtype or p.dtype) in short for p in known]
     if by_chance and known and not any(rounds):
         raise ValueError(
@@ -174,6 +174,12 @@ def format_of_states(param: Tensor, group: dict[str, Any]) -> torch.dtype | Lite
     return dtype or param.dtype
 
 
+def dtype_of_average(param: Tensor, group: dict[str, Any]) -> torch.dtype:
+    """float32, but bfloat16 beside such states where it is rounded by chance: to nearest, it would stand still."""
+    by_chance = group.get("stochastic_rounding") and format_of_states(param, group) == torch.bfloat16
+    return torch.bfloat16 if by_chance else torch.float32
+
+
 def stored(value: Tensor, name: str, how: torch.dtype | Literal["8bit"]) -> Tensor | Coded:
     """A state in the format `how`."""
     if not isinstance(how, str):
@@ -195,13 +201,12 @@ def complete(optimizer: Base, group: dict[str, Any], param: Tensor, fresh: bool)
             detached = param.detach()
             state[name] = torch.zeros_like(detached, dtype=dtype) if name == REST else detached.to(dtype)
     if needs_count(group) and "step" not in state:  # of a rule that keeps no count, so that a GPU knows its first step
-        state["step"] = torch.tensor(0.0 if fresh else 1.0, dtype=torch.float32)
+        state["step"] = torch.tensor(0.0 if fresh else 1.0, dtype=torch.float32, device="cpu")
     if group.get("stochastic_rounding") and KEY not in state:
         seed = mixed(int(group.get("rounding_seed", 0)) % 2**64)
         state[KEY] = mixed((seed + optimizer._index_of(param)) % 2**64) >> 1  # a signed number
     if group.get("ema_decay") is not None and AVERAGE not in state:
-        by_chance = group.get("stochastic_rounding") and format_of_states(param, group) == torch.bfloat16
-        state[AVERAGE] = exact(param, state, group).to(torch.bfloat16 if by_chance else torch.float32)
+        state[AVERAGE] = exact(param, state, group).to(dtype_of_average(param, group))
 
 
 @contextmanager
@@ -256,13 +261,14 @@ def restore(saved: dict[str, Any], state: dict[str, Any], param: Tensor, group: 
     for name in (REST, MASTER, AVERAGE):
         state.pop(name, None)
     if group.get("ema_decay") is not None and isinstance(average := saved.get(AVERAGE), Tensor):
-        state[AVERAGE] = average.to(param.device)
+        state[AVERAGE] = average.to(param.device, dtype_of_average(param, group))
     rest, master = saved.get(REST), saved.get(MASTER)
     if not group.get("master_weights"):
         return  # and those of parameters in the other half go: from now on the parameters count
-    if param.dtype == torch.bfloat16 and isinstance(rest, Tensor):
+    # Where torch's class has had them for a model in another dtype, it has cast them, whatever their bits mean.
+    if param.dtype == torch.bfloat16 and isinstance(rest, Tensor) and rest.dtype == torch.bfloat16:
         state[REST] = rest.to(param.device)
-    elif param.dtype == torch.float16 and isinstance(master, Tensor):
+    elif param.dtype == torch.float16 and isinstance(master, Tensor) and master.dtype == torch.float32:
         state[MASTER] = master.to(param.device)
 
 

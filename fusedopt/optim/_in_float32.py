@@ -29,6 +29,7 @@ from fusedopt.optim._codecs import (
 from fusedopt.optim._formats import (
     EIGHT_BITS,
     SHORT,
+    check_formats,
     complete,
     elementwise,
     format_of_states,
@@ -120,6 +121,8 @@ def in_float32(optimizer: Base, groups: list[dict[str, Any]]) -> Iterator[list[d
     copies: list[InFloat32] = []
 
     def copy(p: Tensor, group: dict[str, Any]) -> Tensor:
+        if p.dtype not in SHORT:
+            check_formats({**group, "params": [p]})  # refuses what has become float64 since the optimizer was made
         if steps_as_it_is(p, optimizer.state.get(p, {}), group):
             return p
         copies.append(InFloat32(optimizer, group, p))

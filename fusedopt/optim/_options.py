@@ -164,6 +164,7 @@ class Options(Base):
                 check_formats({**group, **options})
             except ValueError:  # of parameters in another dtype than those that were saved: the options here fit them
                 options = {name: live[i].get(name, default) for name, default in DEFAULTS.items()}
+                check_formats({**group, **options})
                 group |= options
             for p in group["params"]:
                 if isinstance(values := state["state"].get(p), dict):

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BF16, CASES, F16, F32, F64, Case, dtype_id
+from cases import BF16, CASES, F16, F32, F64, Case
+from stored_states import may_be_stored_in
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,13 +18,16 @@ from fusedopt import portable_state_dict
 from fusedopt.replacement import torchs_own
 
 SLOW = [case for case in CASES if case.name.endswith("-decay")]
-with_twin = pytest.mark.parametrize("case", [case for case in SLOW if case.twin], ids=str)
 without_twin = pytest.mark.parametrize(
     "case", [case for case in SLOW if not case.twin and case.cls is not fusedopt.SGD], ids=str
 )
-by_dtypes = pytest.mark.parametrize(
-    ("dtype", "state_dtype"), [(F32, BF16), (BF16, F32), (BF16, None), (F16, None), (F32, None)], ids=dtype_id
-)
+
+
+def stored(cases: list[Case]) -> pytest.MarkDecorator:
+    """Each case in each way of storing parameters and states that it may be stored in."""
+    ways = (F32, BF16), (BF16, F32), (BF16, None), (F16, None), (F32, None)
+    chosen = [(case, *way) for case in cases for way in ways if may_be_stored_in(case, way[1])]
+    return pytest.mark.parametrize(("case", "dtype", "state_dtype"), chosen, ids=str)
 
 
 def parameters(dtype: torch.dtype) -> list[Tensor]:
@@ -67,8 +71,7 @@ def assert_equal(actual: Any, expected: Any) -> None:
         assert actual == expected
 
 
-@with_twin
-@by_dtypes
+@stored([case for case in SLOW if case.twin])
 def test_torch_goes_on_from_it(case: Case, dtype: torch.dtype, state_dtype: torch.dtype | None) -> None:
     assert case.twin is not None
     params = parameters(dtype)
@@ -92,8 +95,7 @@ def test_torch_goes_on_from_it(case: Case, dtype: torch.dtype, state_dtype: torc
         torch.testing.assert_close(q, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", [case for case in SLOW if case.states and "classic" not in case.name], ids=str)
-@by_dtypes
+@stored([case for case in SLOW if case.states and "classic" not in case.name])
 def test_ours_goes_on_from_it_as_if_nothing_had_been(
     case: Case, dtype: torch.dtype, state_dtype: torch.dtype | None
 ) -> None:

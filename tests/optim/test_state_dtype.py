@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import BF16, CASES, F16, F32, F64, Case, dtype_id
-from stored_states import assert_close, assert_equal, give_gradients, parameters, saved
+from stored_states import assert_close, assert_equal, give_gradients, may_be_stored_in, parameters, saved
 from torch import Tensor
 
 import fusedopt
@@ -20,9 +20,12 @@ pytestmark = pytest.mark.one_torch
 PARAMS = [F32, BF16, F16]
 STATES = [F32, BF16]
 # With weight decay, which is at work in every rule.
-by_case = pytest.mark.parametrize("case", [c for c in CASES if c.states and c.name.endswith("-decay")], ids=str)
+DECAY = [c for c in CASES if c.states and c.name.endswith("-decay")]
+by_case = pytest.mark.parametrize("case", DECAY, ids=str)
+by_case_and_state = pytest.mark.parametrize(
+    ("case", "state_dtype"), [(c, s) for c in DECAY for s in STATES if may_be_stored_in(c, s)], ids=str
+)
 by_param = pytest.mark.parametrize("dtype", PARAMS, ids=dtype_id)
-by_state = pytest.mark.parametrize("state_dtype", STATES, ids=dtype_id)
 
 
 def stored(case: Case, opt: Any, p: Tensor) -> dict[str, Tensor]:
@@ -30,9 +33,8 @@ def stored(case: Case, opt: Any, p: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.steps
-@by_case
+@by_case_and_state
 @by_param
-@by_state
 def test_a_step_is_that_of_float32_rounded_to_what_it_is_stored_in(
     case: Case, dtype: torch.dtype, state_dtype: torch.dtype
 ) -> None:
@@ -64,8 +66,16 @@ def test_a_step_is_that_of_float32_rounded_to_what_it_is_stored_in(
 
 
 # Without it: where gradient and decay cancel, rounding decides on the direction.
-@pytest.mark.parametrize("case", [c for c in CASES if c.states and not c.name.endswith(("-decay", "-fast"))], ids=str)
-@pytest.mark.parametrize(("dtype", "state_dtype"), [(F32, BF16), (BF16, F32), (F16, F32), (F16, BF16)], ids=dtype_id)
+@pytest.mark.parametrize(
+    ("case", "dtype", "state_dtype"),
+    [
+        (case, dtype, state_dtype)
+        for case in CASES
+        for dtype, state_dtype in [(F32, BF16), (BF16, F32), (F16, F32), (F16, BF16)]
+        if case.states and not case.name.endswith(("-decay", "-fast")) and may_be_stored_in(case, state_dtype)
+    ],
+    ids=str,
+)
 def test_the_plain_path_computes_in_float32_too(case: Case, dtype: torch.dtype, state_dtype: torch.dtype) -> None:
     params = parameters(dtype)
     opt = case.make(params, state_dtype=state_dtype)
@@ -221,6 +231,28 @@ def test_a_dtype_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
     opt = fusedopt.AdamW(parameters(F32))
     with pytest.raises(ValueError, match="leave it out"):
         opt.add_param_group({"params": params, "state_dtype": BF16, **options})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (F32, {"state_dtype": BF16}),
+        (F32, {"state_dtype": "8bit"}),
+        (F32, {"state_dtype": BF16, "stochastic_rounding": True}),
+        (BF16, {"stochastic_rounding": True}),
+        (BF16, {"stochastic_rounding": True, "state_dtype": F32}),
+        (BF16, {}),
+    ],
+    ids=str,
+)
+def test_two_states_whose_difference_matters_are_not_rounded(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """But by torch's own way of storing them."""
+    params = parameters(dtype, [(4096,)])
+    if ("state_dtype" not in options and options) or options.get("state_dtype") in (BF16, "8bit"):
+        with pytest.raises(ValueError, match=r"centered=True takes the root .* by state_dtype=torch\.float32"):
+            fusedopt.RMSprop(params, centered=True, **options)
+    else:
+        fusedopt.RMSprop(params, centered=True, **options)
 
 
 @pytest.mark.steps
