@@ -220,3 +220,15 @@ def test_another_threads_step_comes_to_its_end_first() -> None:
 def test_other_dtypes_are_refused() -> None:
     with pytest.raises(ValueError, match="ema_decay is for parameters of"):
         fusedopt.AdamW(parameters(F64), ema_decay=0.9)
+
+
+def test_a_default_device_does_not_matter() -> None:
+    """Of a rule that keeps no count, the count is made for the average."""
+    params = parameters(F32, [(100,)])
+    opt = fusedopt.SGD(params, lr=0.1, ema_decay=0.9)
+    give_gradients(params, 0)
+    with torch.device("meta"):
+        opt.step()
+        opt.step()
+    assert opt.state[params[0]]["step"] == 2
+    assert {row.path for row in opt.explain()} == {"fused"}
