@@ -24,7 +24,7 @@ from fusedopt.optim._formats import memory
 from fusedopt.optim._options import Options
 from fusedopt.optim._partition import is_partition, refuse_partition
 from fusedopt.optim._scaling import NO_SCALING, Scaling, gradient_scale
-from fusedopt.optim._sharded_step import agreed, sharded_step, torch_sharded_step
+from fusedopt.optim._sharded_step import Found, agreed, sharded_step, torch_sharded_step
 from fusedopt.optim._shards import has_shards, params_of
 from fusedopt.optim._torch import (
     look_again,
@@ -175,8 +175,11 @@ class FusedStep(Options):
         # What needs nothing more than the fused path is over in one call, before another thread can touch a gradient.
         at_once = scaling is NO_SCALING and self.defaults["max_grad_norm"] is None and not graphs
         found = refresh(False, False, at_once)
-        if found is None:
-            return
+        if found is not None:
+            self._advance_the_rest(plan, refresh, found, scaling)
+
+    def _advance_the_rest(self, plan: _C.Plan, refresh: Callable[..., Found], found: Found, scaling: Scaling) -> None:
+        """Performs what is more than one call: new states, sums, scaling, shards, and what torch's class has to do."""
         if plan.sharded:
             scaling = agreed(self, scaling)
             if scaling.on_gpu or not scaling.overflowed():

@@ -1,10 +1,7 @@
 """`fusedopt.compare`: nothing given changes, and what it says is true. Nothing here asserts on a time."""
 
-import json
-
 import pytest
 import torch
-from comparisons import comparison
 from torch import nn
 
 import fusedopt
@@ -12,9 +9,8 @@ from fusedopt.benchmark import measuring
 from fusedopt.benchmark.candidates import named, of_optimizer
 from fusedopt.benchmark.devices import DEVICES, Host, Work
 from fusedopt.benchmark.implementations import CASES, NATIVE, OURS
-from fusedopt.benchmark.subjects import find_subject, of_model
+from fusedopt.benchmark.subjects import of_model
 from fusedopt.benchmark.training import time_training
-from fusedopt.benchmark.words import duration, factor, size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -262,136 +258,3 @@ class Strange(torch.optim.AdamW): ...
 def test_refusals(call, error, message):
     with pytest.raises(error, match=message):
         call(nn.Parameter(torch.ones(2)))
-
-
-# Subjects
-
-
-def test_subjects_by_name(tmp_path, monkeypatch):
-    (tmp_path / "nets.py").write_text(
-        "from torch import nn\nready = nn.Linear(2, 3)\nclass Made(nn.Linear):\n    def __init__(self):\n"
-        "        super().__init__(4, 5)\ndef no_model():\n    return 3\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    shapes = {
-        "3*4,2x5": [(4,), (4,), (4,), (2, 5)],
-        "nets:ready": [(3, 2), (3,)],
-        "nets:Made": [(5, 4), (5,)],
-        "lenet": [(6, 1, 5, 5), (6,)],
-    }
-    for text, expected in shapes.items():
-        subject = find_subject(text)
-        assert [tuple(p.shape) for p in subject.parameters][: len(expected)] == expected
-        assert (subject.model is not None) == text.startswith("nets")
-    for text, message in {
-        "nets:absent": "nets has no absent",
-        "nets:no_model": "nets:no_model made int, not a torch.nn.Module",
-        "torch.nn:Linear": "torch.nn:Linear cannot be called without arguments .*: name a function",
-        "no_such_module:f": "there is no module no_such_module",
-        "resnet51": "'resnet51' is neither torchvision:NAME",
-        "3x": "'3x' is neither",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            find_subject(text)
-
-
-def test_models_of_torchvision_and_timm(monkeypatch):
-    pytest.importorskip("torchvision")
-    subject = find_subject("torchvision:resnet18")
-    assert (subject.elements, subject.input_shape) == (11_689_512, (3, 224, 224))
-    with pytest.raises(ValueError, match=r"torchvision has no model 'resnet19'; it has .*resnet18"):
-        find_subject("torchvision:resnet19")
-    monkeypatch.setitem(__import__("sys").modules, "timm", None)
-    with pytest.raises(ValueError, match="there is no module timm; is it installed"):
-        find_subject("timm:resnet18")
-
-
-def test_drawn_parameters_are_copies_in_their_own_layout():
-    model = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
-    model.bias.requires_grad_(False)
-    (copy,) = of_model(model).drawn(torch.float64, CPU)
-    assert torch.equal(copy, model.weight.double())
-    assert copy.stride() == copy.grad.stride() == model.weight.stride()
-    assert copy.data_ptr() != model.weight.data_ptr()
-    assert 0 < copy.grad.std() < 2e-3
-
-
-# What is shown
-
-
-def test_the_table():
-    lines = str(comparison()).splitlines()
-    assert lines[:2] == [
-        "a net: 1,234 parameters in 2 tensors, float32",
-        "a CPU; a copy of large buffers moves 10.0 GB/s",
-    ]
-    text = "\n".join(" ".join(line.split()) for line in lines)
-    assert "AdamW\nfusedopt 2 ms 1 ms .. 4 ms 50% 2.4 MB 2.00x as fast (2.00 .. 2.00)" in text
-    assert "PyTorch fused 4 ms 2 ms .. 8 ms 50% 2.4 MB the fastest" in text
-    assert "LAMB\nfusedopt 20 µs 10 µs .. 40 µs 50% 2.4 MB\n" in text
-    assert (
-        "training, batches of 8 median of it the step\nAdamW\nfusedopt 1 s 4 ms, 0.4%\nPyTorch fused 1.25 s 8 ms"
-        in text
-    )
-    assert "fusedopt's saves 4 ms of a training step of 1.25 s: 0.3%" in text
-    assert "PyTorch has no LAMB: in its place" in text
-    assert "Left out: apex: no" in text
-    assert "busy" not in text
-    assert "launches" not in text
-    assert "A step is a part of a training iteration" not in text
-    assert "A step is a part of a training iteration" in str(comparison(batch=None))
-
-
-def test_a_busy_machine_is_named_beside_its_numbers():
-    text = str(comparison(busy={"AdamW": 1.25}))
-    assert text.count("AdamW  (other processes kept 1.2 cores busy: not to be quoted)") == 2
-    assert "\nLAMB\n" in text
-    assert "WARNING: this machine was busy" in text
-
-
-def test_json_and_picture(tmp_path):
-    pytest.importorskip("matplotlib")
-    both = comparison(busy={"AdamW": 1.0})
-    assert json.loads(json.dumps(both.as_dict()))["rows"][0]["training"]["share"] == 0.004
-    figure = both.plot(tmp_path / "both.png")
-    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == [
-        "AdamW (busy machine)",
-        "training, batches of 8",
-        "LAMB",
-        "training, batches of 8",
-    ]
-    labels = [label.get_text() for label in figure.axes[1].get_yticklabels()]
-    assert labels == ["fusedopt  1 s, step 0.4%", "PyTorch fused  1.25 s, step 0.6%"]
-    alone = comparison(batch=None).plot(tmp_path / "alone.png")
-    assert [axes.get_title(loc="left") for axes in alone.axes] == ["AdamW: 2.0x", "LAMB"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (1.5e-6, "1.5 µs"),
-        (0.99e-3, "990 µs"),
-        (1e-3, "1 ms"),
-        (0.1234, "123 ms"),
-        (0.9999, "1000 ms"),
-        (12.34, "12.3 s"),
-    ],
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text
-
-
-def test_sizes():
-    assert [size(count) for count in (0, 12, 1_234_567, 2_000_000_000)] == ["none", "0.012 kB", "1.23 MB", "2 GB"]
-
-
-def test_ratios_have_three_digits():
-    assert [factor(ratio) for ratio in (0.00123, 0.987, 3.14159, 31.4159, 314.159)] == [
-        "0.0012",
-        "0.99",
-        "3.14",
-        "31.4",
-        "314",
-    ]
