@@ -24,6 +24,7 @@ from fusedopt.optim._premature import (
     refusal,
     refuse_parallel,
     scaler_in_use,
+    watch_scalers,
 )
 from fusedopt.optim._shards import params_of
 from fusedopt.optim._torch import step_twin
@@ -98,9 +99,9 @@ class StepsInBackward:
         self._twins: dict[Tensor, FusedStep] = {}
         self._places: dict[Tensor, tuple[int, int]] = {}  # of each parameter: its group, and where in the group
         self._accumulating = 0
-        self._checked = False
         self._hook = _Hook(self)
         self._hooked: dict[Tensor, RemovableHandle] = {}
+        watch_scalers()
         self._attach(optimizer)
         ours = weakref.ref(self)
         self._handles = [
@@ -212,14 +213,11 @@ class StepsInBackward:
 
     def _refusal(self, optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> str | None:
         """What has come since the handle was made that forbids the step."""
-        if not self._checked:
-            if scaler_in_use():
-                return (
-                    "a GradScaler of this process has scaled a loss, so gradients may be scaled, and may overflow: "
-                    "train in bfloat16, or call remove() and step when it has unscaled; delete a scaler that is out of "
-                    "use"
-                )
-            self._checked = True
+        if scaler_in_use():
+            return (
+                "a GradScaler of this process has scaled a loss, so gradients may be scaled, and may overflow: "
+                "train in bfloat16, or call remove() and step when it has unscaled; delete a scaler that is out of use"
+            )
         if is_nested():
             return (
                 "in a backward pass within another (checkpoint with use_reentrant=True?) a gradient may not be "
