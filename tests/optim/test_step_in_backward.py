@@ -585,6 +585,23 @@ def test_two_optimizers_cannot_step_one_parameter() -> None:
     assert not optimizer.state
 
 
+def test_a_parameter_that_is_listed_twice_is_refused() -> None:
+    """Its hook runs once."""
+    p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = fusedopt.SGD([p, p], lr=1.0)
+    with pytest.raises(ValueError, match="listed twice"):
+        step_in_backward(optimizer)
+    optimizer.param_groups[0]["params"].pop()
+    step_in_backward(optimizer)
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer.add_param_group({"params": [q, q]})
+    q.grad = torch.ones(3)
+    with pytest.raises(ValueError, match="listed twice"):
+        optimizer.step()
+    assert q.tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("fused", [None, True])
 def test_a_scaler_is_refused_before_a_step(fused: bool | None) -> None:
     model = Net()
