@@ -24,6 +24,7 @@ from fusedopt.optim._premature import (
     refusal,
     refuse_parallel,
     scaler_in_use,
+    watch_scalers,
 )
 from fusedopt.optim._shards import params_of
 from fusedopt.optim._torch import step_twin
@@ -61,9 +62,9 @@ def step_in_backward(optimizer: Optimizer) -> StepsInBackward:
         ValueError: where a step needs more than one gradient, or the gradient is not yet what is stepped by: with
             `max_grad_norm`, for SWATS, with `differentiable=True`, step pre-hooks (as :class:`fusedopt.GradientNoise`),
             a `norm_group`, LAMB on DTensors, DistributedDataParallel, FullyShardedDataParallel (FSDP1); for a class
-            with a `step()` of its own; for a parameter that another optimizer steps in the backward pass. `fully_shard`
-            (FSDP2) works: it calls the hooks when gradients are reduced. Wrapping a model whose parameters are stepped
-            so in DistributedDataParallel raises there.
+            with a `step()` of its own; for a parameter that another optimizer steps in the backward pass, or that is
+            listed twice. `fully_shard` (FSDP2) works: it calls the hooks when gradients are reduced. Wrapping a model
+            whose parameters are stepped so in DistributedDataParallel raises there.
 
     Later, `backward()` raises a RuntimeError where that has come to be since, where a :class:`torch.amp.GradScaler` is
     in use in the process, and in a backward pass within another (:func:`torch.utils.checkpoint.checkpoint` with
@@ -98,9 +99,9 @@ class StepsInBackward:
         self._twins: dict[Tensor, FusedStep] = {}
         self._places: dict[Tensor, tuple[int, int]] = {}  # of each parameter: its group, and where in the group
         self._accumulating = 0
-        self._checked = False
         self._hook = _Hook(self)
         self._hooked: dict[Tensor, RemovableHandle] = {}
+        watch_scalers()
         self._attach(optimizer)
         ours = weakref.ref(self)
         self._handles = [
@@ -146,7 +147,12 @@ class StepsInBackward:
 
     def _attach(self, optimizer: Optimizer) -> None:
         """Hooks the parameters that have no hook yet."""
-        params = [p for p in params_of(optimizer) if p not in self._hooked and not is_lazy(p)]
+        listed = params_of(optimizer)
+        if len(set(listed)) < len(listed):
+            raise ValueError(
+                "a parameter is listed twice, and would be stepped once in the backward pass: list it once"
+            )
+        params = [p for p in listed if p not in self._hooked and not is_lazy(p)]
         for p in params:
             others = [h for h in _hooks_of(p).values() if isinstance(h, _Hook) and h.steps() is not None]
             if others:
@@ -212,14 +218,11 @@ class StepsInBackward:
 
     def _refusal(self, optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> str | None:
         """What has come since the handle was made that forbids the step."""
-        if not self._checked:
-            if scaler_in_use():
-                return (
-                    "a GradScaler of this process has scaled a loss, so gradients may be scaled, and may overflow: "
-                    "train in bfloat16, or call remove() and step when it has unscaled; delete a scaler that is out of "
-                    "use"
-                )
-            self._checked = True
+        if scaler_in_use():
+            return (
+                "a GradScaler of this process has scaled a loss, so gradients may be scaled, and may overflow: "
+                "train in bfloat16, or call remove() and step when it has unscaled; delete a scaler that is out of use"
+            )
         if is_nested():
             return (
                 "in a backward pass within another (checkpoint with use_reentrant=True?) a gradient may not be "

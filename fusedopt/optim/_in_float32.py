@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from fusedopt.optim._codecs import (
     rounded_by_chance,
     share_of_step,
     split,
+    tensors_in,
 )
 from fusedopt.optim._formats import (
     EIGHT_BITS,
@@ -110,6 +111,57 @@ class InFloat32:
         if group.get("ema_decay") is not None:
             share = share_of_step(group["ema_decay"], number(kept["step"]))
             put(kept[AVERAGE], torch.lerp(kept[AVERAGE].float(), exact(param, kept, group), share), OF_AVERAGE)
+
+
+def _span(t: Tensor) -> tuple[str, int, int] | None:
+    """The device of a tensor, and the addresses of its first byte and after its last; None of one without memory."""
+    t = local(t.detach())
+    if t.layout != torch.strided or t.numel() == 0 or t.untyped_storage().device.type == "meta":  # a fake one's too
+        return None
+    with suppress(RuntimeError):  # nor has every subclass a memory
+        length = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+        return str(t.device), t.data_ptr(), t.data_ptr() + length * t.element_size()
+    return None
+
+
+def share_memory(optimizer: Base, params: Iterable[Tensor]) -> bool:
+    """Whether a step of these parameters writes something twice, or writes where one of their gradients is."""
+    spans = []
+    for p in params:
+        written = [p, *(part for value in optimizer.state.get(p, {}).values() for part in tensors_in(value))]
+        spans += [(span, True) for t in written if (span := _span(t))]
+        spans += [] if p.grad is None or (span := _span(p.grad)) is None else [(span, False)]
+    ends = {True: ("", 0), False: ("", 0)}  # how far what is written reaches, and what is read
+    for (device, begin, end), writes in sorted(spans):
+        if (device, begin) < ends[True] or (writes and (device, begin) < ends[False]):
+            return True
+        ends[writes] = max(ends[writes], (device, end))
+    return False
+
+
+def in_turns(optimizer: Base, groups: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The groups in parts to be stepped one after another: one part, if no copy in float32 hides another one's step.
+
+    Raises:
+        RuntimeError: where one would, and the rule needs all at once.
+    """
+    params = [(group, p) for group in groups for p in group["params"]]
+    if all(steps_as_it_is(p, optimizer.state.get(p, {}), group) for group, p in params):
+        return [groups]
+    if not share_memory(optimizer, [p for _, p in params]):
+        return [groups]
+    if optimizer._sum_scope == "group" or optimizer._spread is not None:
+        refuse_sharing(optimizer)
+    return [[{**group, "params": [p]}] for group, p in params]
+
+
+def refuse_sharing(optimizer: Base) -> NoReturn:
+    """Raises where parameters are stepped on copies, which would not see each other's steps."""
+    raise RuntimeError(
+        f"{type(optimizer).__name__}: parameters, states or gradients share memory, and are stored in formats other "
+        "than torch's (state_dtype, master_weights, stochastic_rounding, ema_decay): leave these options out in their "
+        "groups, or give each its own memory"
+    )
 
 
 @contextmanager

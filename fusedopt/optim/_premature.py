@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -98,9 +100,46 @@ def _is_scaled(optimizer: Optimizer) -> bool:
     return any(getattr(optimizer, name, None) is not None for name in ("grad_scale", "found_inf"))
 
 
+# Those of this process by their ids, from the first handle on.
+_scalers: weakref.WeakValueDictionary[int, torch.amp.GradScaler] | None = None
+
+
+def watch_scalers() -> None:
+    """Finds the GradScalers that there are, and has each one tell of itself that is made or unpickled from now on.
+
+    Nothing leads to them from a loss, and to look among all objects takes too long for each backward pass.
+    """
+    global _scalers
+    if _scalers is not None:
+        return
+    known = _scalers = weakref.WeakValueDictionary()
+
+    def telling(method: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(method)
+        def told(self: torch.amp.GradScaler, *args: Any, **kwargs: Any) -> None:
+            known[id(self)] = self
+            method(self, *args, **kwargs)
+
+        return told
+
+    for name in ("__init__", "__setstate__"):
+        setattr(torch.amp.GradScaler, name, telling(getattr(torch.amp.GradScaler, name)))
+    for scaler in _alive(torch.amp.GradScaler):
+        known[id(scaler)] = scaler
+
+
 def scaler_in_use() -> bool:
     """Whether a GradScaler of this process has scaled a loss. A scaled gradient looks like any other."""
-    return any(scaler._enabled and scaler._scale is not None for scaler in _alive(torch.amp.GradScaler))
+    if not _any_has_scaled():
+        return False
+    gc.collect()  # some may only wait for that
+    return _any_has_scaled()
+
+
+def _any_has_scaled() -> bool:
+    references = () if _scalers is None else _scalers.valuerefs()
+    scalers = [scaler for reference in references if (scaler := reference()) is not None]
+    return any(scaler.__dict__.get("_enabled") and scaler.__dict__.get("_scale") is not None for scaler in scalers)
 
 
 def _is_flat(param: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fusedopt import sharding
 from fusedopt._extension import _C
 from fusedopt.optim._base import Base
-from fusedopt.optim._in_float32 import InFloat32, steps_as_it_is
+from fusedopt.optim._in_float32 import InFloat32, refuse_sharing, share_memory, steps_as_it_is
 from fusedopt.optim._plain import check_size
 from fusedopt.optim._scaling import Scaling, Scalings, gradient_scale
 from fusedopt.optim._shards import Domains, params_of, placed
@@ -184,6 +184,9 @@ def _first_passes(
     for group in {id(groups[i]): groups[i] for i in shared}.values():
         check_size(group)
     stack.enter_context(new_states(optimizer, [i for i in shared if not optimizer.state.get(params[i])]))
+    copied = not all(steps_as_it_is(params[i], optimizer.state[params[i]], groups[i]) for i in shared)
+    if copied and share_memory(optimizer, [params[i] for i in shared]):
+        refuse_sharing(optimizer)
     second_passes = []
     for i in shared:
         part, second_pass = _first_pass(optimizer, groups[i], params[i], scale)

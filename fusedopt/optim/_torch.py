@@ -15,7 +15,7 @@ from fusedopt._extension import _C
 from fusedopt.optim._base import Base
 from fusedopt.optim._codecs import decoded, encoded, is_coded, tensors_in
 from fusedopt.optim._formats import SCALARS, check_formats, complete
-from fusedopt.optim._in_float32 import in_float32
+from fusedopt.optim._in_float32 import in_float32, in_turns
 from fusedopt.optim._plain import number
 from fusedopt.sharding import is_dtensor, local
 
@@ -59,12 +59,18 @@ def torch_step(optimizer: Base, indices: list[int], scale: float, *, guarded: bo
         if guarded:  # which has SWATS bring its switch to where the parameters are: before the groups are copied
             undo.enter_context(restored_if_refused(optimizer, indices, every_group))
         groups = [{**group, "params": params} for group, params in selected]
-        for group in groups:
-            if group.get("fused") and not all(_alike(p, optimizer.state.get(p, {})) for p in group["params"]):
-                group["fused"] = False
+        for part in in_turns(optimizer, groups):
+            _step_at_once(optimizer, part, scale)
+
+
+def _step_at_once(optimizer: Base, groups: list[dict[str, Any]], scale: float) -> None:
+    for group in groups:
+        if group.get("fused") and not all(_alike(p, optimizer.state.get(p, {})) for p in group["params"]):
+            group["fused"] = False
+    with contextlib.ExitStack() as undo:
         groups = undo.enter_context(in_float32(optimizer, groups))
         if scale != 1:
-            for p in (p for group in groups for p in group["params"]):
+            for p in dict.fromkeys(p for group in groups for p in group["params"]):  # one may be listed twice
                 undo.callback(setattr, p, "grad", p.grad)
                 p.grad = None if p.grad is None else p.grad * scale
         classes = [optimizer._torch_class_of(group) for group in groups]

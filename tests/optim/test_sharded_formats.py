@@ -72,15 +72,32 @@ def _compared(name: str, place: Any, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def _in_one_memory(place: Any) -> dict[str, Any]:
+    """Two parameters on the same shard, whose norms go over all processes."""
+    weight = torch.ones(4, 4)
+    params = [torch.nn.Parameter(placed(weight, place(0, weight)))]
+    params.append(torch.nn.Parameter(params[0].data))
+    optimizer = fusedopt.LAMB(params, lr=0.1, ema_decay=0.5)
+    for p in params:
+        p.grad = placed(weight, place(0, weight))
+    message = ""
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        message = str(error)
+    return {"message": message, "kept": bool((whole(params[0]) == 1).all()), "states": len(optimizer.state)}
+
+
 def _worker(rank: int, folder: Path, world: int) -> None:
     with gloo_group(rank, folder, world):
         places = layouts(world)
-        results = {
+        results: dict[Any, Any] = {
             (layout, name, kind): _compared(name, places[layout], dtype)
             for layout in LAYOUTS
             for name in CLASSES
             for kind, dtype in DTYPES.items()
         }
+        results["in one memory"] = _in_one_memory(places["fsdp"])
         torch.save(results, folder / f"{rank}.pt")
 
 
@@ -106,6 +123,14 @@ def test_equals_one_process(ranks: list[dict[Any, Any]], layout: str, name: str,
         assert refused
         assert same
         assert averaged < 0.01
+
+
+def test_shards_in_one_memory_are_refused(ranks: list[dict[Any, Any]]) -> None:
+    for of_rank in ranks:
+        result = of_rank["in one memory"]
+        assert "LAMB: parameters, states or gradients share memory" in result["message"]
+        assert result["kept"]
+        assert result["states"] == 0
 
 
 if __name__ == "__main__":
