@@ -1,4 +1,4 @@
-"""Steps within backward passes of every kind: graphs of gradients, checkpoints, compiled models, threads; without it."""
+"""Steps within backward passes of every kind: graphs of gradients, checkpoints, compiled models, and threads."""
 
 from __future__ import annotations
 
