@@ -40,8 +40,10 @@ class OptimizerEntry:
 
     @classmethod
     def untuned(cls, optimizer: type[optim.FusedStep]) -> OptimizerEntry:
-        """The entry of a class whose own defaults are those of the examples."""
+        """The entry of a class whose own defaults are those of the examples; a TypeError where it has none for `lr`."""
         parameters = inspect.signature(optimizer).parameters
+        if parameters["lr"].default is inspect.Parameter.empty:
+            raise TypeError(f"{optimizer.__name__} has no default lr: enter it in OPTIMIZERS with one")
         momentum = parameters["momentum"].default if "momentum" in parameters else None
         return cls(optimizer.__name__, parameters["lr"].default, momentum)
 
@@ -73,9 +75,11 @@ OPTIMIZERS = {
 
 A class that is not in this list is entered with its own defaults.
 """
-for _class in (getattr(optim, name) for name in optim.__all__):
-    if isinstance(_class, type) and issubclass(_class, optim.FusedStep):
-        OPTIMIZERS.setdefault(name_of(_class.__name__), OptimizerEntry.untuned(_class))
+OPTIMIZERS |= {
+    name_of(cls.__name__): OptimizerEntry.untuned(cls)
+    for cls in (getattr(optim, name) for name in optim.__all__)
+    if isinstance(cls, type) and issubclass(cls, optim.FusedStep) and name_of(cls.__name__) not in OPTIMIZERS
+}
 
 
 def optimizer_names() -> list[str]:
