@@ -8,11 +8,9 @@ import cases
 import gpu
 import pytest
 import torch
-from cases import BY_NAME, Case
+from cases import BY_NAME, ONE_OF_EACH, Case
 from torch import Tensor
 from torch.optim import Optimizer
-
-import fusedopt
 
 CASES = [
     BY_NAME[name]
@@ -37,6 +35,7 @@ CASES = [
         "swats-switch",
     )
 ]
+CASES += [case for case in ONE_OF_EACH if case.cls not in {named.cls for named in CASES}]
 
 
 ALL_CASES = [case for case in cases.CASES if not case.max_grad_norm]
@@ -45,8 +44,11 @@ ALL_CASES = [case for case in cases.CASES if not case.max_grad_norm]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-TWO_PASSES = (fusedopt.LAMB, fusedopt.LARS)
-ELEMENTWISE = [case for case in CASES if case.cls not in TWO_PASSES]
+def takes_two_passes(case: Case) -> bool:
+    return case.cls._sum_scope == "tensor"
+
+
+ELEMENTWISE = [case for case in CASES if not takes_two_passes(case)]
 
 
 SHAPES = [(3,), (16, 7), (0,), (20_000,), (64,)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,17 @@ each_class = pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 
 
 def counts_steps(case: Case) -> bool:
-    return case.cls not in (fusedopt.SGD, fusedopt.DeltaBarDelta, fusedopt.Lion, fusedopt.LARS)
+    """Whether the state of a parameter has a `step`, as the reference's has."""
+    return _counts(case.reference)
+
+
+@functools.cache
+def _counts(reference: type[Optimizer]) -> bool:
+    p = nn.Parameter(torch.ones(1, device="cpu"))
+    p.grad = torch.ones_like(p)
+    opt = reference([p])
+    opt.step()
+    return "step" in opt.state.get(p, {})
 
 
 def make_params(shapes: Any = SHAPES, dtypes: Any = (torch.float32,)) -> list[Tensor]:
@@ -39,8 +50,8 @@ def one_by_one(case: Case) -> dict[str, Any]:
 
 
 def paths_within_a_group(case: Case, paths: list[str]) -> list[str]:
-    """What becomes of these paths: SWATS, which decides on a group as a whole, takes one with all of it."""
-    return ["torch"] * len(paths) if case.cls is fusedopt.SWATS and "torch" in paths else paths
+    """What becomes of these paths: what decides on a group as a whole, as SWATS, takes one with all of it."""
+    return ["torch"] * len(paths) if case.cls._sum_scope == "group" and "torch" in paths else paths
 
 
 def fresh_value(name: str, lr: float) -> float:

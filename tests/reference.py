@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,8 +13,18 @@ from torch.optim import Optimizer
 FORMS = ("for-loop", "fused")
 
 
-class _Plain(Optimizer):
+class Plain(Optimizer):
     """An optimizer that updates one parameter at a time, in the dtype of the parameters."""
+
+    options: ClassVar[dict[str, Any]]
+    """What it takes beside the parameters, with the defaults of our class."""
+    decoupled: ClassVar[bool] = False
+    """Whether weight decay is no part of the gradient: then `_update` sees to it."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        if unknown := options.keys() - self.options.keys():
+            raise TypeError(f"{type(self).__name__} takes no {', '.join(sorted(unknown))}")
+        super().__init__(params, self.options | options)
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         loss = None
@@ -30,30 +40,27 @@ class _Plain(Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     g = -p.grad if group["maximize"] else p.grad
-                    decayed = g + group["weight_decay"] * p if group["weight_decay"] else g
-                    self._update(p, decayed, self.state[p], group)
+                    if group["weight_decay"] and not self.decoupled:
+                        g = g + group["weight_decay"] * p
+                    self._update(p, g, self.state[p], group)
 
     def _update(self, w: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """Updates a parameter in place by its gradient, which descends, with the state and the group that it has."""
         raise NotImplementedError
 
 
-class ReferenceClassicSGD(_Plain):
+class ReferenceClassicSGD(Plain):
     """SGD with the learning rate inside the velocity; with Nesterov, parameters are kept where gradients are taken."""
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        momentum_form: str = "classic",
-    ) -> None:
-        options = locals()
-        super().__init__(params, {k: v for k, v in options.items() if k not in ("self", "params", "__class__")})
+    options: ClassVar = {
+        "lr": 1e-3,
+        "momentum": 0.0,
+        "dampening": 0.0,
+        "weight_decay": 0.0,
+        "nesterov": False,
+        "maximize": False,
+        "momentum_form": "classic",
+    }
 
     def _update(self, w: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         lr, momentum = group["lr"], group["momentum"]
@@ -68,23 +75,18 @@ class ReferenceClassicSGD(_Plain):
         w.sub_(lr * g + momentum * v if group["nesterov"] else v)
 
 
-class ReferenceDeltaBarDelta(_Plain):
+class ReferenceDeltaBarDelta(Plain):
     """Jacobs' gains by the sign of successive gradients, as in Hinton's lecture 6d."""
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        beta: float = 0.05,
-        momentum: float = 0.0,
-        min_gain: float = 0.01,
-        max_gain: float = 10.0,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-    ) -> None:
-        options = locals()
-        super().__init__(params, {k: v for k, v in options.items() if k not in ("self", "params", "__class__")})
+    options: ClassVar = {
+        "lr": 1e-3,
+        "beta": 0.05,
+        "momentum": 0.0,
+        "min_gain": 0.01,
+        "max_gain": 10.0,
+        "weight_decay": 0.0,
+        "maximize": False,
+    }
 
     def _update(self, w: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         if not state:
@@ -104,28 +106,23 @@ class ReferenceDeltaBarDelta(_Plain):
         w.sub_(group["lr"] * v)
 
 
-class ReferenceLAMB(_Plain):
+class ReferenceLAMB(Plain):
     """LAMB as apex's FusedLAMB has it, with options, computed in the dtype of the parameters."""
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
-        *,
-        bias_correction: bool = True,
-        grad_averaging: bool = True,
-        decoupled_weight_decay: bool = True,
-        max_grad_norm: float | None = 1.0,
-        always_adapt: bool = False,
-        trust_clip: float | None = None,
-        phi: tuple[float, float] | None = None,
-        maximize: bool = False,
-    ) -> None:
-        options = locals()
-        super().__init__(params, {k: v for k, v in options.items() if k not in ("self", "params", "__class__")})
+    options: ClassVar = {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-6,
+        "weight_decay": 0.01,
+        "bias_correction": True,
+        "grad_averaging": True,
+        "decoupled_weight_decay": True,
+        "max_grad_norm": 1.0,
+        "always_adapt": False,
+        "trust_clip": None,
+        "phi": None,
+        "maximize": False,
+    }
 
     @torch.no_grad()
     def _step(self) -> None:
@@ -173,21 +170,10 @@ class ReferenceLAMB(_Plain):
         w.sub_(group["lr"] * ratio * u)
 
 
-class ReferenceSWATS(_Plain):
+class ReferenceSWATS(Plain):
     """Algorithm 1 of Keskar and Socher, a phase for each group, written down in the order of its lines."""
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-9,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-    ) -> None:
-        options = locals()
-        super().__init__(params, {k: v for k, v in options.items() if k not in ("self", "params", "__class__")})
+    options: ClassVar = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-9, "weight_decay": 0.0, "maximize": False}
 
     @property
     def phase(self) -> list[str]:
@@ -238,15 +224,6 @@ class ReferenceSWATS(_Plain):
             of_group.update({"Lambda": settled, "lr": float(group["lr"])})
 
 
-REFERENCES: dict[str, type[Optimizer]] = {
-    "SGD": ReferenceClassicSGD,
-    "LAMB": ReferenceLAMB,
-    "DeltaBarDelta": ReferenceDeltaBarDelta,
-    "SWATS": ReferenceSWATS,
-}
-"""For what torch has not, by the name of our class."""
-
-
 class Reference:
     """An optimizer to compare with: torch's class (or one from above) in one of its forms.
 
@@ -270,7 +247,7 @@ class Reference:
         else:
             self._max_grad_norm = max_grad_norm
             form_kwargs = {"fused": True} if form == "fused" else {"foreach": False}
-            self.optimizer = cls(groups, **kwargs, **({} if issubclass(cls, _Plain) else form_kwargs))
+            self.optimizer = cls(groups, **kwargs, **({} if issubclass(cls, Plain) else form_kwargs))
 
     def step(self, grads: list[Tensor | None]) -> None:
         for p, grad in zip(self.params, grads, strict=True):

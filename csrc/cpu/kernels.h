@@ -133,8 +133,9 @@ void coded_rest(const Span& span, Body body, After after, Lanes& sums, Sequence 
   Lanes rests = {};
   coded<Sums, Ops>(padded, body, after, rests, operands);
   each(Ops.writes, [](char* here, char* there, unsigned size) { __builtin_memcpy(there, here, size); });
-  for (int s = 0; s < 2; ++s)
-    for (int l = 0; l < rest; ++l) sums[s][done % kLanes + l] += rests[s][l];
+  if constexpr (Sums)  // else there may be more elements than lanes
+    for (int s = 0; s < 2; ++s)
+      for (int l = 0; l < rest; ++l) sums[s][done % kLanes + l] += rests[s][l];
 }
 
 template <bool Sums, Operands Ops, class Body, class After, class Sequence>

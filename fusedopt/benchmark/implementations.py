@@ -66,12 +66,12 @@ class OptimizerCase:
         ours = {**options, **self.ours, **graph}
         factories: dict[str, Factory] = {OURS: functools.partial(_fusedopt, self.class_name, ours)}
         native = getattr(torch.optim, self.class_name, None)
-        if self.class_name in ("DeltaBarDelta", "SWATS", "LARS", "Lion"):
-            factories["for-loop"] = functools.partial(_plain, self.class_name, options)
-            return factories
-        if native is None:
+        if self.class_name == "LAMB":
             factories["for-loop"] = functools.partial(LambForeach, bucket_elements=0, **options)
             factories["foreach"] = functools.partial(LambForeach, **options)
+            return factories
+        if native is None:
+            factories["for-loop"] = functools.partial(_plain, self.class_name, options)
             return factories
         parameters = inspect.signature(native).parameters
         if "capturable" in parameters:
@@ -175,3 +175,8 @@ CASES: dict[str, OptimizerCase] = {
 }
 DEFAULT_CASES = ("AdamW", "SGD-Nesterov", "RMSprop", "LAMB")
 GPU_CASES = (*DEFAULT_CASES, "AdamW-clip")
+
+
+def in_torch(name: str) -> bool:
+    """Whether torch.optim has the class of this name, or that of the case of this name."""
+    return hasattr(torch.optim, CASES[name].class_name if name in CASES else name)

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusedopt.benchmark.implementations import NATIVE, OURS
+from fusedopt.benchmark.implementations import NATIVE, OURS, in_torch
 from fusedopt.benchmark.measured import Measured
 from fusedopt.benchmark.words import duration, factor, label, size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-NOT_TORCHS = ("LAMB", "SWATS", "DBD", "DBD-momentum", "DeltaBarDelta")
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def _notes(c: Comparison) -> list[str]:
             "A step is a part of a training iteration, often a small one: fusedopt bench --batch (in Python, batch=)",
             "times the whole of it, and shows how much of these ratios is left there.",
         ]
-    plain = [name for name in dict.fromkeys(row.optimizer for row in c.rows) if name in NOT_TORCHS]
+    plain = [name for name in dict.fromkeys(row.optimizer for row in c.rows) if not in_torch(name)]
     if plain:
         lines.append(f"PyTorch has no {' and no '.join(plain)}: in its place stands one written in PyTorch operations.")
     lines += [f"Left out: {reason}" for reason in c.left_out]

@@ -12,8 +12,10 @@ import typer
 from fusedopt.cli.checks import usage_errors, warn_of_precision
 from fusedopt.cli.errors import one_line_errors
 from fusedopt.cli.runs import prepare
+from fusedopt.training.optimizers import OPTIMIZERS
 
 _learning, _speed, _run = (partial(typer.Option, rich_help_panel=panel) for panel in ("Learning", "Speed", "Run"))
+_MOMENTUM = [f"{name} ({entry.momentum:g})" for name, entry in OPTIMIZERS.items() if entry.momentum is not None]
 
 
 def train(
@@ -32,17 +34,12 @@ def train(
     ] = None,
     optimizer: Annotated[
         str,
-        typer.Option(
-            help="sgd, rmsprop, adagrad, adadelta, adam, adamw, adamax, nadam, radam, asgd, rprop, lion, lars, lamb, "
-            "swats, delta-bar-delta; torch.adamw, ... for PyTorch's."
-        ),
+        typer.Option(help=f"{', '.join(OPTIMIZERS)}; torch.adamw, ... for PyTorch's."),
     ] = "adamw",
     lr: Annotated[
         str | None, typer.Option(help="Learning rate, or auto to find one first; each optimizer has its default.")
     ] = None,
-    momentum: Annotated[
-        float | None, typer.Option(help="For sgd, lars, delta-bar-delta (0.9) and rmsprop (0).")
-    ] = None,
+    momentum: Annotated[float | None, typer.Option(help=f"For {', '.join(_MOMENTUM)}.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="By default the optimizer's own.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,20 @@ class OptimizerEntry:
         """Returns whether the class has a keyword argument of that name."""
         return option in inspect.signature(getattr(optim, self.class_name)).parameters
 
+    @classmethod
+    def untuned(cls, optimizer: type[optim.FusedStep]) -> OptimizerEntry:
+        """The entry of a class whose own defaults are those of the examples; a TypeError where it has none for `lr`."""
+        parameters = inspect.signature(optimizer).parameters
+        if parameters["lr"].default is inspect.Parameter.empty:
+            raise TypeError(f"{optimizer.__name__} has no default lr: enter it in OPTIMIZERS with one")
+        momentum = parameters["momentum"].default if "momentum" in parameters else None
+        return cls(optimizer.__name__, parameters["lr"].default, momentum)
+
+
+def name_of(class_name: str) -> str:
+    """Returns the name of a class in commands: `DeltaBarDelta` is `delta-bar-delta`, `RMSprop` is `rmsprop`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "-", class_name).lower()
+
 
 OPTIMIZERS = {
     "sgd": OptimizerEntry("SGD", lr=0.02, momentum=0.9),
@@ -56,7 +71,15 @@ OPTIMIZERS = {
     "swats": OptimizerEntry("SWATS", lr=1e-3),
     "delta-bar-delta": OptimizerEntry("DeltaBarDelta", lr=0.02, momentum=0.9),
 }
-"""Every optimizer of `fusedopt.optim`, by the name that commands and `make_optimizer` take."""
+"""Every optimizer of `fusedopt.optim`, by the name that commands and `make_optimizer` take.
+
+A class that is not in this list is entered with its own defaults.
+"""
+OPTIMIZERS |= {
+    name_of(cls.__name__): OptimizerEntry.untuned(cls)
+    for cls in (getattr(optim, name) for name in optim.__all__)
+    if isinstance(cls, type) and issubclass(cls, optim.FusedStep) and name_of(cls.__name__) not in OPTIMIZERS
+}
 
 
 def optimizer_names() -> list[str]:

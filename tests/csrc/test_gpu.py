@@ -10,13 +10,13 @@ import torch
 from cases import BY_NAME, Case
 from gpu_problem import (
     ALL_CASES,
-    TWO_PASSES,
     Pair,
     assert_equal,
     each_case,
     make_params,
     set_grads,
     steady,
+    takes_two_passes,
 )
 from torch import Tensor
 from torch.optim import Optimizer
@@ -38,7 +38,7 @@ if not gpu.AVAILABLE:
 def test_launches(case: Case, clip: float | None) -> None:
     params = make_params([(40,)] * 161)
     set_grads(params, 0)
-    launches = (3 if case.cls in TWO_PASSES else 1) + (clip is not None)
+    launches = (3 if takes_two_passes(case) else 1) + (clip is not None)
     assert steady(case.make(params, max_grad_norm=clip)) == (launches, 0, 0)
 
 

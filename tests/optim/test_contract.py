@@ -26,6 +26,8 @@ def test_every_class_is_among_the_cases() -> None:
         for value in (getattr(fusedopt.optim, name) for name in fusedopt.optim.__all__)
         if isinstance(value, type) and issubclass(value, Optimizer) and value.__module__.startswith("fusedopt.")
     }
+    without = {cls.__name__ for cls in ours - {case.cls for case in CASES}}
+    assert not without, f"no cases in tests/rules/ for {', '.join(sorted(without))}: see docs/add_a_rule.md"
     assert ours == {case.cls for case in CASES} == {case.cls for case in ONE_OF_EACH}
     assert len({(case.cls, case.twin) for case in CASES}) == len({(case.cls, case.twin) for case in ONE_OF_EACH})
 
@@ -85,6 +87,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "lars-no-momentum": {"momentum": 0.5, "lr": 0.3},  # momentum switched on
     "swats-decay": {"betas": (0.5, 0.6), "lr": 0.3, "eps": 4.0},  # made to switch
     "swats-switch-decay": {"betas": (0.9, 0.6), "lr": 0.3, "weight_decay": 0.4},
+}
+CHANGES |= {  # of a class that is not among them, what every class has
+    str(case): {"lr": 0.3, "weight_decay": 0.4, "maximize": True}
+    for case in ONE_OF_EACH
+    if case.cls not in {BY_NAME[name].cls for name in CHANGES}
 }
 
 

@@ -162,7 +162,7 @@ def test_differentiable(case: Case) -> None:
     ours, theirs = (train(make, x) for make in (case.make, lambda p, **kw: make_twin(case, p, **kw)))
     (slope,), (expected,) = torch.autograd.grad(ours.sum(), x), torch.autograd.grad(theirs.sum(), x)
     torch.testing.assert_close((ours, slope), (theirs, expected), rtol=0, atol=0)
-    assert bool((slope != 1).all()) == (case.cls is not fusedopt.Rprop)  # which goes by the sign
+    assert bool((slope != 1).all()) == (not case.by_sign)
 
 
 class Logged(Tensor):

@@ -21,9 +21,6 @@ import fusedopt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NOT_NUMBERS = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "momentum_form", "switch"}
-FLAGS = {"maximize", "nesterov", "centered", "amsgrad", "decoupled_weight_decay", "always_adapt"}
-FLAGS |= {"bias_correction", "grad_averaging", "exclude_1d"}
 BOUNDS = {"min_gain", "max_gain", "trust_clip", "phi", "step_sizes", "t0"}
 LARGE = {"t0"}  # which only the step count is compared with
 # What a rule takes; torch's operators turn them into the same number.
@@ -70,7 +67,7 @@ def numbers_of(group: dict[str, Any]) -> list[tuple[str, int | None]]:
     for name, value in group.items():
         if isinstance(value, tuple):
             numbers += [(name, i) for i in range(len(value))]
-        elif name not in NOT_NUMBERS | FLAGS and value is not None:
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
             numbers.append((name, None))
     return numbers
 
@@ -157,7 +154,7 @@ def test_number_of_any_kind(case: Case, dtype: torch.dtype, steps: int) -> None:
             if number[0] == "etas" and kind == "numpy-float32":
                 continue  # torch cannot assign one to elements of a tensor
             # A fraction is below 1. And a tensor on a GPU is read there: the rate by the kernel, others by torch.
-            fraction = number[0] == "betas" and value == 1
+            fraction = number[0] in case.fractions and value == 1
             there = isinstance(value, Tensor) and gpu.ON_CPU and number[0] != "lr"
             path = step_both(case, dtype, steps, number, value)
             assert path == "fused" if not (fraction or there) else path in ("torch", "raised"), (number, kind)

@@ -73,10 +73,10 @@ def test_the_state_has_torchs_keys_shapes_and_dtypes(case: Case) -> None:
     ours, theirs = (opt.state_dict() for opt, _ in pair)
     assert ours["state"].keys() == theirs["state"].keys()
     for i, state in theirs["state"].items():
-        assert list(ours["state"][i]) == list(state)
+        assert list(ours["state"][i]) == list(state), "other states than the reference's, or in another order"
         for key, value in state.items():
             mine = ours["state"][i][key]
-            assert (mine.shape, mine.dtype, mine.device) == (value.shape, value.dtype, value.device)
+            assert (mine.shape, mine.dtype, mine.device) == (value.shape, value.dtype, value.device), key
     if case.twin:
         assert theirs["param_groups"] == ours["param_groups"]  # a key more would be one too many for a checkpoint
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import Case
-from pair import Pair, each_class, make_params, set_grads
+from pair import Pair, assert_identical, each_class, make_params, native_twin, set_grads, step_both, step_natively
 from torch import Tensor
 
 import fusedopt
@@ -27,17 +27,23 @@ class Spy(dict[str, Any]):
 @each_class
 @pytest.mark.parametrize("kind", [collections.UserDict, collections.OrderedDict, collections.ChainMap, Spy])
 def test_states_in_other_mappings(case: Case, kind: type[Any]) -> None:
-    if kind is Spy and case.cls is fusedopt.SWATS:
-        pytest.skip("its reference does not ask for entries in the same way")
-    pair = Pair(case)
-    pair.step(0)
-    for opt, params in pair:
-        for p in params:
-            opt.state[p] = kind(opt.state[p])
-    for i in range(1, 4):
-        pair.step(i)
-    fused = kind is collections.OrderedDict
-    assert {e.path for e in pair.ours.explain()} == {"fused" if fused else "torch"}
+    """As the class does that torch has, or that stands beside the rule in plain PyTorch: not as another reference,
+    which may ask for entries in another way.
+    """
+    a, b = make_params(), make_params()
+    ours, theirs = case.make(a), native_twin(case, b)
+    path = "fused" if kind is collections.OrderedDict else "torch"
+    for i in range(4):
+        set_grads(a, i)
+        set_grads(b, i)
+        if i:
+            step_both(ours, theirs)
+            assert {e.path for e in ours.explain()} == {path}
+            assert_identical(ours, a, theirs, b, [path] * len(a))
+            continue
+        for opt in ours, theirs:
+            step_natively(opt)
+            opt.state.update({p: kind(state) for p, state in opt.state.items()})
 
 
 @each_class

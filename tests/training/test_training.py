@@ -23,6 +23,7 @@ from fusedopt.training import (
     seeded,
     train,
 )
+from fusedopt.training.optimizers import OptimizerEntry, name_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -234,14 +235,13 @@ def test_every_optimizer_has_a_name():
     known = [getattr(optim, name) for name in optim.__all__]
     ours = {cls for cls in known if isinstance(cls, type) and issubclass(cls, optim.FusedStep)}
     assert {getattr(optim, entry.class_name) for entry in OPTIMIZERS.values()} == ours
-    assert len(OPTIMIZERS) == len(ours) == 16
-    assert {entry.class_name for entry in OPTIMIZERS.values() if not entry.in_torch} == {
-        "LARS",
-        "LAMB",
-        "Lion",
-        "SWATS",
-        "DeltaBarDelta",
-    }
+    assert len(OPTIMIZERS) == len(ours)
+    assert list(OPTIMIZERS) == [name_of(entry.class_name) for entry in OPTIMIZERS.values()]
+
+
+def test_a_class_that_was_not_tuned_has_its_own_defaults():
+    assert OptimizerEntry.untuned(fusedopt.RMSprop) == OptimizerEntry("RMSprop", lr=0.01, momentum=0)
+    assert OptimizerEntry.untuned(fusedopt.Lion) == OptimizerEntry("Lion", lr=1e-4)
 
 
 @pytest.mark.parametrize("name", ["lions", "torch.lamb", "torch.", "", "AdamW"])
