@@ -32,9 +32,9 @@ from fusedopt.optim._torch import (
     refuse_capturable,
     refuse_capture,
     refuse_sparse,
-    states_restored_on_error,
     torch_step,
 )
+from fusedopt.optim._undo import states_restored_on_error
 
 _BLIND: set[type] = {DeviceContext}  # function modes that need not see a step: it says where tensors are made
 _REASONS = _C.REASONS
