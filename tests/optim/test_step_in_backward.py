@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import io
-import pickle
 import sys
 import threading
 import weakref
@@ -583,99 +582,6 @@ def test_two_optimizers_cannot_step_one_parameter() -> None:
         backward(model, 1)
     assert all(another.explain()[i].path == "none" for i in range(4))
     assert not optimizer.state
-
-
-def test_a_parameter_that_is_listed_twice_is_refused() -> None:
-    """Its hook runs once."""
-    p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    with pytest.warns(UserWarning, match="duplicate parameters"):
-        optimizer = fusedopt.SGD([p, p], lr=1.0)
-    with pytest.raises(ValueError, match="listed twice"):
-        step_in_backward(optimizer)
-    optimizer.param_groups[0]["params"].pop()
-    step_in_backward(optimizer)
-    with pytest.warns(UserWarning, match="duplicate parameters"):
-        optimizer.add_param_group({"params": [q, q]})
-    q.grad = torch.ones(3)
-    with pytest.raises(ValueError, match="listed twice"):
-        optimizer.step()
-    assert q.tolist() == [1, 1, 1]
-
-
-@pytest.mark.parametrize("fused", [None, True])
-def test_a_scaler_is_refused_before_a_step(fused: bool | None) -> None:
-    model = Net()
-    optimizer = adam(model.parameters(), fused=fused)
-    step_in_backward(optimizer)
-    before = copy.deepcopy(model.state_dict())
-    scaler = torch.amp.GradScaler("cpu")
-    with pytest.raises(RuntimeError, match="a GradScaler of this process"):
-        scaler.scale(model(torch.ones(2, 8)).sum()).backward()
-    assert_equal(model.state_dict(), before)
-    optimizer.zero_grad()
-    # One that is off, and one that scales nothing yet, are no reason.
-    scaler, other = torch.amp.GradScaler("cpu", enabled=False), torch.amp.GradScaler("cpu")
-    scaler.scale(model(torch.ones(2, 8)).sum()).backward()
-    assert optimizer.state[model.layers[0].weight]["step"] == 1
-    assert other.get_scale() == 65536
-
-
-class OwnScaler(torch.amp.GradScaler):
-    """As ShardedGradScaler is one."""
-
-
-SCALERS: dict[str, Callable[[torch.amp.GradScaler], torch.amp.GradScaler]] = {
-    "new": lambda early: torch.amp.GradScaler("cpu"),
-    "of another class": lambda early: OwnScaler("cpu"),
-    "of before the handle": lambda early: early,
-    "copied": copy.deepcopy,
-    "unpickled": lambda early: pickle.loads(pickle.dumps(early)),
-}
-
-
-@pytest.mark.parametrize("kind", SCALERS)
-@pytest.mark.parametrize("cls", [fusedopt.AdamW, torch.optim.AdamW])
-def test_a_scaler_that_comes_between_two_passes_is_refused(kind: str, cls: Any) -> None:
-    early = torch.amp.GradScaler("cpu")
-    model = Net()
-    optimizer = cls(model.parameters())
-    with step_in_backward(optimizer):
-        backward(model, 0)
-        before = copy.deepcopy(model.state_dict())
-        scaler = SCALERS[kind](early)
-        for _ in range(2):
-            with pytest.raises(RuntimeError, match="a GradScaler of this process"):
-                scaler.scale(model(torch.ones(2, 8)).sum()).backward()
-            assert_equal(model.state_dict(), before)
-        del scaler, early
-        optimizer.zero_grad()
-        backward(model, 1)
-        assert optimizer.state[model.layers[0].weight]["step"] == 2
-
-
-def test_scalers_cost_a_backward_pass_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Net()
-    optimizer = adam(model.parameters())
-    scaler = torch.amp.GradScaler("cpu")
-    with step_in_backward(optimizer):
-        monkeypatch.setattr(gc, "get_objects", lambda *_: pytest.fail("looked at every object"))
-        monkeypatch.setattr(gc, "collect", lambda *_: pytest.fail("collected garbage"))
-        backward(model, 0)
-    assert scaler.get_scale() == 65536
-
-
-def test_a_scale_on_the_optimizer_is_refused_at_its_step() -> None:
-    model = Net()
-    optimizer = adam(model.parameters(), fused=True)
-    steps = step_in_backward(optimizer)
-    scaler = torch.amp.GradScaler("cpu")
-    with steps.accumulating():
-        scaler.scale(model(torch.ones(2, 8)).sum()).backward()
-    with pytest.raises(RuntimeError, match="still scaled"):
-        scaler.step(optimizer)
-    del scaler
-    with pytest.raises(RuntimeError, match="still scaled"):  # which the scaler has not taken back
-        backward(model, 0)
 
 
 def test_what_has_to_see_the_gradients_is_refused() -> None:

@@ -33,7 +33,7 @@ LONGER = {
     "tests/benchmark/test_benchmarks.py": 309,
     "tests/benchmark/test_compare.py": 391,
     "tests/optim/test_sharded_edges.py": 384,
-    "tests/optim/test_step_in_backward.py": 727,
+    "tests/optim/test_step_in_backward.py": 695,
 }
 
 FILES = {
