@@ -12,6 +12,8 @@ from pair import set_grads
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fusedopt.optim._codecs import tensors_in
+
 
 def error_of(f: Callable[[], Any]) -> tuple[type[BaseException], str]:
     with pytest.raises(Exception) as caught:  # noqa: PT011
@@ -22,8 +24,12 @@ def error_of(f: Callable[[], Any]) -> tuple[type[BaseException], str]:
 def snapshot(opt: Optimizer, params: list[Tensor]) -> Any:
     """Everything that a step may change, with the keys and identities of the states."""
     with torch.no_grad():
-        states = [{k: (id(v), v.clone()) for k, v in opt.state.get(p, {}).items()} for p in params]
+        states = [{k: (id(v), _kept(v)) for k, v in opt.state.get(p, {}).items()} for p in params]
         return [p.clone() for p in params], states
+
+
+def _kept(value: Any) -> Any:
+    return [t.clone() for t in tensors_in(value)] or value
 
 
 def assert_refused(opt: Optimizer, params: list[Tensor], kind: Any, match: str) -> None:

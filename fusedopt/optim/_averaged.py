@@ -28,7 +28,8 @@ def averaged_weights(optimizer: Base, model: nn.Module | None = None) -> Iterato
 
     Raises:
         ValueError: no group has an `ema_decay`; or parameters are DTensors, and there is no model.
-        RuntimeError: on a step within the block, or on entering it again there, or within a step.
+        RuntimeError: on a step within the block, on a copy of the optimizer there, or on entering it again there, or
+            within a step; afterwards, where a parameter has got another shape, which stays as it is then.
     """
     if all(group.get("ema_decay") is None for group in optimizer.param_groups):
         raise ValueError("there are no averaged weights: make the optimizer with ema_decay=0.999, say")
@@ -46,16 +47,24 @@ def averaged_weights(optimizer: Base, model: nn.Module | None = None) -> Iterato
         yield
     finally:
         with turn:
-            _put(kept, params, model)
-            optimizer._averaged = False
+            try:
+                _put(kept, params, model)
+            finally:
+                optimizer._averaged = False
 
 
 @torch.no_grad()
 def _put(values: list[Tensor], params: list[Tensor], model: nn.Module | None) -> None:
+    refused = []
     for value, p in zip(values, params, strict=True):
-        local(p).copy_(local(value))
-        if is_dtensor(p):
-            torch.autograd.graph.increment_version(p)
+        try:
+            local(p).copy_(local(value))
+            if is_dtensor(p):
+                torch.autograd.graph.increment_version(p)
+        except RuntimeError as error:  # of one that was given another shape meanwhile: the others count all the same
+            refused.append(error)
     if model is not None:
         reshard(model)
     torch.clear_autocast_cache()  # which has casts of what was there before
+    if refused:
+        raise refused[0]

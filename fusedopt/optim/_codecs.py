@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -115,7 +116,7 @@ def is_coded(value: Any) -> TypeIs[Coded]:
 def _offset(signed: bool) -> tuple[int, float, float]:
     """The bits from which codes count, the number that these are, and the share of 1 that is above that."""
     first = _ONE - ((127 if signed else 255) << _SHIFT)
-    offset = torch.tensor(first, dtype=torch.int32).view(torch.float32).item()
+    (offset,) = struct.unpack("f", struct.pack("i", first))  # no tensor, which would be on the default device
     return first, offset, 1 - offset
 
 

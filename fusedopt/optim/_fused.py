@@ -32,9 +32,9 @@ from fusedopt.optim._torch import (
     refuse_capturable,
     refuse_capture,
     refuse_sparse,
-    states_restored_on_error,
     torch_step,
 )
+from fusedopt.optim._undo import states_restored_on_error
 
 _BLIND: set[type] = {DeviceContext}  # function modes that need not see a step: it says where tensors are made
 _REASONS = _C.REASONS
@@ -61,11 +61,18 @@ class FusedStep(Options):
     explain = explain
 
     def bytes_per_step(self) -> int:
-        """The least number of bytes that the last step's fused path has to read and write, as its rules declare it."""
+        """The least number of bytes that the last step's fused path has to read and write, as its rules declare it.
+
+        Raises:
+            RuntimeError: a group was removed since.
+        """
         if self._plan is None or self._reasons is not None:
             return 0
         late = [self._is_late(group) for group in self.param_groups]
-        return self._plan.bytes_per_step(self.defaults["max_grad_norm"] is not None, late)
+        try:
+            return self._plan.bytes_per_step(self.defaults["max_grad_norm"] is not None, late)
+        except IndexError:
+            raise RuntimeError("a group was removed since the last step: step first, then ask for its bytes") from None
 
     memory = memory
     averaged_weights = averaged_weights

@@ -43,9 +43,16 @@ from fusedopt.sharding import like, local
 
 
 def steps_as_it_is(param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> bool:
-    """Whether torch's class may step the parameter and its states themselves."""
-    if param.dtype not in SHORT or group.get("master_weights") or needs_count(group):
-        return param.dtype not in SHORT
+    """Whether torch's class may step the parameter and its states themselves.
+
+    Raises:
+        ValueError: an option of storage is not for the parameter, which has become float64 since.
+    """
+    if param.dtype not in SHORT:
+        check_formats({**group, "params": [param]})
+        return True
+    if group.get("master_weights") or needs_count(group):
+        return False
     states = elementwise(param, state).values()
     formats: set[Any] = {EIGHT_BITS if is_coded(v) else v.dtype for v in states} or {format_of_states(param, group)}
     return formats == {param.dtype} or not formats <= {EIGHT_BITS, *SHORT}
@@ -63,6 +70,12 @@ class InFloat32:
         """The parameter, with its gradient."""
         self.param.grad = None if param.grad is None else param.grad.float()
         own = {name: value for name, value in state.items() if name not in EXTRAS}
+        for name, value in own.items():
+            if is_coded(value) and value[0].shape != param.shape:  # which torch would take for a tuple
+                raise RuntimeError(
+                    f"a parameter has shape {list(param.shape)} and its {name} {list(value[0].shape)}: load or make "
+                    "states that fit"
+                )
         self.state = own | {name: in_floats(value).float() for name, value in elementwise(param, own).items()}
         """Its state: what has one number is the optimizer's own."""
 
@@ -72,13 +85,20 @@ class InFloat32:
         optimizer, group, param = self._optimizer, self._group, self._param
         arrays = {name: in_floats(value) for name, value in elementwise(self.param, made).items()}
         by_chance = group.get("stochastic_rounding")
+        how = format_of_states(param, group)
+        needs_dense = how == EIGHT_BITS or (by_chance and how == torch.bfloat16)
+        if needs_dense and any(value.is_sparse for value in arrays.values()):
+            raise RuntimeError(
+                "momentum of sparse gradients is sparse, which is not stored in 8 bits or rounded by chance: leave "
+                "state_dtype='8bit' and stochastic_rounding out in its group"
+            )
         if not made and not needs_count(group) and not group.get("master_weights"):
             param.copy_(self.param)
             return
         kept = optimizer.state[param]
         for name, value in made.items():
             if name in arrays and name not in kept:
-                kept[name] = stored(value.clone(), name, format_of_states(param, group))  # made to be written
+                kept[name] = stored(value.clone(), name, how)  # made to be written
             elif name not in arrays and isinstance(kept.get(name), Tensor):
                 kept[name].copy_(value)
             elif name not in arrays:
@@ -139,16 +159,14 @@ def share_memory(optimizer: Base, params: Iterable[Tensor]) -> bool:
     return False
 
 
-def in_turns(optimizer: Base, groups: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def in_turns(optimizer: Base, groups: list[dict[str, Any]], copied: set[Tensor]) -> list[list[dict[str, Any]]]:
     """The groups in parts to be stepped one after another: one part, if no copy in float32 hides another one's step.
 
     Raises:
         RuntimeError: where one would, and the rule needs all at once.
     """
     params = [(group, p) for group in groups for p in group["params"]]
-    if all(steps_as_it_is(p, optimizer.state.get(p, {}), group) for group, p in params):
-        return [groups]
-    if not share_memory(optimizer, [p for _, p in params]):
+    if not copied or not share_memory(optimizer, [p for _, p in params]):
         return [groups]
     if optimizer._sum_scope == "group" or optimizer._spread is not None:
         refuse_sharing(optimizer)
@@ -165,17 +183,15 @@ def refuse_sharing(optimizer: Base) -> NoReturn:
 
 
 @contextmanager
-def in_float32(optimizer: Base, groups: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Yields the groups with copies in float32 of what torch's classes, which know one dtype, could not step itself.
+def in_float32(optimizer: Base, groups: list[dict[str, Any]], copied: set[Tensor]) -> Iterator[list[dict[str, Any]]]:
+    """Yields the groups with copies in float32 of those parameters that torch's classes could not step themselves.
 
     What has become of the copies is stored in the parameters and their states at the end of the block.
     """
     copies: list[InFloat32] = []
 
     def copy(p: Tensor, group: dict[str, Any]) -> Tensor:
-        if p.dtype not in SHORT:
-            check_formats({**group, "params": [p]})  # refuses what has become float64 since the optimizer was made
-        if steps_as_it_is(p, optimizer.state.get(p, {}), group):
+        if p not in copied:
             return p
         copies.append(InFloat32(optimizer, group, p))
         if copies[-1].state:

@@ -136,6 +136,11 @@ class Options(Base):
                 f"{type(self).__name__} with a norm_group cannot be copied or pickled, as process groups cannot be; "
                 "make another one and load its state_dict"
             )
+        if self._averaged:
+            raise RuntimeError(
+                f"{type(self).__name__} was copied or pickled within averaged_weights(): the parameters are not "
+                "their own now, and the copy would go on from the averages"
+            )
         return super().__getstate__()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

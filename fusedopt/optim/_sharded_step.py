@@ -23,10 +23,11 @@ from fusedopt.optim._torch import (
     refuse_capturable,
     refuse_capture,
     refuse_sparse,
-    restored_if_refused,
+    select,
     square_sum,
     torch_step,
 )
+from fusedopt.optim._undo import restored_if_refused
 from fusedopt.sharding import is_dtensor, local
 
 Found = tuple[list[int], list[int], list[int], list[int]]
@@ -81,7 +82,7 @@ def sharded_step(optimizer: Base, refresh: Callable[..., Found], found: Found, s
         domains = domains_of(optimizer)
         scale, scalings = _scale(optimizer, domains, devices, leftover, scaling)
         sums = domains.zeros([2 * size for size in domains.sizes])
-        stack.enter_context(restored_if_refused(optimizer, leftover))
+        stack.enter_context(restored_if_refused(optimizer, select(optimizer, leftover)))
         second_passes = _first_passes(optimizer, domains, leftover, scale, sums, stack)
         if leftover:
             alone = [i for i in leftover if domains.slots[i] < 0]
@@ -115,7 +116,7 @@ def torch_sharded_step(optimizer: Base, indices: list[int], scaling: Scaling) ->
             torch_step(optimizer, indices, scale, guarded=False)  # autograd sees DTensors, whose operations reduce
             return
         sums = domains.zeros([2 * size for size in domains.sizes])
-        stack.enter_context(restored_if_refused(optimizer, indices))
+        stack.enter_context(restored_if_refused(optimizer, select(optimizer, indices)))
         second_passes = _first_passes(optimizer, domains, indices, scale, sums, stack)
         torch_step(optimizer, [i for i in indices if domains.slots[i] < 0], scale, guarded=False)
         domains.all_reduce(sums)

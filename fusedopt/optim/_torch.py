@@ -13,10 +13,11 @@ from torch.optim.optimizer import Optimizer, _get_capturable_supported_devices
 
 from fusedopt._extension import _C
 from fusedopt.optim._base import Base
-from fusedopt.optim._codecs import decoded, encoded, is_coded, tensors_in
+from fusedopt.optim._codecs import decoded, encoded, is_coded
 from fusedopt.optim._formats import SCALARS, check_formats, complete
-from fusedopt.optim._in_float32 import in_float32, in_turns
+from fusedopt.optim._in_float32 import in_float32, in_turns, steps_as_it_is
 from fusedopt.optim._plain import number
+from fusedopt.optim._undo import Selected, restored_if_refused, states_restored_on_error
 from fusedopt.sharding import is_dtensor, local
 
 
@@ -31,13 +32,12 @@ def in_layout_of(param: Tensor, value: Any) -> Any:
     return value if value.stride() == param.stride() else torch.empty_like(param, dtype=value.dtype).copy_(value)
 
 
-def _select(
-    optimizer: Optimizer, indices: list[int], every_group: bool = False
-) -> list[tuple[dict[str, Any], list[Tensor]]]:
+def select(optimizer: Optimizer, indices: list[int], every_group: bool = False) -> Selected:
     """The groups with those of their parameters whose flat index is among `indices`; without any, only on request."""
     if not indices and not every_group:  # as in almost every step, which must not look at each parameter here
         return []
-    wanted, first, selected = set(indices), 0, []
+    wanted, first = set(indices), 0
+    selected: Selected = []
     for group in optimizer.param_groups:
         params = [p for i, p in enumerate(group["params"], first) if i in wanted]
         first += len(group["params"])
@@ -52,23 +52,26 @@ def torch_step(optimizer: Base, indices: list[int], scale: float, *, guarded: bo
     It is a twin that steps, not the parent's method: that walks all groups and may have been wrapped to run hooks.
     With `guarded`, parameters and states are put back should torch refuse a parameter half way.
     """
-    selected = _select(optimizer, indices, every_group)
+    selected = select(optimizer, indices, every_group)
     if not selected:
         return
     with contextlib.ExitStack() as undo:
         if guarded:  # which has SWATS bring its switch to where the parameters are: before the groups are copied
-            undo.enter_context(restored_if_refused(optimizer, indices, every_group))
+            undo.enter_context(restored_if_refused(optimizer, selected))
         groups = [{**group, "params": params} for group, params in selected]
-        for part in in_turns(optimizer, groups):
-            _step_at_once(optimizer, part, scale)
+        copied = {
+            p for group in groups for p in group["params"] if not steps_as_it_is(p, optimizer.state.get(p, {}), group)
+        }
+        for part in in_turns(optimizer, groups, copied):
+            _step_at_once(optimizer, part, copied, scale)
 
 
-def _step_at_once(optimizer: Base, groups: list[dict[str, Any]], scale: float) -> None:
+def _step_at_once(optimizer: Base, groups: list[dict[str, Any]], copied: set[Tensor], scale: float) -> None:
     for group in groups:
         if group.get("fused") and not all(_alike(p, optimizer.state.get(p, {})) for p in group["params"]):
             group["fused"] = False
     with contextlib.ExitStack() as undo:
-        groups = undo.enter_context(in_float32(optimizer, groups))
+        groups = undo.enter_context(in_float32(optimizer, groups, copied))
         if scale != 1:
             for p in dict.fromkeys(p for group in groups for p in group["params"]):  # one may be listed twice
                 undo.callback(setattr, p, "grad", p.grad)
@@ -77,24 +80,6 @@ def _step_at_once(optimizer: Base, groups: list[dict[str, Any]], scale: float) -
         for cls in dict.fromkeys(classes):
             own = [group for group, its_class in zip(groups, classes, strict=True) if its_class is cls]
             step_twin(optimizer, cls, own)
-
-
-@contextlib.contextmanager
-def restored_if_refused(optimizer: Base, indices: list[int], every_group: bool = False) -> Iterator[None]:
-    """Puts the parameters at `indices` and their states back should torch refuse one of them in the middle of its work.
-
-    They are copied for that where torch might.
-    """
-    selected = _select(optimizer, indices, every_group)
-    # Of the groups themselves, not of copies: SWATS brings its switch to where the parameters are.
-    refusable = bool(selected) and (
-        _has_odd_numbers(optimizer, [group for group, _ in selected])
-        or any(_refusable(optimizer, group, params) for group, params in selected)
-    )
-    with contextlib.ExitStack() as stack:
-        if refusable:
-            stack.enter_context(_restored_on_error(optimizer, [p for _, params in selected for p in params]))
-        yield
 
 
 def _alike(param: Tensor, state: dict[str, Any]) -> bool:
@@ -119,56 +104,10 @@ def step_twin(optimizer: Optimizer, cls: type[Optimizer], groups: list[dict[str,
     step(twin)
 
 
-def _has_odd_numbers(optimizer: Base, groups: list[dict[str, Any]]) -> bool:
-    """Whether a hyper-parameter is none of its rule's, so that torch might refuse it when other groups have stepped."""
-    plan = _C.Plan()  # of no parameters: the optimizer's own has not seen these groups where every step is torch's
-    bare = [{**group, "params": []} for group in groups]
-    plan.refresh(bare, {}, [optimizer._numbers(group) for group in groups], [False] * len(groups), False, False, False)
-    return plan.has_odd_numbers
-
-
-def _refusable(optimizer: Base, group: dict[str, Any], params: list[Tensor]) -> bool:
-    """Whether torch might refuse one of these parameters of a group in the middle of its work."""
-    rule = optimizer._numbers(group)[0]
-    names = [*_C.STATES[rule], *_C.SCALARS[rule]]
-    for p in params:
-        state = optimizer.state.get(p) or dict.fromkeys(names)
-        like_p = [p.grad, *(v for k, v in state.items() if k not in SCALARS)]
-        scalars = [state.get(name) for name in _C.SCALARS[rule]]
-        odd = any(v is not None and getattr(v, "dtype", None) not in (torch.float32, torch.float64) for v in scalars)
-        if (
-            odd
-            or not all(name in state for name in names)
-            or any(
-                isinstance(t, Tensor)
-                and (t.shape != p.shape or t.dtype != p.dtype or t.device != p.device or is_dtensor(t) != is_dtensor(p))
-                for t in like_p
-            )
-        ):
-            return True
-    return bool(group.get("fused"))
-
-
-@contextlib.contextmanager
-def _restored_on_error(optimizer: Optimizer, params: list[Tensor]) -> Iterator[None]:
-    states = [optimizer.state[p] for p in params if p in optimizer.state]
-    values = [v for known in (*states, *optimizer.param_groups) for v in known.values()]
-    tensors = {t for v in values for t in tensors_in(v)} | set(params)
-    saved = [(t, t.detach().clone()) for t in tensors]
-    with states_restored_on_error(optimizer, params):
-        try:
-            yield
-        except BaseException:
-            with torch.no_grad():
-                for t, value in saved:
-                    t.copy_(value)
-            raise
-
-
 @contextlib.contextmanager
 def new_states(optimizer: Base, indices: list[int]) -> Iterator[None]:
     """Gives the parameters at `indices` their first states, and takes them away again if the block fails."""
-    selected = _select(optimizer, indices)
+    selected = select(optimizer, indices)
     with states_restored_on_error(optimizer, [p for _, params in selected for p in params]):
         for group, params in selected:
             check_formats(group)
@@ -200,20 +139,6 @@ def look_again(
     return leftover
 
 
-@contextlib.contextmanager
-def states_restored_on_error(optimizer: Optimizer, params: list[Tensor]) -> Iterator[None]:
-    """Leaves the states of `params` with the entries that they have now, should the block fail."""
-    before = {p: dict(optimizer.state[p]) for p in params if p in optimizer.state}
-    try:
-        yield
-    except BaseException:
-        for p in params:
-            optimizer.state.pop(p, None)
-            if p in before:
-                optimizer.state[p] = before[p]
-        raise
-
-
 def square_sum(grad: Tensor) -> float:
     """The sum of squares of a gradient, in float64; of a DTensor's what is here."""
     grad = local(grad.detach())
@@ -223,7 +148,7 @@ def square_sum(grad: Tensor) -> float:
 
 def refuse_sparse(optimizer: Base, indices: list[int]) -> None:
     """Raises what torch's class raises on a sparse gradient, before anything is written."""
-    for group, params in _select(optimizer, indices):
+    for group, params in select(optimizer, indices):
         if any(p.grad is not None and p.grad.is_sparse for p in params):
             message = optimizer._sparse_error(group)
             if message:

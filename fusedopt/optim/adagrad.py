@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from fusedopt._extension import _C
+from fusedopt.optim._codecs import tensors_in
 from fusedopt.optim._formats import Formats
 from fusedopt.optim._fused import FusedStep
 
@@ -70,6 +71,14 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
             fused=fused,
         )
         self._options(max_grad_norm, norm_group, capturable=capturable, **formats)
+
+    def share_memory(self) -> None:
+        """As torch's, of states in any format and of what else is kept beside them."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                for name, value in self.state[p].items():
+                    for part in tensors_in(value) if name != "step" else ():
+                        part.share_memory_()  # type: ignore[no-untyped-call]
 
     def _numbers(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return _RULE, {name: group[name] for name in ("lr", "lr_decay", "eps", "weight_decay", "maximize")}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import pickle
 import threading
 from typing import Any
 
@@ -138,6 +140,47 @@ def test_the_model_has_it_for_a_while() -> None:
     opt.step()
     with pytest.raises(ValueError, match="ema_decay"):
         fusedopt.AdamW(model.parameters()).averaged_weights().__enter__()
+
+
+def test_a_parameter_that_gets_another_shape_meanwhile() -> None:
+    params = parameters(F32, [(3,), (2,), (4,)])
+    opt = fusedopt.SGD(params, lr=1.0, ema_decay=0.5)
+    for step in range(3):
+        give_gradients(params, step)
+        opt.step()
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match="size of tensor"), opt.averaged_weights():
+        params[1].data = torch.zeros(5)
+    assert params[1].tolist() == [0] * 5
+    assert_equal(params[0].detach(), before[0])
+    assert_equal(params[2].detach(), before[2])
+    with (
+        pytest.raises(RuntimeError, match="size of tensor"),
+        opt.averaged_weights(),
+    ):  # of which the average has another
+        pytest.fail("went into the block")
+    assert_equal(params[0].detach(), before[0])
+    assert_equal(params[2].detach(), before[2])
+    params[1].data = before[1]
+    give_gradients(params, 3)
+    opt.step()
+    assert opt.state[params[2]]["step"] == 4
+
+
+def test_the_optimizer_is_not_copied_meanwhile() -> None:
+    model = nn.Linear(5, 3)
+    opt = fusedopt.AdamW(model.parameters(), ema_decay=0.5)
+    give_gradients(list(model.parameters()), 0)
+    opt.step()
+    with opt.averaged_weights():
+        for copied in (copy.deepcopy, copy.copy, pickle.dumps):
+            with pytest.raises(RuntimeError, match="would go on from the averages"):
+                copied(opt)
+        averaged = copy.deepcopy(model)
+        saved(opt)
+    other = copy.deepcopy(opt)
+    other.step()
+    assert_equal(averaged.weight.detach(), opt.state[model.weight]["average"])
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from typing import Any
@@ -85,6 +86,21 @@ def test_a_default_device_is_no_observer(case: Case) -> None:
         with torch.device(gpu.TEST_DEVICE):
             opt.step()
         assert {e.path for e in opt.explain()} == {"fused"}
+
+
+@pytest.mark.parametrize("path", ["fused", "torch"])
+@pytest.mark.parametrize("cls", [fusedopt.AdamW, fusedopt.LAMB, fusedopt.SWATS])
+def test_states_of_8_bits_begin_under_any_default_device(cls: Any, path: str) -> None:
+    results = []
+    for device in (torch.device("meta"), contextlib.nullcontext()):
+        params = make_params()
+        opt = cls(params, state_dtype="8bit", min_8bit_size=0)
+        set_grads(params, 0)
+        with device, fusedopt.native() if path == "torch" else contextlib.nullcontext():
+            opt.step()
+        assert {e.path for e in opt.explain()} == {path}
+        results.append((params, [opt.state[p]["exp_avg"] for p in params]))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 @on_fakes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from ranks import gloo_group, run_ranks
 
 import fusedopt
 from fusedopt import native
+from fusedopt.optim import _undo
 
 if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("this torch has no gloo", allow_module_level=True)
@@ -88,6 +90,28 @@ def _in_one_memory(place: Any) -> dict[str, Any]:
     return {"message": message, "kept": bool((whole(params[0]) == 1).all()), "states": len(optimizer.state)}
 
 
+def _copies(place: Any) -> list[int]:
+    """How many of torch's steps keep copies: of two on usual shards, and with one more, of a state that is whole."""
+    before = _undo._restored_on_error
+    copies: list[Any] = []
+
+    def counted(optimizer: Any, params: Any) -> Any:
+        copies.append(params)
+        return before(optimizer, params)
+
+    _undo._restored_on_error = counted
+    try:
+        with native():
+            optimizer, params, _ = run(fusedopt.AdamW, place, 2)
+            usual = len(copies)
+            optimizer.state[params[1]]["exp_avg"] = whole(optimizer.state[params[1]]["exp_avg"])
+            with contextlib.suppress(RuntimeError):  # torch mixes no DTensor with a tensor
+                optimizer.step()
+    finally:
+        _undo._restored_on_error = before
+    return [usual, len(copies)]
+
+
 def _worker(rank: int, folder: Path, world: int) -> None:
     with gloo_group(rank, folder, world):
         places = layouts(world)
@@ -97,6 +121,7 @@ def _worker(rank: int, folder: Path, world: int) -> None:
             for name in CLASSES
             for kind, dtype in DTYPES.items()
         }
+        results["copies"] = _copies(places["fsdp"])
         results["in one memory"] = _in_one_memory(places["fsdp"])
         torch.save(results, folder / f"{rank}.pt")
 
@@ -123,6 +148,10 @@ def test_equals_one_process(ranks: list[dict[Any, Any]], layout: str, name: str,
         assert refused
         assert same
         assert averaged < 0.01
+
+
+def test_no_copies_are_kept_of_usual_shards(ranks: list[dict[Any, Any]]) -> None:
+    assert [of_rank["copies"] for of_rank in ranks] == [[0, 1]] * 2
 
 
 def test_shards_in_one_memory_are_refused(ranks: list[dict[Any, Any]]) -> None:

@@ -12,6 +12,7 @@ from pair import Pair, assert_identical, each_class, make_params, native_twin, s
 from torch import Tensor
 
 import fusedopt
+from fusedopt.optim._codecs import tensors_in
 
 pytestmark = [pytest.mark.steps, pytest.mark.on_gpu]
 
@@ -82,3 +83,22 @@ def test_a_step_count_of_eight_bytes_is_one_to_its_last_byte() -> None:
     opt.state[params[1]]["step"] = memory[1]
     opt.step()
     assert {e.path for e in opt.explain()} == {"torch"}
+
+
+@pytest.mark.parametrize("formats", [{}, {"ema_decay": 0.5}, {"state_dtype": "8bit", "min_8bit_size": 0}], ids=str)
+def test_adagrads_states_in_shared_memory(formats: dict[str, Any]) -> None:
+    """Which only its class makes at once, so that processes may be given them."""
+    results = []
+    for shared in (True, False):
+        params = make_params(dtypes=(torch.float32,))
+        opt = fusedopt.Adagrad(params, **formats)
+        if shared:
+            opt.share_memory()
+        for i in range(2):
+            set_grads(params, i)
+            opt.step()
+        tensors = [t for p in params for name, v in opt.state[p].items() if name != "step" for t in tensors_in(v)]
+        assert not shared or all(t.is_shared() for t in tensors)
+        assert {e.path for e in opt.explain()} == {"fused"}
+        results.append([*params, *tensors])
+    torch.testing.assert_close(*results, rtol=0, atol=0)

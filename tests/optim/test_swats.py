@@ -260,6 +260,19 @@ def test_bytes_of_either_phase() -> None:
     assert opt.bytes_per_step() == 5 * 400
 
 
+def test_bytes_after_a_group_was_removed() -> None:
+    params = make_params([(100,), (20,)])
+    opt = SWATS([{"params": [p]} for p in params], eps=1e-30)
+    phases(opt, params, 1)
+    removed = opt.param_groups.pop()
+    with pytest.raises(RuntimeError, match="a group was removed since the last step"):
+        opt.bytes_per_step()
+    phases(opt, params, 1)
+    assert opt.bytes_per_step() == 7 * 400
+    opt.param_groups.append(removed)
+    assert opt.bytes_per_step() == 7 * 400
+
+
 def test_it_descends_in_both_phases() -> None:
     """A bowl: SGD goes on, at the rate that it was given, to where Adam's steps of fixed length cannot come to rest."""
     p = nn.Parameter(torch.tensor([3.0, -2.0], dtype=F64))
