@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 
@@ -41,6 +42,11 @@ class Case:
     def twin(self) -> type[Optimizer] | None:
         """The class of torch.optim that does the same; None where there is none."""
         return self.reference if self.reference.__module__.startswith("torch.") else None
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether weight decay is no part of the gradient."""
+        return self.reference is torch.optim.AdamW or getattr(self.reference, "decoupled", False)
 
     def make(self, params: Any, **kwargs: Any) -> Optimizer:
         return self.cls(params, **(self.kwargs | {"max_grad_norm": self.max_grad_norm} | kwargs))

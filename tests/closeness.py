@@ -157,7 +157,8 @@ class Closeness:
             for key in keys:
                 if p.numel() >= 15:
                     moved = self.moved[i, key]
-                    assert moved >= MOVED[p.dtype], f"{key} of {tuple(p.shape)} moved by only {moved:.3g} tolerances"
+                    little = f"{key} of {tuple(p.shape)} moved by only {moved:.3g} tolerances, where a fault could hide"
+                    assert moved >= MOVED[p.dtype], f"{little}: give the case hyper-parameters that move it further"
 
     def _states(
         self, optimizer: Optimizer, params: list[Tensor], f: Callable[[Tensor], Tensor] = lambda t: t

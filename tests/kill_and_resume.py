@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import Run
+from runs import OPTIMIZERS, Run
 
 KILLS = 10
 STEPS = 200  # more than 10 lives reach, so that every kill meets a process that trains
@@ -51,6 +51,7 @@ COMBINATIONS = [
     ("adamw-8-bits-by-chance", "one-cycle"),
     ("swats-8-bits", "chained"),
 ]
+COMBINATIONS += [(name, "cosine") for name in OPTIMIZERS if name not in dict(COMBINATIONS)]
 
 
 def fork(work: Callable[[int], None]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 import fusedopt
-from fusedopt.training import Checkpoint, ResumableSampler
+from fusedopt.training import OPTIMIZERS as NAMES
+from fusedopt.training import Checkpoint, ResumableSampler, make_optimizer
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: fusedopt.SGD(p, lr=0.05),
@@ -39,6 +41,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "swats": lambda p: fusedopt.SWATS(p, lr=0.02),
     "swats-switch": lambda p: fusedopt.SWATS(p, lr=0.02, eps=0.01),
 }
+OPTIMIZERS |= {name: functools.partial(make_optimizer, name) for name in NAMES if name not in OPTIMIZERS}
 
 # Of networks in this dtype: every option of what numbers are stored in.
 STORED: dict[str, tuple[torch.dtype, Callable[[Any], Optimizer]]] = {

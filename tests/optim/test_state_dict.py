@@ -69,7 +69,9 @@ def test_a_state_of_torch_goes_on_here_and_back(case: Case, form: str) -> None:
 @each_class
 def test_the_state_has_torchs_keys_shapes_and_dtypes(case: Case) -> None:
     pair = Pair(case, [(3,), (17, 5), (2,)], (torch.float32, torch.bfloat16))
-    pair.step(0, without={2})
+    for opt, params in pair:  # their values are in question elsewhere: in bfloat16 a reference rounds more often
+        set_grads(params, 0, without={2})
+        opt.step()
     ours, theirs = (opt.state_dict() for opt, _ in pair)
     assert ours["state"].keys() == theirs["state"].keys()
     for i, state in theirs["state"].items():
