@@ -30,8 +30,10 @@ def restored_if_refused(optimizer: Base, selected: Selected) -> Iterator[None]:
     Copies for that take as much memory, and often more time than the step. So there are none where all is as torch's
     class makes it itself, in which there is nothing to refuse.
     """
+    # Of the groups themselves, not of copies: SWATS brings its switch to where the parameters are.
+    numbers = [optimizer._numbers(group) for group, _ in selected]
     with torch._C.DisableTorchFunction():  # to look is no operation, which a mode would see
-        refusable = bool(selected) and not _cannot_be_refused(optimizer, selected)
+        refusable = bool(selected) and not _cannot_be_refused(optimizer, selected, numbers)
     with contextlib.ExitStack() as stack:
         if refusable:
             stepped = [p for _, params in selected for p in params if p.grad is not None]
@@ -72,9 +74,8 @@ def _put_back(t: Tensor, value: Tensor) -> None:
         t.copy_(value)
 
 
-def _cannot_be_refused(optimizer: Base, selected: Selected) -> bool:
-    # Of the groups themselves, not of copies: SWATS brings its switch to where the parameters are.
-    if _has_odd_numbers(optimizer, [group for group, _ in selected]):
+def _cannot_be_refused(optimizer: Base, selected: Selected, numbers: list[tuple[Any, ...]]) -> bool:
+    if _has_odd_numbers([group for group, _ in selected], numbers):
         return False
     ours: Any = optimizer
     options = optimizer.defaults.keys() - {*ours._own_options, *ours._group_options}
@@ -86,16 +87,16 @@ def _cannot_be_refused(optimizer: Base, selected: Selected) -> bool:
         and not group.get("fused")
         and group.keys().isdisjoint(DEFAULTS)
         and not any(_has_tensors(value) for name, value in group.items() if name not in ("params", "switch"))
-        and _are_as_made(optimizer, group, params)
-        for group, params in selected
+        and _are_as_made(optimizer, group, params, rule)
+        for (group, params), (rule, *_) in zip(selected, numbers, strict=True)
     )
 
 
-def _has_odd_numbers(optimizer: Base, groups: list[dict[str, Any]]) -> bool:
+def _has_odd_numbers(groups: list[dict[str, Any]], numbers: list[tuple[Any, ...]]) -> bool:
     """Whether a hyper-parameter is none of its rule's, so that torch might refuse it when other groups have stepped."""
     plan = _C.Plan()  # of no parameters: the optimizer's own has not seen these groups where every step is torch's
     bare = [{**group, "params": []} for group in groups]
-    plan.refresh(bare, {}, [optimizer._numbers(group) for group in groups], [False] * len(groups), False, False, False)
+    plan.refresh(bare, {}, numbers, [False] * len(groups), False, False, False)
     return plan.has_odd_numbers
 
 
@@ -103,9 +104,8 @@ def _has_tensors(value: Any) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and any(map(_has_tensors, value)))
 
 
-def _are_as_made(optimizer: Base, group: dict[str, Any], params: list[Tensor]) -> bool:
+def _are_as_made(optimizer: Base, group: dict[str, Any], params: list[Tensor], rule: int) -> bool:
     """Whether parameters, gradients and states are what torch's class makes of usual parameters, or is used to."""
-    rule = optimizer._numbers(group)[0]
     names, scalars = _C.STATES[rule], _C.SCALARS[rule]
     devices: set[torch.device] = set()
     for p in params:
