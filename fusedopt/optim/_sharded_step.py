@@ -41,7 +41,7 @@ def agreed(optimizer: Base, scaling: Scaling) -> Scaling:
         return scaling
     found = local(found.full_tensor() if is_dtensor(found) else found)  # type: ignore[union-attr]
     if not isinstance(found, Tensor):
-        found = torch.tensor(float(found or 0), dtype=torch.float32)
+        found = torch.tensor(float(found or 0), dtype=torch.float32, device="cpu")
     domains = optimizer._domains if optimizer._domains is not None else _new_domains(optimizer)
     everywhere = tuple({group.group_name: group for groups in domains.groups for group in groups}.values())
     found = found.clone()
