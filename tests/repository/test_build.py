@@ -137,3 +137,11 @@ def test_what_is_installed_here_takes_any_torch_and_links_lead_somewhere(tmp_pat
     assert all(link.startswith(("http://", "https://", "#")) for link in links)
     for text in ("docs/distributed.md", "results"):  # what is linked is still named
         assert text in readme
+
+
+@pytest.mark.skipif(not (ROOT / ".ci").exists(), reason="a copy of the tree without it")
+def test_ci_runs_all_that_there_is() -> None:
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert {"make test", "make integrations"} <= {*lines}
+    assert any(line.startswith("make lint docs ") for line in lines)
+    assert any(line.startswith("FUSEDOPT_CUDA=0 ") and " test-cpu " in line for line in lines)
