@@ -12,6 +12,7 @@ import torch
 from cases import BF16, BY_NAME, ONE_OF_EACH, Case
 from pair import make_params, set_grads
 from refused import assert_refused
+from stored_states import may_be_stored_in
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -50,7 +51,7 @@ def twice() -> list[Tensor]:
 
 KINDS = {"tied": tied, "overlapping": overlapping, "strided": strided, "listed twice": twice}
 EACH = [case for case in ONE_OF_EACH if case.cls is not fusedopt.SWATS]  # which decides by a whole group
-PAIRS = [(case, name) for case in EACH for name in FORMATS if name != "8bit" or not case.kwargs.get("centered")]
+PAIRS = [(c, name) for c in EACH for name, f in FORMATS.items() if may_be_stored_in(c, f.get("state_dtype"))]
 
 
 def make(case: Case, params: list[Tensor], **options: Any) -> Optimizer:
