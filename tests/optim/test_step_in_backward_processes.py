@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +46,14 @@ def test_wrappers_that_reduce_gradients_are_refused(tmp_path: Path) -> None:
             step_in_backward(optimizer)
         elsewhere = adam(Net().parameters())
         step_in_backward(elsewhere).remove()
+        gone = weakref.ref(wrapped)
         del wrapped
+        for _ in range(200):  # a thread of an earlier test may be using it, or be collecting itself
+            gc.collect()
+            if gone() is None:
+                break
+            time.sleep(0.05)
+        assert gone() is None, [type(holder) for holder in gc.get_referrers(gone())]
         steps = step_in_backward(optimizer)
         with pytest.raises(ValueError, match="stepped in the backward pass, and DistributedDataParallel"):
             DistributedDataParallel(model)
