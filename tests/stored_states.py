@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 import torch
 from cases import BF16, F32, Case
 from torch import Tensor
@@ -16,6 +17,12 @@ SHAPES = [(3, 5), (16,), (16 * 1024 + 37,), (), (0, 4)]
 def may_be_stored_in(case: Case, state_dtype: Any) -> bool:
     """Whether a case takes that option: the difference of two states that are rounded may be anything."""
     return state_dtype in (None, F32) or not case.kwargs.get("centered")
+
+
+def in_formats(formats: dict[str, dict[str, Any]], cases: list[Case]) -> pytest.MarkDecorator:
+    """Each `case` in each of the `formats`, by name, that it takes."""
+    pairs = [(c, name) for c in cases for name, f in formats.items() if may_be_stored_in(c, f.get("state_dtype"))]
+    return pytest.mark.parametrize(("case", "formats"), pairs, ids=str)
 
 
 def parameters(dtype: torch.dtype, shapes: Any = SHAPES) -> list[Tensor]:

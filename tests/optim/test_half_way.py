@@ -10,7 +10,7 @@ import torch
 from cases import BF16, BY_NAME, ONE_OF_EACH, Case
 from pair import counts_steps, each_class, make_params, set_grads
 from refused import GOOD, assert_refused, good, start, started
-from stored_states import may_be_stored_in
+from stored_states import in_formats
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -26,12 +26,6 @@ FORMATS: dict[str, dict[str, Any]] = {
     "by chance": {"state_dtype": BF16, "stochastic_rounding": True},
     "8bit": {"state_dtype": "8bit", "min_8bit_size": 0},
 }
-
-
-def in_formats(cases: list[Case]) -> pytest.MarkDecorator:
-    """Each case in each of the formats that it takes."""
-    pairs = [(c, name) for c in cases for name, f in FORMATS.items() if may_be_stored_in(c, f.get("state_dtype"))]
-    return pytest.mark.parametrize(("case", "formats"), pairs, ids=str)
 
 
 def begin(case: Case, good: str, last: Tensor, steps: int = 0, **options: Any) -> tuple[Optimizer, list[Tensor]]:
@@ -57,7 +51,7 @@ def test_expanded_parameter(case: Case, good: str) -> None:
 
 
 @pytest.mark.parametrize("good", ["fused", "strided"])
-@in_formats(ONE_OF_EACH)
+@in_formats(FORMATS, ONE_OF_EACH)
 def test_expanded_parameter_in_other_formats(case: Case, formats: str, good: str) -> None:
     opt, params = begin(case, good, expanded(), **FORMATS[formats])
     assert_refused(opt, params, RuntimeError, "more than one element of the written-to tensor")
@@ -142,7 +136,7 @@ def test_gradient_that_is_a_lazy_conjugate(name: str, good: str) -> None:
 
 
 @pytest.mark.parametrize("good", ["fused", "strided"])
-@in_formats(WITH_STATES)
+@in_formats(FORMATS, WITH_STATES)
 def test_parameter_of_another_shape_in_other_formats(case: Case, formats: str, good: str) -> None:
     opt, params = begin(case, good, nn.Parameter(torch.ones(4, 2)), 2, **FORMATS[formats])
     params[2].data = torch.ones(5, 2)

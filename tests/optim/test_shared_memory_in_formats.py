@@ -12,7 +12,7 @@ import torch
 from cases import BF16, BY_NAME, ONE_OF_EACH, Case
 from pair import make_params, set_grads
 from refused import assert_refused
-from stored_states import may_be_stored_in
+from stored_states import in_formats
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -51,7 +51,6 @@ def twice() -> list[Tensor]:
 
 KINDS = {"tied": tied, "overlapping": overlapping, "strided": strided, "listed twice": twice}
 EACH = [case for case in ONE_OF_EACH if case.cls is not fusedopt.SWATS]  # which decides by a whole group
-PAIRS = [(c, name) for c in EACH for name, f in FORMATS.items() if may_be_stored_in(c, f.get("state_dtype"))]
 
 
 def make(case: Case, params: list[Tensor], **options: Any) -> Optimizer:
@@ -78,7 +77,7 @@ def assert_equal(ours: Optimizer, a: list[Tensor], theirs: Optimizer, b: list[Te
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("case", "formats"), PAIRS, ids=str)
+@in_formats(FORMATS, EACH)
 def test_no_update_is_lost(case: Case, kind: str, formats: str) -> None:
     a, b = KINDS[kind](), KINDS[kind]()
     ours, theirs = (make(case, params, **FORMATS[formats]) for params in (a, b))
