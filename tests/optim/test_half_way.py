@@ -69,12 +69,13 @@ def test_parameter_made_in_inference_mode(case: Case, good: str) -> None:
     assert not bool((params[2] == 1).all())
 
 
-@good
-@pytest.mark.parametrize("formats", [{}, {"ema_decay": 0.9}], ids=str)
+# The average is not for complex parameters.
+@pytest.mark.parametrize(
+    ("good", "formats"),
+    [*((good, {}) for good in GOOD), *((good, {"ema_decay": 0.9}) for good in ("fused", "strided"))],
+)
 @pytest.mark.parametrize("case", [case for case in WITH_STATES if case.cls is not fusedopt.Adagrad], ids=str)
 def test_states_made_in_inference_mode(case: Case, formats: dict[str, Any], good: str) -> None:
-    if good == "complex" and formats:
-        pytest.skip("the average is not for complex parameters")
     opt, params = begin(case, good, nn.Parameter(torch.ones(4)), **formats)
     with torch.inference_mode():  # Adagrad has made them before
         opt.step()
