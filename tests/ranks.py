@@ -89,5 +89,15 @@ def gloo_group(rank, folder, world):
         dist.destroy_process_group()
 
 
+@contextmanager
+def one_process(folder):
+    """A group of this process alone."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 1), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 if __name__ == "__main__":
     _fork(*sys.argv[1:])

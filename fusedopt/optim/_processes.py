@@ -66,9 +66,14 @@ def find_spread(params: list[Tensor]) -> Spread | None:
 def _zero_redundancy() -> Any:
     """The ZeroRedundancyOptimizer whose constructor is being run, which tells its optimizer nothing of itself."""
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
-    frame = None if module is None else sys._getframe()
+    if module is None:
+        return None
+    frame = sys._getframe().f_back
     while frame is not None:
-        if isinstance(owner := frame.f_locals.get("self"), module.ZeroRedundancyOptimizer):  # type: ignore[union-attr]
+        # Not the f_locals of any other frame: until Python 3.13 that keeps what a caller deletes later.
+        if frame.f_globals is vars(module) and isinstance(
+            owner := frame.f_locals.get("self"), module.ZeroRedundancyOptimizer
+        ):
             return owner
         frame = frame.f_back
     return None

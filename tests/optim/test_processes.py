@@ -3,13 +3,14 @@
 import copy
 import functools
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from engines import CASES, STEPS, batch, check, make_model, train
-from ranks import gloo_group, run_ranks
+from ranks import gloo_group, one_process, run_ranks
 from torch import nn
 
 import fusedopt
@@ -239,6 +240,17 @@ def results(request, tmp_path_factory):
 @pytest.mark.parametrize("engine", [engine.__name__ for engine in ENGINES])
 def test_results_are_those_of_one_process(results, engine):
     assert [result[engine] for result in results] == [None] * len(results)
+
+
+def test_what_a_caller_deletes_is_gone(tmp_path):
+    import torch.distributed.optim.zero_redundancy_optimizer  # whose frames are looked for
+
+    with one_process(tmp_path):
+        activations = torch.zeros(3)
+        fusedopt.SGD([torch.zeros(3)], lr=0.1)
+        gone = weakref.ref(activations)
+        del activations
+        assert gone() is None
 
 
 def main(rank, folder, world):
