@@ -21,6 +21,7 @@ TORCH  ?= torch==2.14.1 torchvision==0.29.1
 JOBS   ?= 2
 OUT    ?= benchmarks/results/
 MINUTES ?= 9
+COPIED := $(shell find csrc fusedopt tests benchmarks -type f ! -name '*.pyc' ! -name '*.so')
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* tests/cuda_on_cpu/*.*)
 
 demo: $(VENV)/built
@@ -36,9 +37,7 @@ test-cpu: $(VENV)/built
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -q --durations=25 -m "$(SELECT)"
 
 # What is marked `steps`, with every step taken by the CUDA kernels, which run on the CPU.
-test-cuda-on-cpu: $(VENV)/ready
-	$(call copy,build/cuda_on_cpu)
-	cd build/cuda_on_cpu && FUSEDOPT_CUDA_ON_CPU=1 $(abspath $(VENV))/bin/python setup.py -q egg_info build_ext --inplace
+test-cuda-on-cpu: build/cuda_on_cpu/built
 	cd build/cuda_on_cpu && PYTHONPATH=. FUSEDOPT_EXECUTOR_ORDER=7 $(abspath $(VENV))/bin/python -m pytest -n $(JOBS) --dist worksteal -q --durations=25 \
 	    -m steps $$(grep -rl 'mark\.steps' tests --include='test_*.py')
 
@@ -68,9 +67,7 @@ versions:
 bench: $(VENV)/built
 	$(VENV)/bin/python benchmarks/step.py
 
-bench-host: $(VENV)/ready
-	$(call copy,build/cuda_on_cpu)
-	cd build/cuda_on_cpu && FUSEDOPT_CUDA_ON_CPU=1 $(abspath $(VENV))/bin/python setup.py -q egg_info build_ext --inplace
+bench-host: build/cuda_on_cpu/built
 	cd build/cuda_on_cpu && PYTHONPATH=. $(abspath $(VENV))/bin/python benchmarks/host.py
 
 gpu:
@@ -109,6 +106,12 @@ $(VENV)-%/ready: $(VENV)/ready pyproject.toml
 $(VENV)/built: $(VENV)/ready setup.py $(SOURCES)
 	@echo "Compiling: some minutes, most of them for the GPU, which FUSEDOPT_CUDA=0 leaves out."
 	$(VENV)/bin/pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+# A tree with another extension, whose CUDA kernels run on the CPU.
+build/cuda_on_cpu/built: $(VENV)/ready setup.py pyproject.toml $(COPIED)
+	$(call copy,build/cuda_on_cpu)
+	cd build/cuda_on_cpu && FUSEDOPT_CUDA_ON_CPU=1 $(abspath $(VENV))/bin/python setup.py -q egg_info build_ext --inplace
 	touch $@
 
 clean:

@@ -14,6 +14,8 @@ from virtual_gpu import VirtualGpu
 # What torch puts into the environment when it compiles or profiles for the first time.
 OF_TORCH = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "DISABLE_CUPTI_LAZY_REINIT", "TEARDOWN_CUPTI"}
 OF_TORCH |= {"_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"}
+# torch.manual_seed keeps, for a GPU that may come, a record of where it was called: that takes longer than most steps.
+seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
 collect_ignore = [] if gpu.REAL else ["csrc/test_real_gpu.py"]
 
 try:
@@ -53,7 +55,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(autouse=True)
 def seeded(request: pytest.FixtureRequest) -> None:
-    torch.manual_seed(int(request.config.option.seed))
+    seed(int(request.config.option.seed))
 
 
 @pytest.fixture(autouse=True)

@@ -142,6 +142,6 @@ def test_what_is_installed_here_takes_any_torch_and_links_lead_somewhere(tmp_pat
 @pytest.mark.skipif(not (ROOT / ".ci").exists(), reason="a copy of the tree without it")
 def test_ci_runs_all_that_there_is() -> None:
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert {"make test", "make integrations"} <= {*lines}
-    assert any(line.startswith("make lint docs ") for line in lines)
+    made = {target for line in lines if line.startswith("make ") for target in line.split()[1:]}
+    assert {"lint", "docs", "test", "integrations"} <= made
     assert any(line.startswith("FUSEDOPT_CUDA=0 ") and " test-cpu " in line for line in lines)
