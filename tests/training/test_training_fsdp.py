@@ -27,7 +27,7 @@ if not (dist.is_available() and dist.is_gloo_available()):
 
 from torch.distributed.fsdp import fully_shard
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.one_torch, pytest.mark.usefixtures("one_thread")]
 KINDS = {  # an optimizer, its options, the settings
     "adamw-clip": (
         "adamw",
