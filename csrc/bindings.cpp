@@ -66,6 +66,7 @@ PYBIND11_MODULE(_C, m) {
       .def("run", [](Plan& plan, double scale) { plan.run(scale, {}, 0, 0); })
       .def_property_readonly("sharded", &Plan::sharded)
       .def_property_readonly("resharded", &Plan::resharded)
+      .def("release", &Plan::release)
       .def("set_domains", &Plan::set_domains)
       .def("add_square_sums", &Plan::add_square_sums)
       .def("begin", &Plan::begin)

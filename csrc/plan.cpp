@@ -8,6 +8,7 @@
 namespace fusedopt {
 std::optional<Plan::Found> Plan::refresh(py::object groups, py::object state, py::list numbers, py::list counted,
                                          bool initialized, bool placed, bool at_once, const Indices& done) {
+  release();
   const py::object all = sequence(groups.ptr());
   const size_t count = numbers.size();
   if (size_t(PySequence_Fast_GET_SIZE(all.ptr())) != count)
@@ -20,18 +21,22 @@ std::optional<Plan::Found> Plan::refresh(py::object groups, py::object state, py
   PyObject* states = held_state_ ? held_state_.ptr() : state.ptr();
   rows_.clear();
   row_of_.clear();
-  release();
-  has_company_ = PyThreadState_Next(PyInterpreterState_ThreadHead(PyInterpreterState_Get()));
+  has_company_ = runs_python_ || PyThreadState_Next(PyInterpreterState_ThreadHead(PyInterpreterState_Get()));
   for (auto& [device, gpu] : gpus_) gpu.abandon();
-  if (!waits_) changed_ = false;
   placed_ = placed, sharded_ = false;
 
   size_t index = 0;
   Py_ssize_t cursor = 0;
   for (size_t g = 0; g < count; ++g) {
     const py::object params = params_of(PySequence_Fast_GET_ITEM(all.ptr(), Py_ssize_t(g)));
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(params.ptr()); ++i)
-      visit(index++, PySequence_Fast_GET_ITEM(params.ptr(), i), int32_t(g), states, cursor, initialized);
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(params.ptr()); ++i) {
+      PyObject* param = PySequence_Fast_GET_ITEM(params.ptr(), i);
+      if (!has_company_ && !is_torchs(param)) {  // once more, with everything kept
+        runs_python_ = true;
+        return refresh(groups, state, numbers, counted, initialized, placed, at_once, done);
+      }
+      visit(index++, param, int32_t(g), states, cursor, initialized);
+    }
   }
   if (index != entries_.size()) changed_ = resharded_ = true;
   entries_.resize(index);
@@ -80,6 +85,7 @@ std::optional<Plan::Found> Plan::refresh(py::object groups, py::object state, py
       if (t.device >= 0) gpus_.try_emplace(t.device, t.device);
     recut_gpus();
   }
+  changed_ = false;  // only now: what a walk that ended in an exception had noticed is still to be done
   Found found{left_over, stateless, host_steps, unplaced};
   if (at_once && !(sharded_ && takes_sums()) && found == Found() &&
       (devices_.empty() || devices_.back() < 0 || !gpu::is_capturing())) {
@@ -224,6 +230,7 @@ void Plan::fold(double scale) {
 void Plan::release() {
   held_.clear();
   kept_.clear();
+  held_state_ = {};
 }
 
 // What is left to do once everything has been written.

@@ -50,6 +50,8 @@ class Plan {
   // scalars there.
   double square_sum() { return cpu::square_sum(table_); }
   std::pair<at::Tensor, at::Tensor> norm(int device, double scale, const MaybeTensor& grad_scale);
+  // Lets go of what is kept for the length of a step, where one has ended in an exception.
+  void release();
   // Updates the parameters on the fused path, their gradients multiplied by `scale`.
   void run(double scale, const Scalings& scalings, double max_norm, double epsilon);
 
@@ -150,11 +152,10 @@ class Plan {
   void mark_conflicts();
   void run_gpus(double scale, const Scalings& scalings, double max_norm, double epsilon, Pass pass);
   void fold(double scale);
-  // Keeps an operand alive for the length of a step, where another thread of Python might drop it.
+  // Keeps an operand alive for the length of a step, where other Python code that runs meanwhile might drop it.
   void keep(PyObject* operand) {
     if (has_company_) kept_.push_back(py::reinterpret_borrow<py::object>(operand));
   }
-  void release();
   // Does work for which the other threads of Python need not wait.
   template <class F>
   void aside(F work) {
@@ -191,10 +192,11 @@ class Plan {
   std::vector<int32_t> domains_;
   py::object held_state_;         // a copy of the optimizer's state where that is not a dict, for the length of a step
   std::vector<at::Tensor> held_;  // gradients, or copies in the parameter's layout, for the length of a step
-  std::vector<py::object> kept_;  // operands, where there are other threads of Python
-  bool has_company_ = false;
-  Table table_;              // all tensors; the chunks are the CPU's
-  std::map<int, Gpu> gpus_;  // by device
+  std::vector<py::object> kept_;  // operands, where other Python code may run meanwhile
+  bool has_company_ = false;      // it may: in another thread, or because
+  bool runs_python_ = false;      // the walk itself runs some, and signal handlers with it
+  Table table_;                   // all tensors; the chunks are the CPU's
+  std::map<int, Gpu> gpus_;       // by device
   std::vector<int> devices_;
   bool changed_ = false;
   bool foreign_ = false;  // memory is written that torch did not allocate

@@ -28,6 +28,7 @@ void Plan::visit(size_t index, PyObject* object, int32_t group, PyObject* state,
   if (e.group != group) e.group = group, changed_ = resharded_ = true;
   keep(object);
   PyObject* values = find(state, object, cursor);
+  if (values) keep(values);
   const at::Tensor& whole = THPVariable_Unpack(object);
   const auto* autograd =
       static_cast<const torch::autograd::AutogradMeta*>(whole.unsafeGetTensorImpl()->autograd_meta());

@@ -96,6 +96,13 @@ INLINE void* address(const at::TensorImpl& t) {
   return static_cast<char*>(t.unsafe_storage().mutable_data()) + t.storage_offset() * int64_t(t.itemsize());
 }
 
+// Whether it is of torch's own two classes, whose hashes are known. To hash any other runs Python code, and with it
+// whatever waits for some to run: signal handlers, which may drop what the walk has only borrowed.
+INLINE bool is_torchs(PyObject* object) {
+  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  return type == ParameterClass || type == THPVariableClass;
+}
+
 // Looks `key` up at the cursor, where it stands when the dict was filled in the order of the walk: this avoids hashing,
 // which for tensors costs more than all the rest. Borrowed reference, or null.
 INLINE PyObject* find(PyObject* dict, PyObject* key, Py_ssize_t& cursor) {
@@ -105,7 +112,9 @@ INLINE PyObject* find(PyObject* dict, PyObject* key, Py_ssize_t& cursor) {
     cursor = next;
     return value;
   }
-  value = PyDict_GetItemWithError(dict, key);
+  // The hash of a tensor is its address.
+  value = is_torchs(key) ? _PyDict_GetItem_KnownHash(dict, key, reinterpret_cast<Py_hash_t>(key))
+                         : PyDict_GetItemWithError(dict, key);
   if (!value && PyErr_Occurred()) throw py::error_already_set();
   return value;
 }

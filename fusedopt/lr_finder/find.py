@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from fusedopt.lr_finder.batches import BatchFn, check_loader
 from fusedopt.lr_finder.curve import Curve, group_ramps, ramp, scales
+from fusedopt.lr_finder.kept import put_back
 from fusedopt.lr_finder.result import LRFinderResult
 from fusedopt.lr_finder.snapshot import Snapshot
 from fusedopt.lr_finder.step import Closure, Task, first_device
@@ -140,8 +141,7 @@ def find_lr(
                 progress=progress,
             )
         finally:
-            snapshot.restore()
-            surroundings.restore()
+            put_back(snapshot, surroundings)
         return LRFinderResult.of(curve, scales([lrs[-1] for lrs in ramps]), method, skip_start, skip_end)
 
     result = test(ramps)

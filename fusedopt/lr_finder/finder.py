@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from fusedopt.lr_finder.batches import BatchFn, check_loader, check_loader_types
 from fusedopt.lr_finder.curve import COMPLETED, DIVERGED, Curve, group_ramps, scales
+from fusedopt.lr_finder.kept import put_back
 from fusedopt.lr_finder.plot import decorate, new_axes
 from fusedopt.lr_finder.result import LRFinderResult
 from fusedopt.lr_finder.snapshot import Snapshot
@@ -119,10 +120,8 @@ class LRFinder:
         After a range test also the random number generators, as they were before it: training then gives bit for bit
         what it would have given without the test.
         """
-        self._snapshot.restore()
-        if self._surroundings is not None:
-            self._surroundings.restore()
-            self._surroundings = None
+        put_back(self._snapshot, *filter(None, [self._surroundings]))
+        self._surroundings = None
         self._changed = False
 
     def range_test(

@@ -149,6 +149,19 @@ class Kept:
             _set_state(generator, state)
 
 
+def put_back(*kept: Kept) -> None:
+    """Restores each, and finishes what a Ctrl-C breaks off before it is raised."""
+    interrupted = None
+    for each in kept:
+        try:
+            each.restore()
+        except KeyboardInterrupt as error:
+            interrupted = error
+            each.restore()
+    if interrupted is not None:
+        raise interrupted
+
+
 def _has_state(value: Any) -> bool:
     """Whether it is plain data, or has a state to save and load, in attributes."""
     if isinstance(value, type) or not hasattr(value, "__dict__"):

@@ -37,20 +37,25 @@ def averaged_weights(optimizer: Base, model: nn.Module | None = None) -> Iterato
     if model is None and any(map(is_dtensor, params)):
         raise ValueError("there are DTensors: say averaged_weights(model), so that whole parameters are gathered again")
     turn = optimizer.__dict__.setdefault("_turn", threading.RLock())  # another thread's step comes to its end first
-    with turn:
-        if optimizer._averaged or optimizer._stepping:
-            raise RuntimeError("averaged_weights() was entered within itself, or within a step")
-        kept = [p.detach().clone(memory_format=torch.preserve_format) for p in params]
-        optimizer._averaged = True
+    entered = False
     try:
+        with turn:
+            if optimizer._averaged or optimizer._stepping:
+                raise RuntimeError("averaged_weights() was entered within itself, or within a step")
+            kept = [p.detach().clone(memory_format=torch.preserve_format) for p in params]
+            entered = optimizer._averaged = True
         _put([optimizer.state[p][AVERAGE] for p in params], params, model)
         yield
     finally:
-        with turn:
-            try:
-                _put(kept, params, model)
-            finally:
-                optimizer._averaged = False
+        if entered:
+            with turn:
+                try:
+                    _put(kept, params, model)
+                except KeyboardInterrupt:  # half way
+                    _put(kept, params, model)
+                    raise
+                finally:
+                    optimizer._averaged = False
 
 
 @torch.no_grad()

@@ -44,11 +44,12 @@ _native: ContextVar[bool] = ContextVar("fusedopt_native", default=os.environ.get
 @contextmanager
 def native() -> Iterator[None]:
     """Runs each step in the block by torch's implementation, for bisecting; `FUSEDOPT_DISABLE=1` does so everywhere."""
-    token = _native.set(True)
+    before = _native.get()
     try:
+        _native.set(True)
         yield
     finally:
-        _native.reset(token)
+        _native.set(before)
 
 
 class FusedStep(Options):
@@ -181,9 +182,15 @@ class FusedStep(Options):
         refresh = partial(plan.refresh, self.param_groups, self.state, numbers, counted)
         # What needs nothing more than the fused path is over in one call, before another thread can touch a gradient.
         at_once = scaling is NO_SCALING and self.defaults["max_grad_norm"] is None and not graphs
-        found = refresh(False, False, at_once)
-        if found is not None:
-            self._advance_the_rest(plan, refresh, found, scaling)
+        done = False
+        try:
+            found = refresh(False, False, at_once)
+            done = found is None
+            if found is not None:
+                self._advance_the_rest(plan, refresh, found, scaling)
+        finally:
+            if not done:  # a refused step must not keep gradients alive until the next one
+                plan.release()
 
     def _advance_the_rest(self, plan: _C.Plan, refresh: Callable[..., Found], found: Found, scaling: Scaling) -> None:
         """Performs what is more than one call: new states, sums, scaling, shards, and what torch's class has to do."""
