@@ -20,7 +20,8 @@ from fusedopt.watching import Watch, all_fused, report, watching
 USAGE = """Usage: fusedopt run SCRIPT [ARGUMENT ...]
        fusedopt run -m MODULE [ARGUMENT ...]
 
-Runs a Python script with torch.optim's classes replaced by fusedopt's, which it need not know of.
+Runs a Python script with torch.optim's classes replaced by fusedopt's, which it need not know of. PyTorch is imported
+before it: set what that reads of the environment (OMP_NUM_THREADS) outside of the script.
 At the end it says on standard error which optimizers were replaced, which path their parameters took, and what share of
 the time their steps were. Under torchrun: torchrun --nproc-per-node=2 -m fusedopt run train.py
 """
@@ -73,7 +74,7 @@ def _run(target: str, module: bool) -> None:
 def _run_file(path: str) -> None:
     """As runpy.run_path, but `__main__` and its name stay what Python makes of a script, to the end of the process."""
     script = ModuleType("__main__")
-    vars(script).update(__file__=path, __builtins__=builtins, __annotations__={})
+    vars(script).update(__file__=path, __builtins__=builtins, __annotations__={}, __cached__=None)
     sys.modules["__main__"] = script
     with io.open_code(path) as file:
         source = file.read()

@@ -114,6 +114,7 @@ def test_what_a_script_sees_of_its_start(scripts):
     text = """
         import sys, __main__
         print(sys.argv, sys.path[0], __name__, __file__, __main__.__file__, vars(__main__) is globals())
+        print(__cached__)
     """
     folder = scripts(script=text)
     (folder / "pack").mkdir()
