@@ -97,7 +97,7 @@ def test_the_steps_of_the_page_are_fused(copy: Path) -> None:
 
 
 def test_the_rule_of_the_page_passes_the_tests_that_its_cases_bring(copy: Path) -> None:
-    (line,) = re.findall(r"^\.venv/bin/python (-m pytest .*)$", PAGE.read_text(), re.MULTILINE)
+    line, _ = re.findall(r"^\.venv/bin/python (-m pytest .*)$", PAGE.read_text(), re.MULTILINE)  # the other: of pages
     output = command(sys.executable, *line.replace("-n 2 ", "").split(), cwd=copy, **variables(copy))
     passed = re.search(r"(\d+) passed", output)
     assert passed, output

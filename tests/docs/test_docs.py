@@ -100,7 +100,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def check_command(words: list[str]) -> None:
     """Fails where a command names a subcommand, option, module, file or target that is not there."""
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z/_-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     if words[:1] == ["torchrun"]:
         words = ["python", *words[words.index("-m") :]]
     match words:
