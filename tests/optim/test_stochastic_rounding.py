@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from cases import BF16, CASES, F16, F32, ONE_OF_EACH, Case
 from stored_states import assert_close, assert_equal, give_gradients, may_be_stored_in, parameters, saved
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusedopt
@@ -193,6 +195,24 @@ def test_each_seed_and_parameter_has_bits_of_its_own() -> None:
     for other in (second, *moved(1)):
         both = (first & other).float().mean().item()
         assert both == pytest.approx(share**2, rel=0.15)
+
+
+def test_a_parameter_that_was_removed_is_not_kept() -> None:
+    params = [nn.Parameter(torch.ones(3, dtype=BF16)) for _ in range(2)]
+    opt = fusedopt.SGD([{"params": [p]} for p in params], lr=0.1, stochastic_rounding=True)
+    give_gradients(params, 0)
+    opt.step()
+    removed = weakref.ref(params[0])
+    del opt.param_groups[0], opt.state[params[0]], params[0]
+    gc.collect()
+    assert removed() is None
+    params.append(nn.Parameter(torch.ones(3, dtype=BF16)))  # perhaps with the id of the other
+    opt.add_param_group({"params": params[1]})
+    give_gradients(params, 1)
+    opt.step()
+    other = fusedopt.SGD(params, lr=0.1, stochastic_rounding=True)
+    other.step()
+    assert opt.state[params[1]]["rounding_key"] == other.state[params[1]]["rounding_key"]
 
 
 def test_steps_in_backward_have_the_same_bits() -> None:
