@@ -51,6 +51,9 @@ def test_a_handle_keeps_nothing_of_an_optimizer_that_is_gone(cls: Any) -> None:
     assert state() is None
     assert param() is not None
     assert hooks(*model.parameters()) == [1] * 4
+    with pytest.warns(UserWarning, match="is gone"):
+        backward(model, 0)
+    assert hooks(*model.parameters()) == [0, 0, 0, 1]  # of those that the pass came to
     steps.remove()  # which still knows its hooks
     assert hooks(*model.parameters()) == [0] * 4
     del model
@@ -67,7 +70,11 @@ def test_a_handle_keeps_no_parameter(cls: Any) -> None:
         param = weakref.ref(model.layers[1].weight)
         if removed:
             steps.remove()
-        del optimizer, model
+            optimizer.param_groups.clear()
+            optimizer.state.clear()
+        else:
+            del optimizer
+        del model
         assert param() is None
         steps.remove()
 
@@ -141,9 +148,10 @@ def test_parameters_that_cannot_require_gradients_are_left_out(cls: Any) -> None
     weight, numbers = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)
     with torch.inference_mode():
         inferred = torch.ones(3)
-    optimizer = cls([numbers, weight, inferred])
+    waves = nn.Parameter(torch.ones(3, dtype=torch.complex64), requires_grad=False)  # which may come later
+    optimizer = cls([numbers, weight, inferred, waves])
     step_in_backward(optimizer)
-    assert hooks(numbers, weight) == [0, 1]
+    assert hooks(numbers, weight, inferred, waves) == [0, 1, 0, 1]
     weight.sum().backward()
     optimizer.step()
     assert weight.grad is None
