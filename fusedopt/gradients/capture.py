@@ -93,7 +93,13 @@ class capture:
         self._hook: RemovableHandle | None = None
 
     def __enter__(self) -> History:
-        """Begins to record, and returns the history that grows from now on."""
+        """Begins to record, and returns the history that grows from now on.
+
+        Raises:
+            RuntimeError: it records already.
+        """
+        if self._hook is not None:
+            raise RuntimeError("this capture records already: leave its `with` block first, or make another capture")
         self._hook = register_optimizer_step_pre_hook(self._before_step)
         return self.history
 
@@ -103,6 +109,7 @@ class capture:
         """Stops recording; the history stays."""
         if self._hook is not None:
             self._hook.remove()
+            self._hook = None
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(id(p) in self._members for group in optimizer.param_groups for p in group["params"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -67,9 +68,12 @@ class Base(Optimizer):
     _norm_group: Any = None  # as it was given
     _spread: Spread | None = None  # over which processes the parameters are, where that is not in the tensors
     _first = 0  # the number of its first parameter, among all of the optimizer that it steps a part of
-    _indices: dict[Tensor, int] | None = None  # where its parameters stand, for those whose first state is made
+    # Where its parameters stand, for those whose first state is made: by id, and whose that is, which is not held.
+    _indices: dict[int, tuple[weakref.ref[Tensor], int]] | None = None
 
     def _index_of(self, param: Tensor) -> int:
-        if self._indices is None or param not in self._indices:
-            self._indices = {p: i for i, p in enumerate(params_of(self))}
-        return self._first + self._indices[param]
+        known = self._indices.get(id(param)) if self._indices is not None else None
+        if known is None or known[0]() is not param:
+            self._indices = {id(p): (weakref.ref(p), i) for i, p in enumerate(params_of(self))}
+            known = self._indices[id(param)]
+        return self._first + known[1]

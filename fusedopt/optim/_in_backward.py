@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_module_registration_hook
-from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from fusedopt._extension import _C
 from fusedopt.optim._fused import FusedStep
+from fusedopt.optim._hooks import Hook, can_require_grad, hooks_of, unhook
 from fusedopt.optim._premature import (
     before_step,
     changeable_refusal,
@@ -95,23 +95,27 @@ class StepsInBackward:
 
     def __init__(self, optimizer: Optimizer) -> None:
         # The optimizer has the handle, and parameters have neither: a hook that held them would keep all for ever.
-        self._optimizer = weakref.ref(optimizer)
-        self._twins: dict[Tensor, FusedStep] = {}
+        ours = weakref.ref(self)
+        self._optimizer = weakref.ref(optimizer, lambda _: _let_go(ours()))
+        self._last: dict[Tensor, _Last] = {}
         self._places: dict[Tensor, tuple[int, int]] = {}  # of each parameter: its group, and where in the group
         self._accumulating = 0
-        self._hook = _Hook(self)
+        self._hook = Hook(self)
         self._hooked: dict[Tensor, RemovableHandle] = {}
+        self._handles: list[RemovableHandle] = []
         watch_scalers()
-        self._attach(optimizer)
-        ours = weakref.ref(self)
-        self._handles = [
-            optimizer.register_step_pre_hook(before_step),
-            register_module_module_registration_hook(
+        try:
+            self._attach(optimizer)
+            self._handles.append(optimizer.register_step_pre_hook(before_step))
+            of_modules = register_module_module_registration_hook(
                 lambda module, _, child: refuse_parallel(_params_of(ours()), module, child)
-            ),
-        ]
-        weakref.finalize(self, self._handles[1].remove)
-        optimizer.__dict__["_in_backward"] = self
+            )
+            self._handles.append(of_modules)
+            weakref.finalize(self, of_modules.remove)
+            optimizer.__dict__["_in_backward"] = self
+        except BaseException:
+            self.remove()
+            raise
 
     def __enter__(self) -> StepsInBackward:
         return self
@@ -127,7 +131,8 @@ class StepsInBackward:
         for handle in (*self._handles, *self._hooked.values()):
             handle.remove()
         self._hooked.clear()
-        self._twins.clear()
+        self._last.clear()
+        self._places = {}
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:
@@ -140,22 +145,25 @@ class StepsInBackward:
 
     def reason(self, param: Tensor, otherwise: str) -> str | None:
         """What `Plan.reasons` says of the last step that a parameter took in a backward pass, if there was one."""
-        twin = self._twins.get(param)
-        if twin is None:
+        last = self._last.get(param)
+        if last is None:
             return otherwise
-        return (twin._reasons or twin._plan.reasons())[0]  # type: ignore[union-attr]
+        return (last.reasons or last.plan.reasons())[0]  # type: ignore[union-attr]
+
+    def _is_over(self) -> bool:
+        return self._optimizer() is None
 
     def _attach(self, optimizer: Optimizer) -> None:
-        """Hooks the parameters that have no hook yet."""
-        listed = params_of(optimizer)
-        if len(set(listed)) < len(listed):
+        """Hooks the parameters that have no hook yet, and lets go of those that are listed no more."""
+        listed = dict.fromkeys(params := params_of(optimizer))
+        if len(listed) < len(params):
             raise ValueError(
                 "a parameter is listed twice, and would be stepped once in the backward pass: list it once"
             )
-        params = [p for p in listed if p not in self._hooked and not is_lazy(p)]
+        params = [p for p in listed if p not in self._hooked and can_require_grad(p)]
         for p in params:
-            others = [h for h in _hooks_of(p).values() if isinstance(h, _Hook) and h.steps() is not None]
-            if others:
+            unhook(p, Hook.is_idle)
+            if any(isinstance(hook, Hook) for hook in hooks_of(p).values()):
                 raise ValueError(
                     "another optimizer steps one of these parameters in the backward pass: call remove() on the handle "
                     "that step_in_backward returned for it"
@@ -167,12 +175,17 @@ class StepsInBackward:
                 self._hooked[p] = p.register_post_accumulate_grad_hook(self._hook)  # type: ignore[no-untyped-call]
             finally:
                 p.requires_grad_(needed)
+        for p in self._hooked.keys() - listed.keys():
+            self._hooked.pop(p).remove()
+            self._last.pop(p, None)
+        if not self._places.keys() <= listed.keys():
+            self._places = {}
 
     def _step(self, p: Tensor) -> None:
         """Steps a parameter whose gradient is complete. Runs on whichever thread autograd has for its device."""
         optimizer = self._optimizer()
         if optimizer is None:
-            self._hook.warn()
+            self._hook.warn(p)
             return
         # Under create_graph=True operations are recorded here: a second pass may need the parameter as it is.
         if self._accumulating or torch.is_grad_enabled():
@@ -193,18 +206,18 @@ class StepsInBackward:
 
     def _step_fused(self, optimizer: FusedStep, p: Tensor, group: dict[str, Any]) -> None:
         """Steps as an optimizer of one parameter does, which has its own plan, and all else from the real one."""
-        before = self._twins.get(p)
+        last = self._last.get(p)
         twin = type(optimizer).__new__(type(optimizer))
         twin.__dict__.update(optimizer.__dict__)
         for name in ("_in_backward", "step", "_indices"):  # the optimizer's own; a scheduler wraps step()
             twin.__dict__.pop(name, None)
         twin.param_groups = [group]
-        twin._plan = None if before is None else before._plan
+        twin._plan = None if last is None else last.plan
         twin._domains = None
         i, j = self._places.get(p, (0, 0))
         twin._first = sum(len(other["params"]) for other in optimizer.param_groups[:i]) + j
         twin._step()
-        self._twins[p] = twin
+        self._last[p] = _Last(twin._plan, twin._reasons)  # and no more of the twin, which has all states
 
     def _group_of(self, optimizer: Optimizer, p: Tensor) -> dict[str, Any] | None:
         """The group that has the parameter now: `load_state_dict` makes new groups, and callers may move parameters."""
@@ -231,33 +244,21 @@ class StepsInBackward:
         return changeable_refusal(optimizer, [group], [p])
 
 
-class _Hook:
-    """What parameters hold."""
+class _Last(NamedTuple):
+    """What is kept of the last step of a parameter."""
 
-    def __init__(self, steps: StepsInBackward) -> None:
-        self.steps = weakref.ref(steps)
-        self._warned = False
-
-    def __call__(self, param: Tensor) -> None:
-        steps = self.steps()
-        if steps is None:
-            self.warn()
-        else:
-            steps._step(param)
-
-    def warn(self) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "the optimizer that was to step in the backward pass is gone, and nothing steps its parameters there "
-                "any more: keep it as long as you train, or call remove() on the handle before you let it go",
-                stacklevel=1,
-            )
-
-
-def _hooks_of(param: Tensor) -> dict[int, Any]:
-    return param._post_accumulate_grad_hooks or {}
+    plan: _C.Plan | None
+    reasons: list[str | None] | None
 
 
 def _params_of(steps: StepsInBackward | None) -> set[Tensor]:
     return set() if steps is None else set(steps._hooked)
+
+
+def _let_go(steps: StepsInBackward | None) -> None:
+    """Has a handle whose optimizer is gone keep no parameter, and still be able to remove its hooks."""
+    if steps is not None:
+        steps._handles += steps._hooked.values()
+        steps._hooked.clear()
+        steps._last.clear()
+        steps._places = {}

@@ -79,9 +79,12 @@ def changeable_refusal(optimizer: Optimizer, groups: list[dict[str, Any]], param
 
 def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Looks at what `optimizer.step()` is called with."""
+    steps = optimizer.__dict__.get("_in_backward")
+    if steps is None:
+        return
     if _is_scaled(optimizer):
         raise RuntimeError(f"{type(optimizer).__name__} steps in the backward pass, and {_SCALED}")
-    optimizer.__dict__["_in_backward"]._attach(optimizer)
+    steps._attach(optimizer)
 
 
 def refuse_parallel(params: set[Tensor], module: nn.Module, child: nn.Module | None) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from cases import BF16, CASES, F16, F32, ONE_OF_EACH, Case
 from stored_states import assert_close, assert_equal, give_gradients, may_be_stored_in, parameters, saved
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusedopt
@@ -195,9 +197,32 @@ def test_each_seed_and_parameter_has_bits_of_its_own() -> None:
         assert both == pytest.approx(share**2, rel=0.15)
 
 
+def test_a_parameter_that_was_removed_is_not_kept() -> None:
+    params = [nn.Parameter(torch.ones(3, dtype=BF16)) for _ in range(2)]
+    opt = fusedopt.SGD([{"params": [p]} for p in params], lr=0.1, stochastic_rounding=True)
+    give_gradients(params, 0)
+    opt.step()
+    removed = weakref.ref(params[0])
+    del opt.param_groups[0], opt.state[params[0]], params[0]
+    gc.collect()
+    assert removed() is None
+    params.append(nn.Parameter(torch.ones(3, dtype=BF16)))
+    opt._indices[id(params[1])] = (removed, 7)  # as if it had the id of the other, which may come to be
+    opt.add_param_group({"params": params[1]})
+    give_gradients(params, 1)
+    opt.step()
+    other = fusedopt.SGD(params, lr=0.1, stochastic_rounding=True)
+    other.step()
+    assert opt.state[params[1]]["rounding_key"] == other.state[params[1]]["rounding_key"]
+
+
 def test_steps_in_backward_have_the_same_bits() -> None:
     layers = [[parameters(BF16, [(32, 32)])[0], parameters(BF16, [(32, 8)])[0]] for _ in range(2)]
     opts = [fusedopt.AdamW(params, lr=1e-3, stochastic_rounding=True) for params in layers]
+    for (a, _), opt in zip(layers, opts, strict=True):
+        give_gradients([a], 0)
+        opt.step()
+        opt.zero_grad()
     with fusedopt.step_in_backward(opts[1]):
         for _ in range(3):
             for (a, b), opt in zip(layers, opts, strict=True):
