@@ -98,7 +98,8 @@ class StepsInBackward:
         ours = weakref.ref(self)
         self._optimizer = weakref.ref(optimizer, lambda _: _let_go(ours()))
         self._last: dict[Tensor, _Last] = {}
-        self._places: dict[Tensor, tuple[int, int]] = {}  # of each parameter: its group, and where in the group
+        # Of each parameter, by id: its group, and where in the group. Who looks there sees whether it is the one.
+        self._places: dict[int, tuple[int, int]] = {}
         self._accumulating = 0
         self._hook = Hook(self)
         self._hooked: dict[Tensor, RemovableHandle] = {}
@@ -132,7 +133,6 @@ class StepsInBackward:
             handle.remove()
         self._hooked.clear()
         self._last.clear()
-        self._places = {}
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:
@@ -160,7 +160,8 @@ class StepsInBackward:
             raise ValueError(
                 "a parameter is listed twice, and would be stepped once in the backward pass: list it once"
             )
-        params = [p for p in listed if p not in self._hooked and can_require_grad(p)]
+        without = [p for p in listed if p not in self._hooked]
+        params = [p for p in without if can_require_grad(p)]
         for p in params:
             unhook(p, Hook.is_idle)
             if any(isinstance(hook, Hook) for hook in hooks_of(p).values()):
@@ -175,11 +176,10 @@ class StepsInBackward:
                 self._hooked[p] = p.register_post_accumulate_grad_hook(self._hook)  # type: ignore[no-untyped-call]
             finally:
                 p.requires_grad_(needed)
-        for p in self._hooked.keys() - listed.keys():
-            self._hooked.pop(p).remove()
-            self._last.pop(p, None)
-        if not self._places.keys() <= listed.keys():
-            self._places = {}
+        if len(self._hooked) > len(listed) - len(without) + len(params):
+            for p in self._hooked.keys() - listed.keys():
+                self._hooked.pop(p).remove()
+                self._last.pop(p, None)
 
     def _step(self, p: Tensor) -> None:
         """Steps a parameter whose gradient is complete. Runs on whichever thread autograd has for its device."""
@@ -214,7 +214,7 @@ class StepsInBackward:
         twin.param_groups = [group]
         twin._plan = None if last is None else last.plan
         twin._domains = None
-        i, j = self._places.get(p, (0, 0))
+        i, j = self._places.get(id(p), (0, 0))
         twin._first = sum(len(other["params"]) for other in optimizer.param_groups[:i]) + j
         twin._step()
         self._last[p] = _Last(twin._plan, twin._reasons)  # and no more of the twin, which has all states
@@ -223,10 +223,10 @@ class StepsInBackward:
         """The group that has the parameter now: `load_state_dict` makes new groups, and callers may move parameters."""
         groups = optimizer.param_groups
         for _ in range(2):
-            i, j = self._places.get(p, (0, 0))
+            i, j = self._places.get(id(p), (0, 0))
             if i < len(groups) and j < len(groups[i]["params"]) and groups[i]["params"][j] is p:
                 return groups[i]
-            self._places = {q: (i, j) for i, group in enumerate(groups) for j, q in enumerate(group["params"])}
+            self._places = {id(q): (i, j) for i, group in enumerate(groups) for j, q in enumerate(group["params"])}
         return None
 
     def _refusal(self, optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> str | None:
@@ -261,4 +261,3 @@ def _let_go(steps: StepsInBackward | None) -> None:
         steps._handles += steps._hooked.values()
         steps._hooked.clear()
         steps._last.clear()
-        steps._places = {}
