@@ -14,8 +14,7 @@ from fusedopt.gradients import (
     clip_grad_norm_,
     clip_grad_value_,
 )
-from fusedopt.installation import __version__ as __version__
-from fusedopt.installation import info
+from fusedopt.installation import VERSION, info
 from fusedopt.lr_finder import LRFinder, LRFinderResult, find_lr
 from fusedopt.optim import (
     ASGD,
@@ -41,6 +40,7 @@ from fusedopt.optim._in_backward import step_in_backward
 from fusedopt.optim._portable import portable_state_dict
 from fusedopt.replacement import install, installed, uninstall
 
+__version__ = VERSION
 __all__ = [
     "ASGD",
     "LAMB",

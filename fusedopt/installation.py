@@ -7,14 +7,14 @@ import torch
 
 from fusedopt._extension import _C, BUILT_FOR
 
-__version__ = version("fusedopt")
+VERSION = version("fusedopt")
 
 
 def info() -> dict[str, str]:
     """What this installation is and runs on: versions, compiled back ends, instruction set in use, devices."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "fusedopt": __version__,
+        "fusedopt": VERSION,
         "torch": torch.__version__,
         "built for torch": BUILT_FOR,
         "python": platform.python_version(),
